@@ -1,0 +1,50 @@
+# make demo   train and score on synthetic street scenes, about five minutes on two CPU cores
+# make test   run the tests      make lint   check the style      make lock   renew the lock files
+# Each makes .venv first when needed. Another interpreter: make demo PYTHON=python3.13
+
+PYTHON ?= python3
+BIN := .venv/bin
+UV := $(BIN)/uv
+LOGS := training_logs
+
+.PHONY: demo test test-slow lint lock
+
+demo: .venv/ready
+	$(BIN)/python utils/synthetic.py
+	$(BIN)/python utils/preprocess_data.py --dataset synthetic
+	$(BIN)/python train.py --config configs/synthetic/demo.yaml --overwrite true
+	$(BIN)/python evaluation/eval_on_val_for_metrics.py --checkpoint demo
+	CITYSCAPES_DATASET=data/synthetic CITYSCAPES_RESULTS=$(LOGS)/model_eval_val_for_metrics \
+	CITYSCAPES_EXPORT_DIR=$(LOGS)/model_eval_val $(BIN)/csEvalPixelLevelSemanticLabeling
+	@echo "Look at: $(LOGS)/demo/samples/, $(LOGS)/demo/curves.png, $(LOGS)/model_eval_val/"
+
+test: .venv/ready-dev
+	$(BIN)/python -m pytest -n auto --dist loadfile
+
+test-slow: .venv/ready-dev
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+lock: .venv/ready
+	for name in requirements requirements-dev; do \
+		$(UV) pip compile -q --universal --generate-hashes --python-version 3.11 \
+			--exclude-newer "7 days" $$name.txt -o $$name.lock; done
+
+.venv/bin/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON): older than 3.11. Run: make PYTHON=python3.11" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "error: python3-venv is missing. Run: sudo apt install python3-venv" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+
+.venv/ready: requirements.lock | .venv/bin/uv
+	$(UV) pip install --require-hashes -r requirements.lock
+	@touch $@
+
+.venv/ready-dev: requirements-dev.lock .venv/ready
+	$(UV) pip install --require-hashes -r requirements-dev.lock
+	@touch $@

@@ -1,0 +1,141 @@
+"""Score a checkpoint on the val split and write its predictions for the official scorer.
+
+    python evaluation/eval_on_val_for_metrics.py                       best checkpoint, newest run
+    python evaluation/eval_on_val_for_metrics.py --checkpoint RUN
+    python evaluation/eval_on_val_for_metrics.py --checkpoint model.pth --data_root /data/cityscapes
+
+Writes, in training_logs/: model_eval_val_for_metrics/<img_id>_pred_label_img.png (label ids, full
+size) and model_eval_val/<img_id>_overlayed.png, scores.json.
+"""
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+if __name__ == "__main__":  # run by path, Python looks for modules in evaluation/ first
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import torch
+
+from datasets import build_dataset, first_folder, read_class_weights, read_image
+from evaluation.evaluate import evaluate
+from evaluation.inference import load_model
+from evaluation.visualize import overlay, save_png
+from utils import distributed
+from utils.checkpoint import find_checkpoint
+from utils.config import check, parse, resolve_data_root, resolve_log_root, valid_scales
+from utils.errors import UserError, run_command
+from utils.logger import write_json
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Options of eval_on_val_for_metrics.py."""
+
+    checkpoint: str | None = None
+    """A run's name, its folder or a checkpoint file. Default: best checkpoint of the newest run."""
+    log_root: Path | None = None
+    """Folder of all runs, and of what is written here. Default: training_logs/."""
+    dataset: Literal["cityscapes", "synthetic", "camvid"] | None = None
+    """Data set to score on. Default: the one the checkpoint was trained on."""
+    data_root: Path | None = None
+    """Folder of the data set. Default: $CITYSCAPES_DATASET for cityscapes, else data/<dataset>."""
+    split: Literal["val", "test"] = "val"
+    """Part of the data set; test only where its labels are public (camvid)."""
+    scales: tuple[float, ...] | None = None
+    """Sizes, as factors, at which the model sees an image. Default: the run's --eval_scales."""
+    flip: bool = False
+    """Average with the mirrored image's prediction."""
+    overlays: bool = True
+    """Also write pictures of the predictions over the images."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes CUDA when there is a GPU."""
+    workers: int = 2
+    """Threads that read images; 0 reads in the main thread."""
+
+    def __post_init__(self) -> None:
+        check(self, "workers", lambda workers: workers >= 0, "at least 0")
+        check(self, "scales", valid_scales, "one or more factors between 0.01 and 100")
+
+
+def evaluate_checkpoint(config: EvalConfig) -> None:
+    world = distributed.start(config.device)
+    log_root = resolve_log_root(config.log_root)
+    path = find_checkpoint(config.checkpoint, log_root).resolve()
+    model, state = load_model(path)
+    trained = state["config"]
+    dataset_name = config.dataset or trained["dataset"]
+    root = resolve_data_root(dataset_name, config.data_root)
+    dataset = build_dataset(dataset_name, root, config.split)
+    if list(dataset.classes.names) != state["classes"]:
+        raise UserError(
+            f"{path}: trained on other classes than {dataset_name}'s. Use its own data set"
+        )
+    print(f"checkpoint {path} (step {state['step']}) on {len(dataset)} images of {root}")
+    weighted = trained["class_weights"] and config.split == "val"
+    weights = read_class_weights(root, dataset.classes).to(world.device) if weighted else None
+
+    predictions = log_root / "model_eval_val_for_metrics"
+    pictures = log_root / "model_eval_val"
+    new_predictions, new_pictures = start_folder(predictions), start_folder(pictures)
+    index = {files.name: number for number, files in enumerate(dataset.files)}
+
+    def write(name: str, _counts: np.ndarray, labels: np.ndarray) -> None:
+        save_png(new_predictions / f"{name}_pred_label_img.png", dataset.classes.ids[labels])
+        if config.overlays:
+            image = read_image(dataset.files[index[name]].image)
+            save_png(
+                new_pictures / f"{name}_overlayed.png", overlay(image, labels, dataset.classes)
+            )
+
+    scores = evaluate(
+        model.to(world.device, memory_format=torch.channels_last),
+        dataset,
+        world=world,
+        scales=config.scales or trained["eval_scales"],
+        flip=config.flip,
+        class_weights=weights,
+        autocast=False,
+        workers=config.workers,
+        on_image=write,
+    )
+    write_json(new_pictures / "scores.json", {"checkpoint": str(path), **scores.plain()})
+    swap_in(new_predictions, predictions)
+    swap_in(new_pictures, pictures)
+    print(scores.table())
+    print(f"predictions: {predictions}\npictures and scores.json: {pictures}")
+    if dataset_name != "camvid":
+        truth = first_folder(root, "gtFine", "val").parents[1]
+        print(
+            f"official score: CITYSCAPES_DATASET={truth} CITYSCAPES_RESULTS={predictions} "
+            f"CITYSCAPES_EXPORT_DIR={pictures} csEvalPixelLevelSemanticLabeling"
+        )
+
+
+def start_folder(folder: Path) -> Path:
+    """An empty folder beside `folder`, to be filled and then swapped in."""
+    fresh = folder.with_name(f".{folder.name}-new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        fresh.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{fresh}: cannot be created ({error}). Free the place") from error
+    return fresh
+
+
+def swap_in(fresh: Path, folder: Path) -> None:
+    """Put the filled folder in place of an older one."""
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(fresh, folder)
+
+
+def main() -> None:
+    evaluate_checkpoint(parse(EvalConfig, __doc__))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,50 @@
+"""Atrous spatial pyramid pooling (DeepLabV3, arXiv 1706.05587, section 3.3 and figure 5)."""
+
+import torch
+from torch import nn
+
+from model.layers import conv_norm_relu
+
+
+class ImagePooling(nn.Sequential):
+    """Global average -> 1x1 -> spread over the map. In training BatchNorm needs N >= 2 here."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(nn.AdaptiveAvgPool2d(1), *conv_norm_relu(inputs, outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N,C,h,w) -> (N,C',h,w), constant over h and w."""
+        return super().forward(x).expand(-1, -1, *x.shape[-2:])
+
+
+class ASPP(nn.Module):
+    """1x1, three dilated 3x3 and image pooling side by side, concatenated and projected."""
+
+    def __init__(
+        self,
+        inputs: int,
+        *,
+        atrous_rates: tuple[int, ...],
+        channels: int = 256,
+        project_kernel: int = 1,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        atrous = [
+            nn.Sequential(*conv_norm_relu(inputs, channels, 3, rate)) for rate in atrous_rates
+        ]
+        self.convs = nn.ModuleList(
+            [
+                nn.Sequential(*conv_norm_relu(inputs, channels)),
+                *atrous,
+                ImagePooling(inputs, channels),
+            ]
+        )
+        self.project = nn.Sequential(
+            *conv_norm_relu(channels * len(self.convs), channels, project_kernel),
+            nn.Dropout(dropout),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N,C,h,w) -> (N,channels,h,w)."""
+        return self.project(torch.cat([conv(x) for conv in self.convs], dim=1))

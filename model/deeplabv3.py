@@ -1,0 +1,71 @@
+"""DeepLabV3 (Chen et al., "Rethinking Atrous Convolution", arXiv 1706.05587)."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import nn
+
+from model.aspp import ASPP
+from model.layers import conv_norm_relu
+from model.resnet import ResNet
+
+ATROUS_RATES = {8: (12, 24, 36), 16: (6, 12, 18), 32: (3, 6, 9)}  # section 3.3: doubled at OS8
+
+
+class DeepLabV3(nn.Module):
+    """Dilated ResNet -> ASPP -> 3x3 -> classes. state_dict keys are torchvision's."""
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        backbone: str = "resnet18",
+        output_stride: int = 8,
+        norm: Literal["bn"] = "bn",
+        multi_grid: tuple[int, ...] = (1, 1, 1),
+        atrous_rates: tuple[int, ...] | None = None,
+        aux: bool = False,
+        backbone_weights: Mapping[str, torch.Tensor] | None = None,
+        contract: bool | Literal["conv1_only"] | None = None,
+        head_channels: int = 256,
+        project_kernel: int = 1,
+        post_conv: bool = True,
+        dropout: float = 0.1,
+    ) -> None:
+        """Without `post_conv` there is no 3x3 after the ASPP (the paper; torchvision has one)."""
+        super().__init__()
+        self.backbone = ResNet(
+            backbone,
+            output_stride=output_stride,
+            multi_grid=multi_grid,
+            contract=contract,
+            weights=backbone_weights,
+        )
+        *_, c4, c5 = self.backbone.channels
+        width = head_channels
+        aspp = ASPP(
+            c5,
+            atrous_rates=atrous_rates or ATROUS_RATES[output_stride],
+            channels=width,
+            project_kernel=project_kernel,
+            dropout=dropout,
+        )
+        post = conv_norm_relu(width, width, 3) if post_conv else [nn.Identity() for _ in range(3)]
+        self.classifier = nn.Sequential(aspp, *post, nn.Conv2d(width, num_classes, 1))
+        self.aux_classifier = fcn_head(c4, num_classes) if aux else None
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """(N,3,H,W) -> {"out": (N,K,H/s,W/s) logits[, "aux": the same of layer3, in training]}."""
+        *_, c4, c5 = self.backbone(images)
+        logits = {"out": self.classifier(c5)}
+        if self.training and self.aux_classifier is not None:
+            logits["aux"] = self.aux_classifier(c4)
+        return logits
+
+
+def fcn_head(inputs: int, num_classes: int) -> nn.Sequential:
+    """torchvision's FCN head: 3x3 to a quarter of the channels -> dropout 0.1 -> classes."""
+    width = inputs // 4
+    head = conv_norm_relu(inputs, width, 3)
+    return nn.Sequential(*head, nn.Dropout(0.1), nn.Conv2d(width, num_classes, 1))

@@ -1,0 +1,12 @@
+"""Building blocks that more than one architecture uses."""
+
+from torch import nn
+
+
+def conv_norm_relu(
+    inputs: int, outputs: int, kernel: int = 1, dilation: int = 1
+) -> list[nn.Module]:
+    """Convolution without bias that keeps the size, BatchNorm, ReLU."""
+    padding = dilation * (kernel // 2)
+    conv = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False)
+    return [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]

@@ -1,0 +1,1 @@
+"""Operations on logits that would otherwise be materialised at full size."""

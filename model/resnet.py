@@ -1,0 +1,105 @@
+"""torchvision's ResNet with its strides turned into dilation: any depth, output stride 8, 16, 32.
+
+Weight shapes do not change under dilation, so ImageNet weights fit every stage. torchvision's own
+`replace_stride_with_dilation` refuses BasicBlock, hence ResNet-18 and -34.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+import torchvision
+from torch import nn
+
+Contract = bool | Literal["conv1_only"]
+
+BACKBONES: dict[str, Callable[..., nn.Module]] = {
+    "resnet18": torchvision.models.resnet18,
+    "resnet34": torchvision.models.resnet34,
+    "resnet50": torchvision.models.resnet50,
+    "resnet101": torchvision.models.resnet101,
+    "resnet152": torchvision.models.resnet152,
+}
+
+
+class ResNet(nn.Module):
+    """Features of the four stages. state_dict keys are torchvision's, without `fc`."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        output_stride: int = 8,
+        multi_grid: tuple[int, ...] = (1, 1, 1),
+        contract: Contract | None = None,
+        weights: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        """`weights`: a ResNet state_dict; entries of its classifier `fc` are left out."""
+        super().__init__()
+        if name not in BACKBONES:
+            raise ValueError(f"no backbone {name!r}; have {list(BACKBONES)}")
+        body = BACKBONES[name](weights=None)
+        for part in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
+            setattr(self, part, getattr(body, part))
+        if weights is not None:
+            kept = {key: value for key, value in weights.items() if not key.startswith("fc.")}
+            self.load_state_dict(kept)
+        dilate(self, output_stride, multi_grid=multi_grid, contract=contract)
+        self.output_stride = output_stride
+        self.channels = [stage[-1].conv2.out_channels for stage in self.stages]
+        if hasattr(self.layer4[-1], "conv3"):
+            self.channels = [stage[-1].conv3.out_channels for stage in self.stages]
+
+    @property
+    def stages(self) -> tuple[nn.Sequential, ...]:
+        return self.layer1, self.layer2, self.layer3, self.layer4
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """(N,3,H,W) -> [(N,C,H/4,W/4), ..., (N,C,H/s,W/s)], the outputs of layer1..layer4."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        features = []
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        return features
+
+
+def dilate(
+    resnet: nn.Module,
+    output_stride: int,
+    *,
+    multi_grid: tuple[int, ...] = (1, 1, 1),
+    contract: Contract | None = None,
+) -> None:
+    """Replace, in place, the strides beyond `output_stride` by dilation (DeepLabV3 section 3.1).
+
+    multi_grid: factors on the rate of layer4's blocks, first block included (section 3.2); deeper
+        stages repeat the last factor.
+    contract: rate of a dilated stage's first block. True: the previous stage's rate (torchvision,
+        mmseg); False: the stage's own (fregu856, semseg, SMP); "conv1_only": only the first 3x3
+        of a BasicBlock is dilated (mmseg's ResNet-18). None: False for BasicBlock, else True.
+    """
+    if output_stride not in (8, 16, 32):
+        raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}")
+    if contract is None:
+        contract = hasattr(resnet.layer4[0], "conv3")
+    rate = 1
+    for stride, layer in ((8, resnet.layer2), (16, resnet.layer3), (32, resnet.layer4)):
+        if stride <= output_stride:
+            continue
+        previous, rate = rate, rate * 2
+        grid = multi_grid if layer is resnet.layer4 and set(multi_grid) != {1} else None
+        for number, block in enumerate(layer):
+            if grid:
+                dilation = rate * grid[min(number, len(grid) - 1)]
+            else:
+                dilation = previous if number == 0 and contract is True else rate
+            dilate_block(block, dilation, only_conv1=contract == "conv1_only")
+
+
+def dilate_block(block: nn.Module, dilation: int, *, only_conv1: bool) -> None:
+    for name, conv in block.named_modules():
+        if isinstance(conv, nn.Conv2d):
+            conv.stride = (1, 1)
+            if conv.kernel_size == (3, 3) and not (only_conv1 and name == "conv2"):
+                conv.dilation = conv.padding = (dilation, dilation)

@@ -1,0 +1,117 @@
+"""Tiny real data sets and the commands run as a user runs them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from utils.config import Config
+from utils.labels import CITYSCAPES
+from utils.preprocess_data import preprocess
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+torch.set_num_threads(1)  # tests run beside each other; one thread also fixes the bits
+
+
+def write_cityscapes(root: Path, *, train: int = 4, val: int = 3, size=(64, 128), seed: int = 0):
+    """A Cityscapes tree of random rectangles: every id, instances and groups."""
+    rng = np.random.default_rng(seed)
+    for split, city, count in (("train", "aachen", train), ("val", "lindau", val)):
+        for number in range(count):
+            ids = np.zeros(size, np.uint16)
+            for label in rng.permutation([*range(1, 34), *CITYSCAPES.ids.tolist()]):
+                top, left = (int(rng.integers(0, length - 8)) for length in size)
+                height, width = rng.integers(4, 24, 2)
+                countable = label >= 24 and rng.random() < 0.7
+                value = label * 1000 + number if countable else label
+                ids[top : top + height, left : left + width] = value
+            write_pair(root, split, city, number, ids, rng)
+    return root
+
+
+def write_pair(root: Path, split: str, city: str, number: int, instance: np.ndarray, rng) -> None:
+    name = f"{city}_{number:06d}_000019"
+    images, labels = (root / kind / split / city for kind in ("leftImg8bit", "gtFine"))
+    images.mkdir(parents=True, exist_ok=True)
+    labels.mkdir(parents=True, exist_ok=True)
+    ids = np.where(instance >= 1000, instance // 1000, instance).astype(np.uint8)
+    noise = rng.integers(0, 40, (*ids.shape, 3))
+    image = ((ids[..., None] * np.array([7, 5, 3]) + noise) % 256).astype(np.uint8)
+    cv2.imwrite(str(images / f"{name}_leftImg8bit.png"), image)
+    Image.fromarray(ids).save(labels / f"{name}_gtFine_labelIds.png")
+    cv2.imwrite(str(labels / f"{name}_gtFine_instanceIds.png"), instance)
+
+
+@pytest.fixture(scope="session")
+def cityscapes_root(tmp_path_factory) -> Path:
+    """A preprocessed tree that tests only read."""
+    root = write_cityscapes(tmp_path_factory.mktemp("cityscapes"))
+    preprocess(root, workers=1, overwrite=False)
+    return root
+
+
+def tiny(root: Path, log_root: Path, **changes) -> Config:
+    """A training of six steps, some seconds on one core."""
+    options = {
+        "data_root": root,
+        "log_root": log_root,
+        "run": "run",
+        "device": "cpu",
+        "output_stride": 32,
+        "backbone_weights": None,
+        "crop": (32, 64),
+        "batch_size": 2,
+        "workers": 0,
+        "steps": 6,
+        "warmup_steps": 2,
+        "eval_every": 4,
+        "save_every": 2,
+        "log_every": 1,
+    }
+    return Config(**(options | changes))
+
+
+def run(
+    *command: object, cwd: Path = REPOSITORY, **environment: str
+) -> subprocess.CompletedProcess:
+    """A command of the repository, by the tests' own Python, one thread."""
+    script, *arguments = map(str, command)
+    path = script if Path(script).is_absolute() else str(REPOSITORY / script)
+    return subprocess.run(
+        [sys.executable, path, *arguments],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+
+
+def randomize(model: torch.nn.Module, seed: int = 0) -> None:
+    """Every weight, bias and BatchNorm statistic at random, outputs of order one.
+
+    With torchvision's or timm's initial values a wrong network can equal a right one.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(like: torch.Tensor) -> torch.Tensor:
+        return torch.randn(like.shape, generator=generator)
+
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                fan_in = module.weight[0].numel()
+                module.weight.copy_(noise(module.weight) * (2 / fan_in) ** 0.5)
+                if module.bias is not None:
+                    module.bias.copy_(noise(module.bias) * 0.1)
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.weight.copy_(0.5 + 0.1 * noise(module.weight))
+                module.bias.copy_(0.1 * noise(module.bias))
+                module.running_mean.copy_(0.1 * noise(module.running_mean))
+                module.running_var.copy_(0.8 + 0.2 * noise(module.running_var).abs())

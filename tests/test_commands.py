@@ -1,0 +1,151 @@
+"""The commands as a user runs them: the card's four from anywhere, and mistakes in one line."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import REPOSITORY, run, write_cityscapes
+from PIL import Image
+
+from datasets import build_dataset
+from utils.labels import CITYSCAPES
+
+TRAIN = [
+    "--output_stride", "32", "--backbone_weights", "null", "--crop", "[32,64]",
+    "--batch_size", "2", "--workers", "1", "--steps", "3", "--warmup_steps", "0",
+    "--device", "cpu", "--run", "run",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("cwd", [REPOSITORY, Path("/")])
+def test_the_four_commands_and_the_official_score(tmp_path, cwd):
+    root = write_cityscapes(tmp_path / "data", seed=3)
+    where = {"CITYSCAPES_DATASET": str(root)}
+    logs = ["--log_root", tmp_path / "logs"]
+    for command in (
+        ["utils/preprocess_data.py"],
+        ["train.py", *TRAIN, *logs],
+        ["evaluation/eval_on_val_for_metrics.py", *logs],
+    ):
+        script = command[0] if cwd == REPOSITORY else REPOSITORY / command[0]
+        done = run(script, *command[1:], cwd=cwd, **where)
+        assert done.returncode == 0, done.stderr
+    printed = done.stdout.split("official score: ")[1].split()
+    settings = dict(word.split("=", 1) for word in printed if "=" in word)
+    scorer = Path(sys.executable).with_name(printed[-1])
+    subprocess.run([scorer], env={**os.environ, **settings}, check=True, capture_output=True)
+    pictures = tmp_path / "logs" / "model_eval_val"
+    ours = json.loads((pictures / "scores.json").read_text())
+    official = json.loads((pictures / "resultPixelLevelSemanticLabeling.json").read_text())
+    for ours_part, official_part in (("classes", "classScores"), ("categories", "categoryScores")):
+        for name, value in ours[ours_part].items():
+            theirs = official[official_part][name]
+            assert abs(value - theirs) <= 1e-12 if value is not None else theirs != theirs
+    assert abs(ours["miou"] - official["averageScoreClasses"]) <= 1e-12
+    predictions = sorted((tmp_path / "logs" / "model_eval_val_for_metrics").iterdir())
+    assert [p.name for p in predictions] == [
+        f"lindau_{i:06d}_000019_pred_label_img.png" for i in range(3)
+    ]
+    assert set(np.unique(Image.open(predictions[0]))) <= set(CITYSCAPES.ids.tolist())
+    assert len(list(pictures.glob("*_overlayed.png"))) == 3
+
+
+def test_evaluating_twice_replaces_the_predictions_in_whole(cityscapes_root, tmp_path):
+    logs = ["--log_root", tmp_path]
+    done = run("train.py", *TRAIN, *logs, "--data_root", cityscapes_root)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "model_eval_val_for_metrics"
+    folder.mkdir()
+    (folder / "lindau_000000_000019_stale.png").write_bytes(b"old")
+    done = run(
+        "evaluation/eval_on_val_for_metrics.py", *logs, "--data_root", cityscapes_root,
+        "--checkpoint", "run", "--flip", "true", "--overlays", "false",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(list(folder.iterdir())) == 3 and not list(folder.glob("*stale*"))
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def fails(done: subprocess.CompletedProcess, *words: str) -> None:
+    """Exit code 2 and one line `error: ...` with these words; nothing like a traceback."""
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if "%|" not in line]
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    for word in words:
+        assert word in lines[0]
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "train.py",
+        "utils/preprocess_data.py",
+        "utils/synthetic.py",
+        "evaluation/eval_on_val_for_metrics.py",
+        "evaluation/official.py",
+    ],
+)
+def test_mistakes_on_the_command_line(script, tmp_path):
+    fails(run(script, "--unknown", "1"), "--unknown")
+    assert run(script, "--help").returncode == 0
+    if script != "utils/synthetic.py":
+        fails(run(script, "--data_root", tmp_path / "none"), str(tmp_path))
+
+
+def test_wrong_types_and_missing_files(tmp_path):
+    fails(run("train.py", "--batch_size", "many"), "batch_size", "many")
+    fails(run("train.py", "--config", "none.yaml"), "none.yaml")
+    fails(run("evaluation/eval_on_val_for_metrics.py", "--log_root", tmp_path), str(tmp_path))
+
+
+def test_train_without_data_says_what_to_do(tmp_path):
+    shutil.copytree(
+        REPOSITORY, tmp_path / "r",
+        ignore=shutil.ignore_patterns(".venv", ".git", "data", "training_logs", "tests"),
+    )  # fmt: skip
+    environment = {k: v for k, v in os.environ.items() if k != "CITYSCAPES_DATASET"}
+    done = subprocess.run(
+        [sys.executable, "train.py"], cwd=tmp_path / "r", env=environment,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    fails(done, "no images", "--data_root", "make demo")
+
+
+def test_bad_data_is_named_in_one_line(tmp_path):
+    root = write_cityscapes(tmp_path / "data")
+    arguments = [*TRAIN, "--data_root", root, "--log_root", tmp_path / "logs"]
+    fails(run("train.py", *arguments), "4 of 4", "aachen", "preprocess_data.py")
+
+    bad = sorted(root.glob("gtFine/train/*/*labelIds.png"))[0]
+    good = bad.read_bytes()
+    Image.fromarray(np.full((64, 128), 99, np.uint8)).save(bad)
+    fails(run("utils/preprocess_data.py", "--data_root", root), bad.name, "99")
+    bad.unlink()
+    fails(run("utils/preprocess_data.py", "--data_root", root), "1 of 4", bad.name)
+    bad.write_bytes(good)
+    assert run("utils/preprocess_data.py", "--data_root", root).returncode == 0
+
+    image = build_dataset("cityscapes", root, "train").files[0].image
+    image.write_bytes(image.read_bytes()[:300])
+    for workers in ("0", "2"):
+        done = run("train.py", *arguments, "--overwrite", "true", "--workers", workers)
+        fails(done, image.name, "damaged")
+
+
+def test_label_ids_out_of_range_in_camvid(tmp_path):
+    for folder in ("train", "val"):
+        for kind in (folder, f"{folder}annot"):
+            (tmp_path / kind).mkdir()
+        cv2.imwrite(str(tmp_path / folder / "a.png"), np.zeros((64, 96, 3), np.uint8))
+        Image.fromarray(np.full((64, 96), 40, np.uint8)).save(tmp_path / f"{folder}annot" / "a.png")
+    done = run(
+        "train.py", *TRAIN, "--dataset", "camvid", "--data_root", tmp_path,
+        "--class_weights", "false", "--log_root", tmp_path / "logs",
+    )  # fmt: skip
+    fails(done, "trainannot", "a.png", "40")

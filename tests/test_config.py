@@ -1,0 +1,118 @@
+"""Options: defaults, YAML files, one-line mistakes, help."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+from evaluation.eval_on_val_for_metrics import EvalConfig
+from evaluation.official import OfficialConfig
+from model import build_model
+from utils.config import REPOSITORY, Config, parse, plain, resolve_data_root, write_config
+from utils.errors import UserError
+from utils.preprocess_data import PreprocessConfig
+from utils.synthetic import Options as SyntheticConfig
+
+CONFIGS = sorted((REPOSITORY / "configs").glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_is_read_and_builds_its_network(path):
+    config = parse(Config, "", ["--config", str(path)])
+    assert config.dataset == path.parent.name
+    model = build_model(
+        config.model,
+        num_classes=19,
+        backbone=config.backbone,
+        output_stride=config.output_stride,
+        multi_grid=config.multi_grid,
+    )
+    assert model.backbone.output_stride == config.output_stride
+    assert set(yaml.safe_load(path.read_text())) <= {field.name for field in fields(Config)}
+
+
+def test_no_arguments_mean_the_cityscapes_recipe():
+    path = REPOSITORY / "configs/cityscapes/deeplabv3_resnet18_os8.yaml"
+    assert parse(Config, "", []) == parse(Config, "", ["--config", str(path)]) == Config()
+
+
+def test_flags_override_the_file(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("batch_size: 4\nbase_lr: 0.02\n")
+    config = parse(Config, "", ["--config", str(path), "--batch_size", "6"])
+    assert (config.batch_size, config.base_lr) == (6, 0.02)
+
+
+def test_a_written_config_reads_back_equal(tmp_path):
+    config = Config(crop=(64, 96), epochs=1.5, data_root=Path("/data/x"), eval_scales=(0.5, 1.0))
+    write_config(config, tmp_path / "config.yaml")
+    assert parse(Config, "", ["--config", str(tmp_path / "config.yaml")]) == config
+    assert all(
+        isinstance(value, (str, int, float, list, type(None))) for value in plain(config).values()
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--ephocs", "3"],
+        ["--batch_size", "x"],
+        ["--batch_size", "1"],
+        ["--steps", "0"],
+        ["--base_lr", "nan"],
+        ["--base_lr", "-1"],
+        ["--base_lr", "1e999"],
+        ["--min_lr", "1"],
+        ["--crop", "[8,64]"],
+        ["--crop", "[64]"],
+        ["--scale", "[2,1]"],
+        ["--workers", "-1"],
+        ["--epochs", "0"],
+        ["--eval_scales", "[]"],
+        ["--run", "../x"],
+        ["--dataset", "coco"],
+        ["--backbone", "resnet19"],
+        ["--output_stride", "4"],
+        ["--config", "nowhere.yaml"],
+        ["--flip"],
+    ],
+)
+def test_a_mistake_is_one_user_error(arguments):
+    with pytest.raises(UserError, match="--help"):
+        parse(Config, "", arguments)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "batch_sise: 4", "batch_size: [", "batch_size: many", "- 1", "base_lr: .nan",
+        "!!python/object:os.system ls", "crop: 7", "\tbatch_size: 4",
+    ],
+)  # fmt: skip
+def test_a_broken_config_file_is_one_user_error(tmp_path, text):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError):
+        parse(Config, "", ["--config", str(path)])
+
+
+@pytest.mark.parametrize(
+    "config", [Config, EvalConfig, OfficialConfig, PreprocessConfig, SyntheticConfig]
+)
+def test_help_explains_every_option(config, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(config, "What it does.", ["--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for field in fields(config):
+        option = text.rpartition(f" --{field.name} ")[2]
+        assert "(type:" in option and not option.startswith("(type:"), field.name
+
+
+def test_data_roots(monkeypatch, tmp_path):
+    monkeypatch.setenv("CITYSCAPES_DATASET", str(tmp_path))
+    assert resolve_data_root("cityscapes", None) == tmp_path.resolve()
+    assert resolve_data_root("camvid", None) == REPOSITORY / "data" / "camvid"
+    monkeypatch.chdir(tmp_path)
+    assert resolve_data_root("cityscapes", Path("here")) == tmp_path.resolve() / "here"

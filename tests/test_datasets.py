@@ -1,0 +1,146 @@
+"""Which files belong together, what their pixels mean, and what damaged ones say."""
+
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+from conftest import write_cityscapes
+from PIL import Image
+
+from datasets import build_dataset, instance_to_label_ids, read_class_weights, read_ids, read_image
+from utils.errors import UserError
+from utils.labels import CITYSCAPES, IGNORE
+
+
+@pytest.fixture
+def tree(cityscapes_root, tmp_path):
+    """A copy of the tree that a test may damage."""
+    return shutil.copytree(cityscapes_root, tmp_path / "tree")
+
+
+def first(root, pattern):
+    return sorted(root.glob(pattern))[0]
+
+
+def test_train_samples_pair_image_and_train_ids(cityscapes_root):
+    dataset = build_dataset("cityscapes", cityscapes_root, "train")
+    assert len(dataset) == 4
+    sample = dataset[1]
+    assert sample["name"] == "aachen_000001_000019"
+    assert sample["image"].shape == (64, 128, 3) and sample["image"].dtype == np.uint8
+    assert sample["label"].shape == (64, 128) and sample["label"].dtype == np.uint8
+    assert set(np.unique(sample["label"])) <= {*range(19), IGNORE}
+    assert "instance" not in sample
+
+
+def test_val_labels_follow_from_instance_ids(cityscapes_root):
+    dataset = build_dataset("cityscapes", cityscapes_root, "val")
+    for index, files in enumerate(dataset.files):
+        sample = dataset[index]
+        ids = read_ids(files.instance.with_name(f"{files.name}_gtFine_labelIds.png"), np.uint8)
+        assert (sample["instance"] >= 1000).any()
+        assert np.array_equal(instance_to_label_ids(sample["instance"]), ids)
+        assert np.array_equal(sample["label"], CITYSCAPES.id_to_train[ids])
+
+
+def test_the_layout_of_the_unpacked_zips_gives_the_same_samples(cityscapes_root, tree):
+    for kind in ("leftImg8bit", "gtFine"):
+        folder = tree / f"{kind}_trainvaltest"
+        folder.mkdir()
+        (tree / kind).rename(folder / kind)
+    for split in ("train", "val"):
+        flat, nested = (build_dataset("cityscapes", r, split) for r in (cityscapes_root, tree))
+        assert [x.name for x in flat.files] == [x.name for x in nested.files]
+        for index in range(len(flat)):
+            assert all(np.array_equal(flat[index][k], nested[index][k]) for k in flat[index])
+
+
+def test_images_are_rgb(tmp_path):
+    red = np.zeros((4, 5, 3), np.uint8)
+    red[..., 0] = 200
+    Image.fromarray(red).save(tmp_path / "a.png")
+    assert np.array_equal(read_image(tmp_path / "a.png"), red)
+
+
+def test_camvid_reads_png_or_jpg_and_ignores_void(tmp_path):
+    for folder in ("train", "trainannot"):
+        (tmp_path / folder).mkdir()
+    label = np.array([[0, 5], [10, 11]], np.uint8)
+    for name, suffix in (("a", "jpg"), ("b", "png")):
+        Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(tmp_path / "train" / f"{name}.{suffix}")
+        Image.fromarray(label).save(tmp_path / "trainannot" / f"{name}.png")
+    dataset = build_dataset("camvid", tmp_path, "train")
+    assert [dataset[i]["name"] for i in (0, 1)] == ["a", "b"]
+    assert dataset[0]["label"].tolist() == [[0, 5], [10, IGNORE]]
+
+
+def test_palette_labels_give_their_indices(tmp_path):
+    ids = np.array([[0, 7], [26, 33]], np.uint8)
+    picture = Image.fromarray(ids)
+    picture.putpalette([(i * 7) % 256 for i in range(768)])
+    picture.save(tmp_path / "p.png")
+    assert np.array_equal(read_ids(tmp_path / "p.png", np.uint8), ids)
+
+
+def test_a_missing_data_set_says_what_to_do(tmp_path):
+    with pytest.raises(UserError, match=r"no images.*--data_root.*make demo"):
+        build_dataset("cityscapes", tmp_path, "train")
+
+
+def test_missing_labels_are_counted_and_named(tree):
+    first(tree, "meta/label_imgs/aachen*").unlink()
+    with pytest.raises(UserError, match=r"1 of 4 .*aachen_000000.*preprocess_data"):
+        build_dataset("cityscapes", tree, "train")
+    first(tree, "gtFine/val/*/*instanceIds.png").unlink()
+    with pytest.raises(UserError, match=r"1 of 3 .*lindau_000000.*gtFine"):
+        build_dataset("cityscapes", tree, "val")
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "html", "flip"])
+@pytest.mark.parametrize("pattern", ["leftImg8bit/val/*/*", "gtFine/val/*/*instanceIds.png"])
+def test_a_damaged_file_is_named(tree, pattern, damage):
+    path = first(tree, pattern)
+    content = path.read_bytes()
+    middle = len(content) // 2
+    damaged = {
+        "cut": content[:middle],
+        "empty": b"",
+        "html": b"<html>401</html>",
+        "flip": content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :],
+    }[damage]
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match=path.name):
+        build_dataset("cityscapes", tree, "val")[0]
+
+
+def test_labels_of_another_size_or_kind_are_refused(tree):
+    path = first(tree, "meta/label_imgs/aachen*")
+    cv2.imwrite(str(path), np.zeros((32, 128), np.uint8))
+    with pytest.raises(UserError, match=r"\(32, 128\).*\(64, 128\)"):
+        build_dataset("cityscapes", tree, "train")[0]
+    cv2.imwrite(str(path), np.zeros((64, 128, 3), np.uint8))
+    with pytest.raises(UserError, match="mode RGB"):
+        build_dataset("cityscapes", tree, "train")[0]
+
+
+def test_undefined_ids_are_named(tmp_path):
+    root = write_cityscapes(tmp_path, train=1, val=1)
+    path = first(root, "gtFine/val/*/*instanceIds.png")
+    ids = np.full((64, 128), 7, np.uint16)
+    ids[0, 0] = 77
+    cv2.imwrite(str(path), ids)
+    with pytest.raises(UserError, match=r"instanceIds.png: undefined label ids 77"):
+        build_dataset("cityscapes", root, "val")[0]
+
+
+def test_class_weights_are_read_in_train_id_order(cityscapes_root, tmp_path):
+    weights = read_class_weights(cityscapes_root, CITYSCAPES)
+    assert weights.shape == (19,) and ((weights > 1) & (weights <= 50.5)).all()
+    with pytest.raises(UserError, match="preprocess_data"):
+        read_class_weights(tmp_path, CITYSCAPES)
+
+
+def test_unknown_names_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="camvid"):
+        build_dataset("kitti", tmp_path, "train")

@@ -1,0 +1,93 @@
+"""Real torchrun processes against one process: the same loss, gradients, samples and counts."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import REPOSITORY
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from datasets import build_dataset
+from evaluation.evaluate import evaluate
+from model import build_model
+from model.losses import SegmentationLoss
+from utils import distributed
+from utils.loader import Batches
+from utils.transforms import normalize
+
+
+def work(root: str, result: str) -> None:
+    """One global batch of four through loss and backward, then an evaluation of three images."""
+    world = distributed.start("cpu")
+    train_set, val_set = (build_dataset("cityscapes", root, split) for split in ("train", "val"))
+    torch.manual_seed(0)
+    model = build_model("deeplabv3", num_classes=19, output_stride=32, dropout=0.0).eval()
+    parallel = DistributedDataParallel(model) if world.size > 1 else model
+    batches = Batches(
+        train_set, batch_size=4 // world.size, crop=(32, 64), scale=(0.5, 2.0), flip=True, seed=0,
+        workers=1, device=world.device, rank=world.rank, world=world.size,
+    )  # fmt: skip
+    batch = next(batches.run(0, 1))
+    loss = SegmentationLoss()(parallel(normalize(batch.images)), batch.labels)["loss"]
+    loss.backward()
+    mean = distributed.sum_over_ranks(loss.detach().clone(), world) / world.size
+    gradients = [p.grad.double().norm().item() for p in model.parameters()]
+    if world.rank == 1:  # what BatchNorm statistics of another process look like
+        nn.init.normal_(next(model.buffers()))
+    distributed.copy_buffers_from_main(model, world)
+    scores = evaluate(model, val_set, world=world, workers=1)
+    if world.is_main:
+        content = {"loss": mean.item(), "gradients": gradients, "val_loss": scores.loss}
+        content["confusion"] = scores.confusion.tolist()
+        with open(result, "w", encoding="utf-8") as file:
+            json.dump(content, file)
+    distributed.stop(world)
+
+
+def results(root, folder, processes: int) -> dict:
+    path = folder / f"{processes}.json"
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    done = subprocess.run(
+        [sys.executable, *launch, __file__, str(root), str(path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True, text=True, timeout=180, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(path.read_text())
+
+
+def test_two_processes_equal_one(cityscapes_root, tmp_path):
+    one, two = (results(cityscapes_root, tmp_path, n) for n in (1, 2))
+    assert two["confusion"] == one["confusion"]
+    assert sum(map(sum, one["confusion"])) == 3 * 64 * 128
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)
+    assert two["val_loss"] == pytest.approx(one["val_loss"], rel=1e-6)
+    assert two["gradients"] == pytest.approx(one["gradients"], rel=1e-4)
+
+
+def test_torchrun_trains_and_evaluates(cityscapes_root, tmp_path):
+    options = [
+        "--data_root", cityscapes_root, "--log_root", tmp_path, "--run", "run", "--device", "cpu",
+        "--backbone_weights", "null", "--output_stride", "32", "--crop", "[32,64]", "--steps", "4",
+        "--batch_size", "2", "--workers", "1", "--log_every", "1", "--eval_every", "2",
+    ]  # fmt: skip
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *launch, str(REPOSITORY / "train.py"), *map(str, options)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=180, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("best mIoU") == 1
+    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert [row.split(",")[:2] for row in rows[1:]] == [
+        [str(i), f"{float(i)}"] for i in (1, 2, 3, 4)
+    ]
+
+
+if __name__ == "__main__":
+    work(*sys.argv[1:])

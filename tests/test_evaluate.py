@@ -1,0 +1,116 @@
+"""Prediction and evaluation against plain definitions; pictures in the right colours."""
+
+import cv2
+import numpy as np
+import torch
+from conftest import randomize
+from PIL import Image
+from torch.nn import functional as F
+
+from datasets import build_dataset
+from evaluation.evaluate import evaluate
+from evaluation.inference import predict, predict_logits, rescale
+from evaluation.visualize import ContactSheet, error_map, overlay, save_png
+from model import build_model
+from utils.distributed import World
+from utils.labels import CITYSCAPES, IGNORE
+from utils.transforms import normalize
+
+ALONE = World(rank=0, size=1, device=torch.device("cpu"))
+
+
+def network() -> torch.nn.Module:
+    model = build_model("deeplabv3", num_classes=19, output_stride=16)
+    randomize(model)
+    return model.eval()
+
+
+def images(size=(64, 96)) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(2, 3, 6, 9, generator=generator)
+    return (F.interpolate(coarse, size, mode="bilinear") * 255).byte().permute(0, 2, 3, 1)
+
+
+def test_predict_is_upsampled_argmax_at_any_size():
+    model, pictures = network(), images()
+    with torch.no_grad():
+        logits = model(normalize(pictures))["out"]
+    for size in ((64, 96), (128, 192), (50, 70)):
+        full = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+        labels = predict(model, pictures, size=size)
+        assert labels.dtype == torch.uint8
+        assert torch.equal(labels.long(), full.argmax(1))
+
+
+def test_scales_and_flip_average_probabilities():
+    model, pictures, size = network(), images(), (64, 96)
+    total = 0
+    with torch.no_grad():
+        for scale in (0.5, 1.0):
+            scaled = rescale(normalize(pictures), scale)
+            for view in (scaled, scaled.flip(3)):
+                full = F.interpolate(model(view)["out"], size, mode="bilinear")
+                total = total + (full if view is scaled else 0)
+                if view is not scaled:
+                    small = model(view)["out"].flip(3)
+                    total = total + F.interpolate(small, size, mode="bilinear").softmax(1)
+                else:
+                    total = total - full + full.softmax(1)
+    expected = (total / 4).log()
+    found = predict_logits(model, pictures, size=size, scales=(0.5, 1.0), flip=True)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_half_scale_prediction_still_has_full_size():
+    assert predict(network(), images(), size=(64, 96), scales=(0.5,)).shape == (2, 64, 96)
+
+
+def test_evaluate_counts_every_pixel_once_and_reports_the_loss(cityscapes_root):
+    dataset, model = build_dataset("cityscapes", cityscapes_root, "val"), network()
+    weights = torch.rand(19) + 0.5
+    seen = {}
+    scores = evaluate(
+        model, dataset, world=ALONE, class_weights=weights, workers=2,
+        on_image=lambda name, counts, labels: seen.update({name: (counts, labels)}),
+    )  # fmt: skip
+    assert scores.confusion.sum() == 3 * 64 * 128
+    assert np.array_equal(sum(counts for counts, _ in seen.values()), scores.confusion)
+    logits, labels = [], []
+    for index in range(3):
+        sample = dataset[index]
+        with torch.no_grad():
+            out = model(normalize(torch.from_numpy(sample["image"])[None]))["out"]
+        logits.append(F.interpolate(out, (64, 128), mode="bilinear"))
+        labels.append(torch.from_numpy(sample["label"])[None].long())
+        assert np.array_equal(seen[sample["name"]][1], logits[-1].argmax(1)[0].numpy())
+    expected = F.cross_entropy(
+        torch.cat(logits), torch.cat(labels), weight=weights, ignore_index=IGNORE
+    )
+    assert abs(scores.loss / expected.item() - 1) < 1e-5
+
+
+def test_pictures_have_palette_colours_in_rgb_order(tmp_path):
+    labels = np.full((4, 6), 11, np.uint8)  # person: (220, 20, 60)
+    save_png(tmp_path / "p.png", CITYSCAPES.draw(labels))
+    assert np.asarray(Image.open(tmp_path / "p.png"))[0, 0].tolist() == [220, 20, 60]
+    mixed = overlay(np.zeros((4, 6, 3), np.uint8), labels, CITYSCAPES)
+    assert mixed[0, 0].tolist() == [143, 13, 39]
+
+
+def test_error_map_marks_wrong_right_and_ignored():
+    truth, labels = np.array([[0, 1, IGNORE]], np.uint8), np.array([[0, 2, 3]], np.uint8)
+    colors = error_map(truth, labels)[0].tolist()
+    assert colors == [[255, 255, 255], [220, 30, 30], [0, 0, 0]]
+
+
+def test_a_contact_sheet_shows_images_spread_over_the_set(cityscapes_root, tmp_path):
+    dataset = build_dataset("cityscapes", cityscapes_root, "val")
+    sheet = ContactSheet(dataset, images=2)
+    for index in range(len(dataset)):
+        sheet.add(dataset.files[index].name, None, dataset[index]["label"])
+    sheet.save(tmp_path / "samples" / "sheet.png")
+    picture = cv2.imread(str(tmp_path / "samples" / "sheet.png"))
+    assert picture.shape[1] == 4 * 480 and len(sheet.rows) == 2
+    truth, prediction = sheet.rows[0][:, 480:960], sheet.rows[0][:, 960:1440]
+    inside = prediction.any(2) & truth.any(2)
+    assert np.array_equal(truth[inside], prediction[inside])

@@ -1,0 +1,97 @@
+"""The order of samples as a pure function, and batches that follow it."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from utils.errors import UserError
+from utils.loader import Batches, batch_indices, dropout_seed, read_ahead
+
+
+class Squares:
+    """A data set of constant images, each of its own index."""
+
+    def __init__(self, n: int = 7, broken: int | None = None) -> None:
+        self.n, self.broken = n, broken
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: int) -> dict:
+        if index == self.broken:
+            raise UserError(f"{index}.png: damaged. Replace it")
+        image = np.full((40, 50, 3), index, np.uint8)
+        return {"image": image, "label": image[..., 0], "name": str(index)}
+
+
+def batches(dataset=None, **changes) -> Batches:
+    options = {
+        "batch_size": 2, "crop": (16, 16), "scale": (1.0, 1.0), "flip": True, "seed": 0,
+        "workers": 0, "device": torch.device("cpu"),
+    }  # fmt: skip
+    return Batches(dataset or Squares(), **(options | changes))
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(
+    n=st.integers(1, 40), batch=st.integers(1, 9), world=st.integers(1, 4), seed=st.integers(0, 9)
+)
+def test_each_index_comes_once_per_epoch_whatever_the_world(n, batch, world, seed):
+    steps = -(-3 * n // (batch * world))
+    stream = []
+    for step in range(steps):
+        parts = [batch_indices(seed, step, rank, world, batch, n) for rank in range(world)]
+        assert all(len(part) == batch for part in parts)
+        stream += [key for keys in zip(*parts, strict=True) for key in keys]
+    assert stream == [
+        key for step in range(steps) for key in batch_indices(seed, step, 0, 1, batch * world, n)
+    ]
+    for epoch in range(3):
+        assert sorted(index for e, index in stream if e == epoch) == list(range(n))
+
+
+def test_seeds_and_epochs_shuffle_differently():
+    def order(seed, epoch):
+        return [i for s in range(10) for _, i in batch_indices(seed, 10 * epoch + s, 0, 1, 10, 100)]
+
+    orders = {tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}
+    assert len(orders) == 4
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_batches_are_the_same_from_any_start_with_any_workers(workers):
+    expected = list(batches().run(0, 9))
+    for start in (0, 4):
+        found = list(batches(workers=workers).run(start, 9))
+        assert len(found) == 9 - start
+        for one, other in zip(found, expected[start:], strict=True):
+            assert one.keys == other.keys
+            assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
+
+
+def test_a_batch_holds_uint8_crops_of_its_keys():
+    for batch in batches(workers=2).run(0, 5):
+        assert batch.images.shape == (2, 16, 16, 3) and batch.images.dtype == torch.uint8
+        assert batch.labels.shape == (2, 16, 16) and batch.labels.dtype == torch.uint8
+        for (_, index), label in zip(batch.keys, batch.labels, strict=True):
+            assert (label == index).all()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_sample_is_the_users_error_in_one_piece(workers):
+    with pytest.raises(UserError, match=r"^3\.png: damaged\. Replace it$"):
+        list(batches(Squares(broken=3), workers=workers).run(0, 20))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_read_ahead_keeps_the_order(workers):
+    assert list(read_ahead(lambda x: x * x, range(20), workers=workers)) == [
+        x * x for x in range(20)
+    ]
+
+
+def test_dropout_seeds_differ_between_steps_and_ranks():
+    seeds = {dropout_seed(s, step, rank) for s in (0, 1) for step in range(50) for rank in (0, 1)}
+    assert len(seeds) == 200

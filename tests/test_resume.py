@@ -1,0 +1,117 @@
+"""An interrupted and resumed training equals the uninterrupted one, bit for bit."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import REPOSITORY, tiny
+
+from train import train
+from utils.checkpoint import load_checkpoint, step_files
+from utils.config import write_config
+from utils.errors import UserError
+
+EXACT = ("step", "epoch", "loss", "lr", "val_loss", "miou")
+
+
+def exact_rows(folder):
+    with (folder / "metrics.csv").open() as file:
+        return [[row[name] for name in EXACT] for row in csv.DictReader(file)]
+
+
+def assert_same_bits(one, other):
+    """Compare nested containers of tensors and numbers."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same_bits(one[key], other[key])
+    elif isinstance(one, list):
+        for a, b in zip(one, other, strict=True):
+            assert_same_bits(a, b)
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    else:
+        assert one == other
+
+
+def final_state(folder):
+    state = load_checkpoint(folder / "checkpoints" / "last.pth")
+    return {key: state[key] for key in ("model", "optimizer", "step", "loss_sum", "best_miou")}
+
+
+@pytest.fixture(scope="module", params=[(5, 100), (8, 8)], ids=["saved", "evaluated"])
+def uninterrupted(request, cityscapes_root, tmp_path_factory):
+    """Ten steps in one go, with a checkpoint half-way, between two rows of metrics.csv."""
+    save_every, eval_every = request.param
+    log_root = tmp_path_factory.mktemp("logs")
+    config = tiny(
+        cityscapes_root, log_root, steps=10, log_every=3,
+        save_every=save_every, eval_every=eval_every,
+    )  # fmt: skip
+    train(config)
+    return config, log_root / "run"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resuming_gives_the_same_losses_and_weights(uninterrupted, tmp_path, workers):
+    config, folder = uninterrupted
+    shutil.copytree(folder, tmp_path / "run", symlinks=True)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    half_way, *later = step_files(checkpoints)
+    for path in (*later, checkpoints / "last.pth", checkpoints / "best.pth"):
+        path.unlink()
+    assert 0 < load_checkpoint(half_way)["step"] < 10
+    train(replace(config, log_root=tmp_path, workers=workers, resume=str(half_way), run=None))
+    assert exact_rows(tmp_path / "run") == exact_rows(folder)
+    assert_same_bits(final_state(tmp_path / "run"), final_state(folder))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sigterm_saves_and_the_printed_command_goes_on_exactly(uninterrupted, tmp_path, workers):
+    config, folder = uninterrupted
+    path = tmp_path / "config.yaml"
+    write_config(replace(config, log_root=tmp_path, workers=workers), path)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(REPOSITORY / "train.py"), "--config", str(path)]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run" / "metrics.csv"
+    while process.poll() is None and not (metrics.exists() and len(exact_rows(metrics.parent)) > 0):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    errors = process.communicate(timeout=120)[1]
+    assert process.returncode == 143, errors
+    stopped_at = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pth")["step"]
+    assert 3 <= stopped_at < 10
+    printed = errors.strip().splitlines()[-1].split("go on with: python ")[1].split()
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / printed[0]), *printed[1:]],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert exact_rows(tmp_path / "run") == exact_rows(folder)
+    assert_same_bits(final_state(tmp_path / "run"), final_state(folder))
+
+
+def test_a_finished_run_says_so(uninterrupted, capsys):
+    config, _ = uninterrupted
+    train(replace(config, resume="auto"))
+    assert "finished" in capsys.readouterr().out
+
+
+def test_other_options_are_refused_by_name(uninterrupted):
+    config, _ = uninterrupted
+    with pytest.raises(UserError, match=r"base_lr, seed.*--config"):
+        train(replace(config, resume="auto", seed=1, base_lr=0.02))
+
+
+def test_resume_without_a_run_is_one_line(cityscapes_root, tmp_path):
+    with pytest.raises(UserError, match="no checkpoint"):
+        train(tiny(cityscapes_root, tmp_path, resume="auto"))
+    shutil.rmtree(tmp_path)

@@ -1,0 +1,132 @@
+"""What a training does and leaves: steps, evaluations, checkpoints, learning rates, files."""
+
+import csv
+import json
+
+import pytest
+import torch
+from conftest import tiny
+
+from evaluation.inference import load_model
+from train import train
+from utils.checkpoint import load_checkpoint, step_files
+from utils.errors import UserError
+from utils.optim import lr_factor
+
+
+def metrics(folder):
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def finished(cityscapes_root, tmp_path_factory):
+    """One training of six steps with class weights and two reader threads."""
+    log_root = tmp_path_factory.mktemp("logs")
+    config = tiny(cityscapes_root, log_root, workers=2, aux=True)
+    train(config)
+    return config, log_root / "run"
+
+
+def test_every_step_is_logged_with_its_learning_rate(finished):
+    config, folder = finished
+    rows = metrics(folder)
+    assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6]
+    for step, row in enumerate(rows):
+        factor = lr_factor(step, total=6, warmup=2, power=0.9, floor=0.01)
+        assert float(row["lr"]) == pytest.approx(config.base_lr * factor)
+        assert float(row["epoch"]) == (step + 1) * 2 / 4
+
+
+def test_evaluations_come_at_the_interval_and_at_the_end(finished):
+    _, folder = finished
+    assert [int(row["step"]) for row in metrics(folder) if row["miou"]] == [4, 6]
+    names = sorted(path.name for path in (folder / "samples").iterdir())
+    assert names == ["step_00000004.png", "step_00000006.png"]
+
+
+def test_checkpoints_last_best_and_the_run_folder_are_complete(finished):
+    _, folder = finished
+    assert [int(path.name[5:13]) for path in step_files(folder / "checkpoints")][-1] == 6
+    assert load_checkpoint(folder / "checkpoints" / "last.pth")["step"] == 6
+    best = load_checkpoint(folder / "checkpoints" / "best.pth")
+    results = json.loads((folder / "results.json").read_text())
+    mious = {int(r["step"]): float(r["miou"]) for r in metrics(folder) if r["miou"]}
+    assert best["best_miou"] == mious[best["step"]] == max(mious.values())
+    assert results["miou"] == mious[6] and len(results["classes"]) == 19
+    expected = {"config.yaml", "environment.json", "metrics.csv", "curves.png", "results.json"}
+    assert expected <= {path.name for path in folder.iterdir()}
+    assert list(folder.glob("events.*"))
+
+
+def test_a_checkpoint_rebuilds_its_network_alone(finished):
+    _, folder = finished
+    model, state = load_model(folder / "checkpoints" / "last.pth")
+    assert not model.training and state["classes"][0] == "road"
+    assert model(torch.zeros(1, 3, 32, 32))["out"].shape == (1, 19, 1, 1)
+    again, _ = load_model(folder / "checkpoints" / "last.pth")
+    images = torch.randn(1, 3, 32, 64)
+    assert torch.equal(model(images)["out"], again(images)["out"])
+
+
+def test_an_existing_run_is_refused_and_untouched(finished):
+    config, folder = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    with pytest.raises(UserError, match=r"exists.*--resume.*--overwrite"):
+        train(config)
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_overwrite_replaces_the_run_and_epochs_set_the_length(cityscapes_root, tmp_path):
+    for steps in (3, 2):
+        epochs = None if steps == 3 else 0.9  # 0.9 * 4 images / 2 per step, rounded up
+        train(tiny(cityscapes_root, tmp_path, steps=3, epochs=epochs, overwrite=steps == 2))
+        assert len(metrics(tmp_path / "run")) == steps
+
+
+def test_training_on_one_batch_learns_it(cityscapes_root, tmp_path):
+    config = tiny(
+        cityscapes_root, tmp_path, steps=30, optimizer="adamw", base_lr=2e-3, warmup_steps=0,
+        class_weights=False, scale=(1.0, 1.0), crop=(64, 128), batch_size=4, eval_every=30,
+        output_stride=16,
+    )  # fmt: skip
+    train(config)
+    losses = [float(row["loss"]) for row in metrics(tmp_path / "run")]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_patience_stops_the_training(cityscapes_root, tmp_path):
+    """With a vanishing learning rate and frozen data nothing gets better than the first time."""
+    config = tiny(
+        cityscapes_root, tmp_path, steps=40, base_lr=1e-30, min_lr=0.0, weight_decay=0.0,
+        eval_every=1, patience=2, save_every=40,
+    )  # fmt: skip
+    train(config)
+    rows = metrics(tmp_path / "run")
+    assert len(rows) < 40
+    best = max(range(len(rows)), key=lambda i: float(rows[i]["miou"]))
+    assert len(rows) == best + 1 + 2
+
+
+def test_a_loss_that_is_not_finite_stops_with_one_line(cityscapes_root, tmp_path):
+    with pytest.raises(UserError, match=r"step \d+.*--base_lr"):
+        train(tiny(cityscapes_root, tmp_path, base_lr=1e30, min_lr=0.0, warmup_steps=0, steps=20))
+
+
+def test_imagenet_weights_reach_the_training(cityscapes_root, tmp_path):
+    import torchvision
+
+    weights = torchvision.models.resnet18(weights=None).state_dict()
+    path = tmp_path / "resnet18.pth"
+    torch.save(weights, path)
+    config = tiny(
+        cityscapes_root, tmp_path, steps=1, base_lr=1e-30, min_lr=0.0, weight_decay=0.0,
+        backbone_weights=str(path),
+    )  # fmt: skip
+    train(config)
+    model, _ = load_model(tmp_path / "run" / "checkpoints" / "last.pth")
+    for name in ("layer1.0.conv1.weight", "layer3.1.conv2.weight", "layer4.1.conv2.weight"):
+        assert torch.equal(model.backbone.state_dict()[name], weights[name])
+    torch.save({key: value for key, value in weights.items() if "layer4" not in key}, path)
+    with pytest.raises(UserError, match=r"no layer4.*resnet18"):
+        train(tiny(cityscapes_root, tmp_path, run="other", backbone_weights=str(path)))

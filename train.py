@@ -1,0 +1,299 @@
+"""Train a segmentation network.
+
+    python train.py                                              DeepLabV3-ResNet18 on Cityscapes
+    python train.py --config configs/camvid/deeplabv3_resnet18_os16.yaml --run first
+    python train.py --config training_logs/first/config.yaml --resume auto       go on after a stop
+    torchrun --standalone --nproc-per-node 4 train.py            four GPUs; batch_size is per GPU
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 train.py
+
+Everything a run writes lies in training_logs/<run>/: config.yaml, metrics.csv, curves.png,
+samples/, TensorBoard events, checkpoints/best.pth and last.pth.
+"""
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import cv2
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from datasets import build_dataset, read_class_weights
+from evaluation.evaluate import evaluate
+from evaluation.visualize import ContactSheet
+from model import build_model
+from model.losses import SegmentationLoss
+from utils import checkpoint, distributed
+from utils.config import Config, parse, plain, resolve_data_root, resolve_log_root
+from utils.distributed import StopRequest, World, sum_over_ranks
+from utils.errors import UserError, run_command
+from utils.loader import Batch, Batches, dropout_seed
+from utils.logger import RunLogger, StepClock, describe_environment, open_folder, progress, run_name
+from utils.optim import poly_schedule
+from utils.transforms import normalize
+
+# What may change when a run goes on; another value of any other option is another training.
+FREE_ON_RESUME = {"run", "resume", "overwrite", "log_root", "data_root", "device", "workers"}
+FREE_ON_RESUME |= {"log_every", "save_every", "eval_every", "patience"}
+
+
+@dataclass
+class Run:
+    """Everything of a training that a checkpoint must bring back."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    network: dict[str, Any]  # build_model's arguments
+    config: dict[str, Any]
+    classes: list[str]
+    loss_sum: torch.Tensor  # of the steps since the last row of metrics.csv
+    step: int = 0
+    best_miou: float = -1.0
+    best_step: int = 0
+    stale: int = 0  # evaluations since the best one
+
+    PLAIN: ClassVar = (
+        "network", "config", "classes", "loss_sum", "step", "best_miou", "best_step", "stale",
+    )  # fmt: skip
+
+    def note(self, miou: float) -> None:
+        """Keep the best mIoU and the number of evaluations since."""
+        if miou > self.best_miou:
+            self.best_miou, self.best_step, self.stale = miou, self.step, 0
+        else:
+            self.stale += 1
+
+    def mean_loss(self, log_every: int, world: World) -> float:
+        """Mean over the steps since the last call and over all processes; waits for the device."""
+        steps = (self.step - 1) % log_every + 1
+        mean = sum_over_ranks(self.loss_sum, world).item() / (steps * world.size)
+        self.loss_sum.zero_()
+        return mean
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "environment": describe_environment(),
+            **{name: getattr(self, name) for name in self.PLAIN},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name in self.PLAIN:
+            setattr(self, name, state[name])
+
+
+def build_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
+    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "sgd": partial(torch.optim.SGD, momentum=0.9),
+        "adamw": torch.optim.AdamW,
+    }
+    create = kinds[config.optimizer]
+    return create(model.parameters(), lr=config.base_lr, weight_decay=config.weight_decay)
+
+
+def training_step(
+    model: nn.Module,
+    criterion: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    *,
+    autocast: bool,
+) -> torch.Tensor:
+    """One update; the batch's loss as a scalar that stays on the device."""
+    with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=autocast):
+        outputs = model(normalize(batch.images))
+    loss = criterion(outputs, batch.labels)["loss"]
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+def train(config: Config) -> None:
+    """The whole training, from a fresh start or from the checkpoint that --resume names."""
+    world = distributed.start(config.device)
+    cv2.setNumThreads(0)  # the loader's threads are the parallelism
+    torch.backends.cudnn.benchmark = True
+    autocast = world.use_bf16(config.precision)
+
+    root = resolve_data_root(config.dataset, config.data_root)
+    train_set, val_set = (build_dataset(config.dataset, root, split) for split in ("train", "val"))
+    class_weights = read_class_weights(root, train_set.classes) if config.class_weights else None
+    images_per_step = config.batch_size * world.size
+    total = config.steps
+    if config.epochs is not None:
+        total = math.ceil(config.epochs * len(train_set) / images_per_step)
+
+    folder, state = find_run(config)
+    run = build_run(config, train_set.classes.names, world.device, state)
+    start = run.step
+    if start >= total:
+        print(f"{folder}: finished at step {total}. Start a new --run to train longer")
+        return
+    criterion = SegmentationLoss(class_weights=class_weights).to(world.device)
+    schedule = poly_schedule(
+        run.optimizer,
+        start=start,
+        total=total,
+        warmup=config.warmup_steps,
+        power=config.power,
+        floor=config.min_lr / config.base_lr,
+    )
+    parallel = DistributedDataParallel(run.model) if world.size > 1 else run.model
+    batches = Batches(
+        train_set,
+        batch_size=config.batch_size,
+        crop=config.crop,
+        scale=config.scale,
+        flip=config.flip,
+        seed=config.seed,
+        workers=config.workers,
+        device=world.device,
+        rank=world.rank,
+        world=world.size,
+    ).run(start, total)
+
+    validate = partial(
+        evaluate,
+        dataset=val_set,
+        world=world,
+        scales=config.eval_scales,
+        class_weights=criterion.class_weights,
+        autocast=autocast,
+        workers=config.workers,
+    )
+
+    if state is None and world.is_main:
+        open_folder(folder, overwrite=config.overwrite)
+    config = replace(config, run=folder.name, data_root=root, resume=None, overwrite=False)
+    log = RunLogger(folder, config, start=start, enabled=world.is_main)
+    bar = progress(total, start=start, unit="step", label="train", enabled=world.is_main)
+    clock = StepClock(start * images_per_step)
+    with StopRequest() as stop, log, bar:
+        for step in range(start + 1, total + 1):
+            with clock.waiting():
+                batch = next(batches)
+            torch.manual_seed(dropout_seed(config.seed, step, world.rank))
+            loss = training_step(parallel, criterion, run.optimizer, batch, autocast=autocast)
+            run.loss_sum += loss
+            run.step, learning_rate = step, schedule.get_last_lr()[0]
+            schedule.step()
+            bar.update()
+
+            row: dict[str, float] = {}
+            last = step == total
+            log_due = last or step % config.log_every == 0
+            if log_due:  # the only steps at which the host waits for the device
+                row = {
+                    "epoch": step * images_per_step / len(train_set),
+                    "loss": run.mean_loss(config.log_every, world),
+                    "lr": learning_rate,
+                    **clock.read(images=step * images_per_step),
+                }
+                if not math.isfinite(row["loss"]):
+                    raise UserError(f"{folder}: loss {row['loss']} at step {step}. Lower --base_lr")
+                bar.set_postfix_str(log.summary(row, world.device))
+
+            eval_due = last or step % config.eval_every == 0
+            if eval_due:
+                distributed.copy_buffers_from_main(run.model, world)
+                sheet = ContactSheet(val_set)
+                run.model.eval()
+                scores = validate(run.model, on_image=sheet.add)
+                run.model.train()
+                run.note(scores.miou)
+                row |= {"val_loss": scores.loss, "miou": scores.miou}
+                clock.restart()
+
+            if row:
+                log.write(step, row)
+            if eval_due and world.is_main:
+                log.results(step, scores.plain())
+                sheet.save(folder / "samples" / f"step_{step:08d}.png")
+                bar.write(f"step {step}\n{scores.table()}", file=sys.stdout)
+
+            stopping = (log_due or world.size == 1) and stop.requested(world)
+            stopping |= config.patience is not None and run.stale >= config.patience
+            if eval_due or stopping or step % config.save_every == 0:
+                save(run, folder, world)
+            if stopping:
+                break
+    distributed.stop(world)
+    if stop.signal is not None:
+        resume = f"python train.py --config {folder / 'config.yaml'} --resume auto"
+        print(f"stopped after step {run.step}; go on with: {resume}", file=sys.stderr)
+        sys.exit(128 + stop.signal)
+    if world.is_main:
+        print(
+            f"best mIoU {run.best_miou:.4f} at step {run.best_step}: {folder}/checkpoints/best.pth"
+        )
+
+
+def find_run(config: Config) -> tuple[Path, dict[str, Any] | None]:
+    """The run's folder and, when the run goes on, its newest checkpoint."""
+    log_root = resolve_log_root(config.log_root)
+    if config.resume is None:
+        return log_root / (config.run or run_name(config)), None
+    spec = config.run if config.resume == "auto" else config.resume
+    path = checkpoint.find_checkpoint(spec, log_root, prefer="last.pth").resolve()
+    folder, state, now = path.parents[1], checkpoint.load_checkpoint(path), plain(config)
+    changed = [k for k in now if k not in FREE_ON_RESUME and now[k] != state["config"].get(k)]
+    if changed:
+        raise UserError(
+            f"{path}: made with another {', '.join(changed)}. Go on with "
+            f"--config {folder / 'config.yaml'}, or start a new --run"
+        )
+    return folder, state
+
+
+def build_run(
+    config: Config, classes: tuple[str, ...], device: torch.device, state: dict[str, Any] | None
+) -> Run:
+    """Model and optimizer at step 0, or as `state`, a checkpoint, holds them."""
+    torch.manual_seed(config.seed)
+    network = {
+        "name": config.model,
+        "num_classes": len(classes),
+        "backbone": config.backbone,
+        "output_stride": config.output_stride,
+        "multi_grid": list(config.multi_grid),
+        "aux": config.aux,
+    }
+    weights = None
+    if state is None:
+        weights = checkpoint.load_backbone_weights(config.backbone_weights, config.backbone)
+    model = build_model(**network, backbone_weights=weights)
+    model = model.to(device, memory_format=torch.channels_last)
+    optimizer = build_optimizer(model, config)
+    loss_sum = torch.zeros((), device=device)
+    run = Run(model, optimizer, network, plain(config), list(classes), loss_sum)
+    if state is not None:
+        run.restore(state)
+    return run
+
+
+def save(run: Run, folder: Path, world: World) -> None:
+    """Write the checkpoint; best.pth follows when this step is the best."""
+    if world.is_main:
+        checkpoints = folder / "checkpoints"
+        path = checkpoint.save_checkpoint(checkpoints, run.state())
+        if run.best_step == run.step:
+            checkpoint.point(checkpoints / "best.pth", path)
+        checkpoint.prune(checkpoints)
+    distributed.wait_for_all(world)
+
+
+def main() -> None:
+    train(parse(Config, __doc__))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,179 @@
+"""Every option of `train.py` as one typed dataclass, and the parser that all commands share.
+
+Imports no torch: `--help` and a mistyped option answer at once.
+"""
+
+import os
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from utils.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DATASETS = ("cityscapes", "synthetic", "camvid")
+ConfigClass = TypeVar("ConfigClass")
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Defaults are the recipe of configs/cityscapes/deeplabv3_resnet18_os8.yaml."""
+
+    dataset: Literal["cityscapes", "synthetic", "camvid"] = "cityscapes"
+    """Data set to train on."""
+    data_root: Path | None = None
+    """Folder of the data set. Default: $CITYSCAPES_DATASET for cityscapes, else data/<dataset>."""
+    run: str | None = None
+    """Name of the run's folder in --log_root. Default: data set, model, backbone, stride, time."""
+    log_root: Path | None = None
+    """Folder of all runs. Default: training_logs/."""
+    resume: str | None = None
+    """'auto' goes on with the newest checkpoint of --run (of the newest run when none is named);
+    a path goes on with that checkpoint."""
+    overwrite: bool = False
+    """Replace an existing run of the same name."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes CUDA when there is a GPU."""
+
+    model: Literal["deeplabv3"] = "deeplabv3"
+    """Architecture."""
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet18"
+    """Feature extractor."""
+    output_stride: Literal[8, 16, 32] = 8
+    """Input pixels per feature; 8 is finer and costs about three times as much as 16."""
+    multi_grid: tuple[int, int, int] = (1, 1, 1)
+    """Factors on the dilation of the last stage's blocks (DeepLabV3 section 3.2)."""
+    aux: bool = False
+    """Train an auxiliary FCN head on the third stage, weight 0.4."""
+    backbone_weights: str | None = "imagenet"
+    """'imagenet' (torchvision's weights, read from or downloaded to pretrained_models/),
+    a file with a ResNet state_dict, or null for a random start."""
+
+    crop: tuple[int, int] = (512, 1024)
+    """Height and width of a training crop in pixels."""
+    scale: tuple[float, float] = (0.5, 2.0)
+    """Smallest and largest random scale factor of the image before cropping."""
+    flip: bool = True
+    """Mirror half of the training crops left to right."""
+    batch_size: int = 8
+    """Crops per step and process."""
+    workers: int = 4
+    """Threads that read and crop images; 0 reads in the training thread."""
+
+    steps: int = 80_000
+    """Optimizer steps of the whole training."""
+    epochs: float | None = None
+    """Length of the training in passes over the training set; when given, --steps is ignored."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """Update rule; sgd uses momentum 0.9."""
+    base_lr: float = 0.01
+    """Learning rate after warm-up."""
+    min_lr: float = 1e-4
+    """Learning rate at the last step."""
+    power: float = 0.9
+    """Exponent of the polynomial decay of the learning rate."""
+    warmup_steps: int = 500
+    """Steps over which the learning rate rises linearly from zero."""
+    weight_decay: float = 5e-4
+    """L2 penalty of sgd, decoupled decay of adamw."""
+    class_weights: bool = True
+    """Weigh the loss by the ENet class weights that utils/preprocess_data.py computed."""
+
+    eval_every: int = 4000
+    """Steps between evaluations on the val split; the last step always evaluates."""
+    eval_scales: tuple[float, ...] = (1.0,)
+    """Sizes, as factors, at which evaluation shows an image to the model; scores are averaged."""
+    save_every: int = 1000
+    """Steps between checkpoints; the last step always saves."""
+    log_every: int = 20
+    """Steps between rows in metrics.csv and updates of the progress line."""
+    patience: int | None = None
+    """Stop after this many evaluations without a better mIoU."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the network; auto takes bf16 on GPUs that have it, else fp32."""
+    seed: int = 0
+    """Seed of initial weights, data order, augmentation and dropout."""
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "warmup_steps", "seed"):
+            check(self, name, lambda value: value >= 0, "at least 0")
+        for name in ("steps", "eval_every", "save_every", "log_every", "patience"):
+            check(self, name, lambda value: value >= 1, "at least 1")
+        check(self, "batch_size", lambda n: n >= 2, "at least 2 (BatchNorm after image pooling)")
+        for name in ("epochs", "base_lr", "power"):
+            check(self, name, lambda value: 0 < value < float("inf"), "a number above 0")
+        for name in ("min_lr", "weight_decay"):
+            check(self, name, lambda value: 0 <= value < float("inf"), "a number of at least 0")
+        check(self, "min_lr", lambda value: value <= self.base_lr, "at most base_lr")
+        check(self, "crop", lambda size: min(size) >= 16, "two sizes of at least 16 pixels")
+        check(self, "multi_grid", lambda grid: min(grid) >= 1, "three factors of at least 1")
+        check(self, "scale", lambda s: 0.01 <= s[0] <= s[1] <= 100, "two factors, smaller first")
+        check(self, "eval_scales", valid_scales, "one or more factors between 0.01 and 100")
+        check(self, "run", lambda run: re.fullmatch(r"\w[\w.+-]*", run), "letters, digits, _.+-")
+
+
+def valid_scales(scales: tuple[float, ...]) -> bool:
+    return len(scales) > 0 and all(0.01 <= scale <= 100 for scale in scales)
+
+
+def check(config: Any, name: str, valid: Any, expected: str) -> None:
+    """Raise ValueError when the field is set and not `valid`."""
+    value = getattr(config, name)
+    if value is not None and not valid(value):
+        raise ValueError(f"--{name} must be {expected}, got {value}")
+
+
+class OneLineParser(ArgumentParser):
+    """jsonargparse, with a mistake told in one line instead of the whole usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:
+        raise UserError(f"{self.prog}: {message}. Options: {self.prog} --help") from ex
+
+
+def parse(
+    config_class: type[ConfigClass], description: str, argv: list[str] | None = None
+) -> ConfigClass:
+    """Command line, over `--config FILE.yaml` -> `config_class`; UserError on a mistake."""
+    parser = OneLineParser(description=description.split("\n", 1)[0])
+    parser.add_argument(
+        "--config", action="config", help="YAML file of options; flags override it."
+    )
+    parser.add_class_arguments(config_class)
+    values = parser.parse_args(argv)
+    try:
+        return config_class(**{field.name: values[field.name] for field in fields(config_class)})
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def write_config(config: Config, path: Path) -> None:
+    """The effective options as YAML that `--config` reads back."""
+    path.write_text(yaml.safe_dump(plain(config), sort_keys=False), encoding="utf-8")
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """Options as YAML- and checkpoint-safe values: lists for tuples, strings for paths."""
+    simple = {tuple: list, type(Path()): str}
+    return {
+        name: simple.get(type(value), lambda v: v)(value) for name, value in vars(config).items()
+    }
+
+
+def resolve_log_root(log_root: Path | None) -> Path:
+    """The folder of all runs; absolute."""
+    return (log_root or REPOSITORY / "training_logs").resolve()
+
+
+def resolve_data_root(dataset: str, data_root: Path | None) -> Path:
+    """The folder the user named, else the data set's default place; absolute."""
+    if data_root is None:
+        given = os.environ.get("CITYSCAPES_DATASET") if dataset == "cityscapes" else None
+        data_root = Path(given) if given else REPOSITORY / "data" / dataset
+    return data_root.resolve()

@@ -1,0 +1,96 @@
+"""One process per GPU, started by torchrun; without torchrun a world of one."""
+
+import os
+import signal
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among `size` processes, and its device."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def use_bf16(self, precision: str) -> bool:
+        """Whether to compute in bfloat16; precision: auto (on GPUs that have it), fp32 or bf16."""
+        if precision == "auto":
+            return self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return precision == "bf16"
+
+
+def start(device: str) -> World:
+    """Choose the device (auto, cpu, cuda) and join the process group that torchrun announced."""
+    has_cuda = torch.cuda.is_available()
+    if device == "cuda" and not has_cuda:
+        raise UserError(
+            "--device cuda: PyTorch sees no GPU. Use --device cpu or install a CUDA build"
+        )
+    use_cuda = has_cuda and device != "cpu"
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    chosen = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(chosen)
+    if size > 1:
+        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=timedelta(minutes=10))
+    return World(int(os.environ.get("RANK", "0")), size, chosen)
+
+
+def stop(world: World) -> None:
+    if world.size > 1:
+        dist.destroy_process_group()
+
+
+def sum_over_ranks(values: torch.Tensor, world: World) -> torch.Tensor:
+    """In place; a world of one leaves `values` alone."""
+    if world.size > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def copy_buffers_from_main(model: torch.nn.Module, world: World) -> None:
+    """BatchNorm statistics differ between processes; evaluation needs one set."""
+    if world.size > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def wait_for_all(world: World) -> None:
+    if world.size > 1:
+        dist.barrier()
+
+
+class StopRequest:
+    """Ctrl-C or SIGTERM asks for a stop after the current step; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __enter__(self) -> "StopRequest":
+        self.previous = {n: signal.signal(n, self.note) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def note(self, number: int, _frame: object) -> None:
+        self.signal = number
+        self.__exit__()
+
+    def requested(self, world: World) -> bool:
+        """Whether any process was asked; all of them must call this at the same step."""
+        number = torch.tensor(self.signal or 0, device=world.device)
+        return bool(sum_over_ranks(number, world)) if world.size > 1 else self.signal is not None

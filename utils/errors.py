@@ -1,0 +1,17 @@
+"""The one error a user can cause, and the one place that turns it into a line and an exit code."""
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Message `<file>: <what was found>. <what to do>`: one line and exit code 2 in a command."""
+
+
+def run_command(command: Callable[[], None]) -> None:
+    """Run a command's `main`; a `UserError` becomes one line on stderr and exit code 2."""
+    try:
+        command()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)

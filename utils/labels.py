@@ -1,0 +1,83 @@
+"""Label tables: which ids a data set stores, which classes are trained, how they are drawn."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from cityscapesscripts.helpers.labels import labels as cityscapes_labels
+
+IGNORE = 255
+INVALID = 254  # marks, in `id_to_train`, an id that the data set does not define
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """A data set's classes. K trained classes; "id" is the number stored in the set's own files."""
+
+    names: tuple[str, ...]  # K, in train id order
+    colors: np.ndarray  # (K,3) uint8 RGB
+    ids: np.ndarray  # (K,) uint8: train id -> id
+    id_to_train: np.ndarray  # (256,) uint8: id -> train id, IGNORE or INVALID
+    num_ids: int  # ids are 0..num_ids-1: the side of the confusion matrix
+    categories: dict[str, tuple[int, ...]]  # name -> train ids; empty where the set has none
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.names)
+
+    def draw(self, labels: np.ndarray) -> np.ndarray:
+        """(H,W) uint8 train ids -> (H,W,3) uint8 RGB; ignored pixels are black."""
+        palette = np.zeros((256, 3), np.uint8)
+        palette[: self.num_classes] = self.colors
+        return palette[labels]
+
+
+def _cityscapes() -> LabelTable:
+    trained = sorted(
+        (x for x in cityscapes_labels if 0 <= x.trainId < 255), key=lambda x: x.trainId
+    )
+    id_to_train = np.full(256, INVALID, np.uint8)
+    for label in cityscapes_labels:
+        if label.id >= 0:
+            id_to_train[label.id] = label.trainId if label in trained else IGNORE
+    categories: dict[str, tuple[int, ...]] = {}
+    for label in trained:
+        categories[label.category] = (*categories.get(label.category, ()), label.trainId)
+    return LabelTable(
+        names=tuple(label.name for label in trained),
+        colors=np.array([label.color for label in trained], np.uint8),
+        ids=np.array([label.id for label in trained], np.uint8),
+        id_to_train=id_to_train,
+        num_ids=1 + max(label.id for label in cityscapes_labels),
+        categories=categories,
+    )
+
+
+def _camvid() -> LabelTable:
+    """The 11 classes of the SegNet split (Badrinarayanan et al., 2017); id 11 is void."""
+    classes = {
+        "sky":         (128, 128, 128),
+        "building":    (128,   0,   0),
+        "pole":        (192, 192, 128),
+        "road":        (128,  64, 128),
+        "pavement":    ( 60,  40, 222),
+        "tree":        (128, 128,   0),
+        "sign":        (192, 128, 128),
+        "fence":       ( 64,  64, 128),
+        "car":         ( 64,   0, 128),
+        "pedestrian":  ( 64,  64,   0),
+        "bicyclist":   (  0, 128, 192),
+    }  # fmt: skip
+    id_to_train = np.full(256, INVALID, np.uint8)
+    id_to_train[:12] = [*range(11), IGNORE]
+    return LabelTable(
+        names=tuple(classes),
+        colors=np.array(list(classes.values()), np.uint8),
+        ids=np.arange(11, dtype=np.uint8),
+        id_to_train=id_to_train,
+        num_ids=12,
+        categories={},
+    )
+
+
+CITYSCAPES = _cityscapes()
+CAMVID = _camvid()

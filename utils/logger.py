@@ -1,0 +1,178 @@
+"""A run's folder: options, environment, curves, samples; the progress line of the terminal."""
+
+import csv
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from utils.config import Config, write_config
+from utils.errors import UserError
+from utils.plots import plot_curves
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "cityscapesscripts")
+COLUMNS = ("step", "epoch", "loss", "lr", "images_per_second", "data_wait", "val_loss", "miou")
+
+
+def run_name(config: Config) -> str:
+    """<dataset>_<model>_<backbone>_os<stride>_<time>, for a run the user did not name."""
+    parts = (config.dataset, config.model, config.backbone, f"os{config.output_stride}")
+    return "_".join((*parts, time.strftime("%Y%m%d-%H%M%S")))
+
+
+def open_folder(folder: Path, *, overwrite: bool) -> None:
+    """Make a new run's folder; an existing run is only replaced on request."""
+    if folder.exists() and any(folder.iterdir()):
+        if not overwrite:
+            raise UserError(
+                f"{folder}: this run exists. Go on with --resume auto, replace it with "
+                "--overwrite true, or choose another --run"
+            )
+        shutil.rmtree(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be created ({error}). Free the place") from error
+
+
+class RunLogger:
+    """metrics.csv, curves.png, results.json and TensorBoard events of a run (main process only)."""
+
+    def __init__(self, folder: Path, config: Config, *, start: int, enabled: bool) -> None:
+        """Rows after step `start`, left by an interrupted run, are dropped."""
+        self.folder, self.enabled = folder, enabled
+        self.rows = [row for row in read_metrics(folder) if int(row["step"]) <= start]
+        if not enabled:
+            return
+        write_config(config, folder / "config.yaml")
+        write_json(folder / "environment.json", describe_environment())
+        self.events = SummaryWriter(str(folder), purge_step=start + 1)
+        with (folder / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+    def __enter__(self) -> "RunLogger":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.enabled:
+            self.events.close()
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One row of metrics.csv and one TensorBoard point per value."""
+        if not self.enabled:
+            return
+        self.rows.append({"step": step, **values})
+        with (self.folder / "metrics.csv").open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, COLUMNS).writerow(self.rows[-1])
+        for name, value in values.items():
+            self.events.add_scalar(name, value, step)
+
+    def summary(self, row: dict[str, float], device: torch.device) -> str:
+        """A row's figures for the progress line."""
+        return (
+            f"loss {row['loss']:.3f}, lr {row['lr']:.1e}, {row['images_per_second']:.1f} img/s, "
+            f"data wait {row['data_wait']:.0%}, {peak_memory_gib(device):.1f} GiB"
+        )
+
+    def results(self, step: int, scores: dict[str, Any]) -> None:
+        """The latest evaluation to results.json; the curves so far to curves.png."""
+        if self.enabled:
+            write_json(self.folder / "results.json", {"step": step, **scores})
+            plot_curves(self.rows, self.folder / "curves.png")
+
+
+class StepClock:
+    """Time between two readings: images per second and the share spent waiting for data."""
+
+    def __init__(self, images: int) -> None:
+        """images: number trained on so far."""
+        self.images = images
+        self.restart()
+
+    def restart(self) -> None:
+        """Leave out what happened since the last reading (an evaluation)."""
+        self.since, self.waited = time.perf_counter(), 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - begin
+
+    def read(self, images: int) -> dict[str, float]:
+        """images: number trained on so far, all processes."""
+        seconds = time.perf_counter() - self.since
+        rates = {
+            "images_per_second": (images - self.images) / seconds,
+            "data_wait": self.waited / seconds,
+        }
+        self.images = images
+        self.restart()
+        return rates
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Most memory used so far: the GPU's, or on the CPU the process's (0 where unknown)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    if resource is None:
+        return 0.0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Rows of metrics.csv, values as strings ("" where a row has none); [] without the file."""
+    path = folder / "metrics.csv"
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions and hardware, to be read beside the figures of a run."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "gpus": gpus,
+        "cpu_threads": torch.get_num_threads(),
+        "command": sys.argv,
+    }
+
+
+def progress(total: int, *, start: int = 0, unit: str, label: str, enabled: bool = True) -> tqdm:
+    """A tqdm line with ETA on stderr; every half minute only, where stderr is no terminal."""
+    pause = 0.2 if sys.stderr.isatty() else 30.0
+    bar = "{desc} {percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+    return tqdm(
+        total=total, initial=start, unit=unit, desc=label, disable=not enabled,
+        mininterval=pause, maxinterval=pause, bar_format=bar, dynamic_ncols=True,
+    )  # fmt: skip
