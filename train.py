@@ -1,7 +1,7 @@
 """Train a segmentation network.
 
     python train.py                                              DeepLabV3-ResNet18 on Cityscapes
-    python train.py --config configs/camvid/deeplabv3_resnet18_os16.yaml --run first
+    python train.py --config configs/camvid/deeplabv3_resnet18_os16.yaml --run_name first
     python train.py --config training_logs/first/config.yaml --resume auto       go on after a stop
     torchrun --standalone --nproc-per-node 4 train.py            four GPUs; batch_size is per GPU
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 train.py
@@ -33,12 +33,19 @@ from utils.config import Config, parse, plain, resolve_data_root, resolve_log_ro
 from utils.distributed import StopRequest, World, sum_over_ranks
 from utils.errors import UserError, run_command
 from utils.loader import Batch, Batches, dropout_seed
-from utils.logger import RunLogger, StepClock, describe_environment, open_folder, progress, run_name
+from utils.logger import (
+    RunLogger,
+    StepClock,
+    default_run_name,
+    describe_environment,
+    open_folder,
+    progress,
+)
 from utils.optim import poly_schedule
 from utils.transforms import normalize
 
 # What may change when a run goes on; another value of any other option is another training.
-FREE_ON_RESUME = {"run", "resume", "overwrite", "log_root", "data_root", "device", "workers"}
+FREE_ON_RESUME = {"run_name", "resume", "overwrite", "log_root", "data_root", "device", "workers"}
 FREE_ON_RESUME |= {"log_every", "save_every", "eval_every", "patience"}
 
 
@@ -136,7 +143,7 @@ def train(config: Config) -> None:
     run = build_run(config, train_set.classes.names, world.device, state)
     start = run.step
     if start >= total:
-        print(f"{folder}: finished at step {total}. Start a new --run to train longer")
+        print(f"{folder}: finished at step {total}. Start a new --run_name to train longer")
         return
     criterion = SegmentationLoss(class_weights=class_weights).to(world.device)
     schedule = poly_schedule(
@@ -173,7 +180,7 @@ def train(config: Config) -> None:
 
     if state is None and world.is_main:
         open_folder(folder, overwrite=config.overwrite)
-    config = replace(config, run=folder.name, data_root=root, resume=None, overwrite=False)
+    config = replace(config, run_name=folder.name, data_root=root, resume=None, overwrite=False)
     log = RunLogger(folder, config, start=start, enabled=world.is_main)
     bar = progress(total, start=start, unit="step", label="train", enabled=world.is_main)
     clock = StepClock(start * images_per_step)
@@ -241,15 +248,15 @@ def find_run(config: Config) -> tuple[Path, dict[str, Any] | None]:
     """The run's folder and, when the run goes on, its newest checkpoint."""
     log_root = resolve_log_root(config.log_root)
     if config.resume is None:
-        return log_root / (config.run or run_name(config)), None
-    spec = config.run if config.resume == "auto" else config.resume
+        return log_root / (config.run_name or default_run_name(config)), None
+    spec = config.run_name if config.resume == "auto" else config.resume
     path = checkpoint.find_checkpoint(spec, log_root, prefer="last.pth").resolve()
     folder, state, now = path.parents[1], checkpoint.load_checkpoint(path), plain(config)
     changed = [k for k in now if k not in FREE_ON_RESUME and now[k] != state["config"].get(k)]
     if changed:
         raise UserError(
             f"{path}: made with another {', '.join(changed)}. Go on with "
-            f"--config {folder / 'config.yaml'}, or start a new --run"
+            f"--config {folder / 'config.yaml'}, or start a new --run_name"
         )
     return folder, state
 

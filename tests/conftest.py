@@ -61,7 +61,7 @@ def tiny(root: Path, log_root: Path, **changes) -> Config:
     options = {
         "data_root": root,
         "log_root": log_root,
-        "run": "run",
+        "run_name": "run",
         "device": "cpu",
         "output_stride": 32,
         "backbone_weights": None,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from torch.distributed.run import get_args_parser
 
 from evaluation.eval_on_val_for_metrics import EvalConfig
 from evaluation.official import OfficialConfig
@@ -12,7 +13,7 @@ from model import build_model
 from utils.config import REPOSITORY, Config, parse, plain, resolve_data_root, write_config
 from utils.errors import UserError
 from utils.preprocess_data import PreprocessConfig
-from utils.synthetic import Options as SyntheticConfig
+from utils.synthetic import SyntheticConfig
 
 CONFIGS = sorted((REPOSITORY / "configs").glob("*/*.yaml"))
 
@@ -70,7 +71,7 @@ def test_a_written_config_reads_back_equal(tmp_path):
         ["--workers", "-1"],
         ["--epochs", "0"],
         ["--eval_scales", "[]"],
-        ["--run", "../x"],
+        ["--run_name", "../x"],
         ["--dataset", "coco"],
         ["--backbone", "resnet19"],
         ["--output_stride", "4"],
@@ -108,6 +109,13 @@ def test_help_explains_every_option(config, capsys):
     for field in fields(config):
         option = text.rpartition(f" --{field.name} ")[2]
         assert "(type:" in option and not option.startswith("(type:"), field.name
+
+
+def test_torchrun_takes_no_option_for_its_own():
+    """Python 3.11's argparse reads `train.py --run` as torchrun's own --run-path."""
+    own = get_args_parser()._option_string_actions
+    for field in fields(Config):
+        assert not [option for option in own if option.startswith(f"--{field.name}")], field.name
 
 
 def test_data_roots(monkeypatch, tmp_path):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from utils.transforms import normalize
 def work(root: str, result: str) -> None:
     """One global batch of four through loss and backward, then an evaluation of three images."""
     world = distributed.start("cpu")
+    root = Path(root)
     train_set, val_set = (build_dataset("cityscapes", root, split) for split in ("train", "val"))
     torch.manual_seed(0)
     model = build_model("deeplabv3", num_classes=19, output_stride=32, dropout=0.0).eval()
@@ -71,7 +73,8 @@ def test_two_processes_equal_one(cityscapes_root, tmp_path):
 
 def test_torchrun_trains_and_evaluates(cityscapes_root, tmp_path):
     options = [
-        "--data_root", cityscapes_root, "--log_root", tmp_path, "--run", "run", "--device", "cpu",
+        "--data_root", cityscapes_root, "--log_root", tmp_path, "--run_name", "run",
+        "--device", "cpu",
         "--backbone_weights", "null", "--output_stride", "32", "--crop", "[32,64]", "--steps", "4",
         "--batch_size", "2", "--workers", "1", "--log_every", "1", "--eval_every", "2",
     ]  # fmt: skip

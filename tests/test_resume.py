@@ -68,7 +68,7 @@ def test_resuming_gives_the_same_losses_and_weights(uninterrupted, tmp_path, wor
     for path in (*later, checkpoints / "last.pth", checkpoints / "best.pth"):
         path.unlink()
     assert 0 < load_checkpoint(half_way)["step"] < 10
-    train(replace(config, log_root=tmp_path, workers=workers, resume=str(half_way), run=None))
+    train(replace(config, log_root=tmp_path, workers=workers, resume=str(half_way), run_name=None))
     assert exact_rows(tmp_path / "run") == exact_rows(folder)
     assert_same_bits(final_state(tmp_path / "run"), final_state(folder))
 

@@ -16,7 +16,8 @@ from cityscapesscripts.preparation.json2labelImg import createLabelImage
 from PIL import Image
 
 from utils.errors import UserError
-from utils.synthetic import FILES, compose, generate, index_map, scene_files
+from utils.synthetic import FILES, compose, generate, scene_files
+from utils.synthetic_scene import index_map
 
 SCENES = {"train": 6, "val": 8}
 EVALUATED = {id for id, label in id2label.items() if 0 <= label.trainId < 255}

@@ -129,4 +129,4 @@ def test_imagenet_weights_reach_the_training(cityscapes_root, tmp_path):
         assert torch.equal(model.backbone.state_dict()[name], weights[name])
     torch.save({key: value for key, value in weights.items() if "layer4" not in key}, path)
     with pytest.raises(UserError, match=r"no layer4.*resnet18"):
-        train(tiny(cityscapes_root, tmp_path, run="other", backbone_weights=str(path)))
+        train(tiny(cityscapes_root, tmp_path, run_name="other", backbone_weights=str(path)))

@@ -29,12 +29,12 @@ class Config:
     """Data set to train on."""
     data_root: Path | None = None
     """Folder of the data set. Default: $CITYSCAPES_DATASET for cityscapes, else data/<dataset>."""
-    run: str | None = None
+    run_name: str | None = None
     """Name of the run's folder in --log_root. Default: data set, model, backbone, stride, time."""
     log_root: Path | None = None
     """Folder of all runs. Default: training_logs/."""
     resume: str | None = None
-    """'auto' goes on with the newest checkpoint of --run (of the newest run when none is named);
+    """'auto' goes on with the last checkpoint of --run_name (of the newest run if none is named);
     a path goes on with that checkpoint."""
     overwrite: bool = False
     """Replace an existing run of the same name."""
@@ -116,7 +116,12 @@ class Config:
         check(self, "multi_grid", lambda grid: min(grid) >= 1, "three factors of at least 1")
         check(self, "scale", lambda s: 0.01 <= s[0] <= s[1] <= 100, "two factors, smaller first")
         check(self, "eval_scales", valid_scales, "one or more factors between 0.01 and 100")
-        check(self, "run", lambda run: re.fullmatch(r"\w[\w.+-]*", run), "letters, digits, _.+-")
+        check(
+            self,
+            "run_name",
+            lambda name: re.fullmatch(r"\w[\w.+-]*", name),
+            "letters, digits, _.+-",
+        )
 
 
 def valid_scales(scales: tuple[float, ...]) -> bool:

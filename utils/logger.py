@@ -30,7 +30,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "cityscap
 COLUMNS = ("step", "epoch", "loss", "lr", "images_per_second", "data_wait", "val_loss", "miou")
 
 
-def run_name(config: Config) -> str:
+def default_run_name(config: Config) -> str:
     """<dataset>_<model>_<backbone>_os<stride>_<time>, for a run the user did not name."""
     parts = (config.dataset, config.model, config.backbone, f"os{config.output_stride}")
     return "_".join((*parts, time.strftime("%Y%m%d-%H%M%S")))
@@ -42,7 +42,7 @@ def open_folder(folder: Path, *, overwrite: bool) -> None:
         if not overwrite:
             raise UserError(
                 f"{folder}: this run exists. Go on with --resume auto, replace it with "
-                "--overwrite true, or choose another --run"
+                "--overwrite true, or choose another --run_name"
             )
         shutil.rmtree(folder)
     try:

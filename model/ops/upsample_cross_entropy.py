@@ -12,7 +12,7 @@ def upsample_cross_entropy(
     ignore_index: int = 255,
     align_corners: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N,K,h,w) logits, (N,H,W) uint8 labels -> (loss_sum, weight_sum), scalars of at least float32.
+    """(N,K,h,w) logits, (N,H,W) uint8 labels -> (loss_sum, weight_sum), two scalars.
 
     The bilinearly upsampled logits' cross entropy is summed over the labelled pixels, each times
     its class's weight; weight_sum is the sum of those weights (their number without weights).
