@@ -13,10 +13,10 @@ samples/, TensorBoard events, checkpoints/best.pth and last.pth.
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import cv2
 import torch
@@ -29,15 +29,15 @@ from evaluation.visualize import ContactSheet
 from model import build_model
 from model.losses import SegmentationLoss
 from utils import checkpoint, distributed
+from utils.checkpoint import Run
 from utils.config import Config, parse, plain, resolve_data_root, resolve_log_root
-from utils.distributed import StopRequest, World, sum_over_ranks
+from utils.distributed import StopRequest
 from utils.errors import UserError, run_command
 from utils.loader import Batch, Batches, dropout_seed
 from utils.logger import (
     RunLogger,
     StepClock,
     default_run_name,
-    describe_environment,
     open_folder,
     progress,
 )
@@ -47,54 +47,6 @@ from utils.transforms import normalize
 # What may change when a run goes on; another value of any other option is another training.
 FREE_ON_RESUME = {"run_name", "resume", "overwrite", "log_root", "data_root", "device", "workers"}
 FREE_ON_RESUME |= {"log_every", "save_every", "eval_every", "patience"}
-
-
-@dataclass
-class Run:
-    """Everything of a training that a checkpoint must bring back."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    network: dict[str, Any]  # build_model's arguments
-    config: dict[str, Any]
-    classes: list[str]
-    loss_sum: torch.Tensor  # of the steps since the last row of metrics.csv
-    step: int = 0
-    best_miou: float = -1.0
-    best_step: int = 0
-    stale: int = 0  # evaluations since the best one
-
-    PLAIN: ClassVar = (
-        "network", "config", "classes", "loss_sum", "step", "best_miou", "best_step", "stale",
-    )  # fmt: skip
-
-    def note(self, miou: float) -> None:
-        """Keep the best mIoU and the number of evaluations since."""
-        if miou > self.best_miou:
-            self.best_miou, self.best_step, self.stale = miou, self.step, 0
-        else:
-            self.stale += 1
-
-    def mean_loss(self, log_every: int, world: World) -> float:
-        """Mean over the steps since the last call and over all processes; waits for the device."""
-        steps = (self.step - 1) % log_every + 1
-        mean = sum_over_ranks(self.loss_sum, world).item() / (steps * world.size)
-        self.loss_sum.zero_()
-        return mean
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "environment": describe_environment(),
-            **{name: getattr(self, name) for name in self.PLAIN},
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for name in self.PLAIN:
-            setattr(self, name, state[name])
 
 
 def build_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
@@ -132,6 +84,7 @@ def train(config: Config) -> None:
     autocast = world.use_bf16(config.precision)
 
     root = resolve_data_root(config.dataset, config.data_root)
+    config = replace(config, data_root=root)
     train_set, val_set = (build_dataset(config.dataset, root, split) for split in ("train", "val"))
     class_weights = read_class_weights(root, train_set.classes) if config.class_weights else None
     images_per_step = config.batch_size * world.size
@@ -180,8 +133,14 @@ def train(config: Config) -> None:
 
     if state is None and world.is_main:
         open_folder(folder, overwrite=config.overwrite)
-    config = replace(config, run_name=folder.name, data_root=root, resume=None, overwrite=False)
+    config = replace(config, run_name=folder.name, resume=None, overwrite=False)
     log = RunLogger(folder, config, start=start, enabled=world.is_main)
+    if world.is_main:
+        print(
+            f"{config.model} {config.backbone} output stride {config.output_stride}, "
+            f"{len(train_set)} train and {len(val_set)} val images of {root}, "
+            f"steps {start + 1} to {total} on {world.size} x {world.device.type}: {folder}"
+        )
     bar = progress(total, start=start, unit="step", label="train", enabled=world.is_main)
     clock = StepClock(start * images_per_step)
     with StopRequest() as stop, log, bar:
@@ -230,7 +189,9 @@ def train(config: Config) -> None:
             stopping = (log_due or world.size == 1) and stop.requested(world)
             stopping |= config.patience is not None and run.stale >= config.patience
             if eval_due or stopping or step % config.save_every == 0:
-                save(run, folder, world)
+                if world.is_main:
+                    run.save(folder / "checkpoints")
+                distributed.wait_for_all(world)
             if stopping:
                 break
     distributed.stop(world)
@@ -239,9 +200,7 @@ def train(config: Config) -> None:
         print(f"stopped after step {run.step}; go on with: {resume}", file=sys.stderr)
         sys.exit(128 + stop.signal)
     if world.is_main:
-        print(
-            f"best mIoU {run.best_miou:.4f} at step {run.best_step}: {folder}/checkpoints/best.pth"
-        )
+        print(f"best mIoU {run.best_miou:.4f} at step {run.best_step} of {total}: {folder}")
 
 
 def find_run(config: Config) -> tuple[Path, dict[str, Any] | None]:
@@ -285,17 +244,6 @@ def build_run(
     if state is not None:
         run.restore(state)
     return run
-
-
-def save(run: Run, folder: Path, world: World) -> None:
-    """Write the checkpoint; best.pth follows when this step is the best."""
-    if world.is_main:
-        checkpoints = folder / "checkpoints"
-        path = checkpoint.save_checkpoint(checkpoints, run.state())
-        if run.best_step == run.step:
-            checkpoint.point(checkpoints / "best.pth", path)
-        checkpoint.prune(checkpoints)
-    distributed.wait_for_all(world)
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ class EvalConfig:
     dataset: Literal["cityscapes", "synthetic", "camvid"] | None = None
     """Data set to score on. Default: the one the checkpoint was trained on."""
     data_root: Path | None = None
-    """Folder of the data set. Default: $CITYSCAPES_DATASET for cityscapes, else data/<dataset>."""
+    """Folder of the data set. Default: the one the checkpoint was trained on."""
     split: Literal["val", "test"] = "val"
     """Part of the data set; test only where its labels are public (camvid)."""
     scales: tuple[float, ...] | None = None
@@ -69,7 +69,10 @@ def evaluate_checkpoint(config: EvalConfig) -> None:
     model, state = load_model(path)
     trained = state["config"]
     dataset_name = config.dataset or trained["dataset"]
-    root = resolve_data_root(dataset_name, config.data_root)
+    root = config.data_root
+    if root is None and dataset_name == trained["dataset"]:
+        root = Path(trained["data_root"])
+    root = resolve_data_root(dataset_name, root)
     dataset = build_dataset(dataset_name, root, config.split)
     if list(dataset.classes.names) != state["classes"]:
         raise UserError(

@@ -4,18 +4,77 @@ import hashlib
 import os
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torchvision
+from torch import nn
 
 from utils.config import REPOSITORY
+from utils.distributed import World, sum_over_ranks
 from utils.errors import UserError
+from utils.logger import describe_environment
 
 FORMAT = 1
 PRETRAINED = REPOSITORY / "pretrained_models"
 NAME = re.compile(r"step_(\d{8})-([0-9a-f]{16})\.pth")
+
+
+@dataclass
+class Run:
+    """Everything of a training that a checkpoint must bring back."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    network: dict[str, Any]  # build_model's arguments
+    config: dict[str, Any]
+    classes: list[str]
+    loss_sum: torch.Tensor  # of the steps since the last row of metrics.csv
+    step: int = 0
+    best_miou: float = -1.0
+    best_step: int = 0
+    stale: int = 0  # evaluations since the best one
+
+    PLAIN: ClassVar = (
+        "network", "config", "classes", "loss_sum", "step", "best_miou", "best_step", "stale",
+    )  # fmt: skip
+
+    def note(self, miou: float) -> None:
+        """Keep the best mIoU and the number of evaluations since."""
+        if miou > self.best_miou:
+            self.best_miou, self.best_step, self.stale = miou, self.step, 0
+        else:
+            self.stale += 1
+
+    def mean_loss(self, log_every: int, world: World) -> float:
+        """Mean over the steps since the last call and over all processes; waits for the device."""
+        steps = (self.step - 1) % log_every + 1
+        mean = sum_over_ranks(self.loss_sum, world).item() / (steps * world.size)
+        self.loss_sum.zero_()
+        return mean
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "environment": describe_environment(),
+            **{name: getattr(self, name) for name in self.PLAIN},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name in self.PLAIN:
+            setattr(self, name, state[name])
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint; best.pth follows when this step is the best. Older ones go."""
+        path = save_checkpoint(folder, self.state())
+        if self.best_step == self.step:
+            point(folder / "best.pth", path)
+        prune(folder)
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
