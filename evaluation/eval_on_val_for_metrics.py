@@ -78,6 +78,8 @@ def evaluate_checkpoint(config: EvalConfig) -> None:
         raise UserError(
             f"{path}: trained on other classes than {dataset_name}'s. Use its own data set"
         )
+    if dataset.files[0].label is None and dataset.files[0].instance is None:
+        raise UserError(f"{root}: the {config.split} split has no public labels. Use --split val")
     print(f"checkpoint {path} (step {state['step']}) on {len(dataset)} images of {root}")
     weighted = trained["class_weights"] and config.split == "val"
     weights = read_class_weights(root, dataset.classes).to(world.device) if weighted else None

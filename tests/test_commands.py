@@ -70,6 +70,14 @@ def test_evaluating_twice_replaces_the_predictions_in_whole(cityscapes_root, tmp
     assert done.returncode == 0, done.stderr
     assert len(list(folder.iterdir())) == 3 and not list(folder.glob("*stale*"))
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    test_images = cityscapes_root / "leftImg8bit" / "test" / "berlin"
+    test_images.mkdir(parents=True)
+    cv2.imwrite(
+        str(test_images / "berlin_000000_000019_leftImg8bit.png"), np.zeros((64, 128, 3), np.uint8)
+    )
+    done = run("evaluation/eval_on_val_for_metrics.py", *logs, "--split", "test")
+    shutil.rmtree(test_images.parent)
+    fails(done, "no public labels", "--split val")
 
 
 def fails(done: subprocess.CompletedProcess, *words: str) -> None:

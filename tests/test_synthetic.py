@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from cityscapesscripts.preparation.json2labelImg import createLabelImage
 from PIL import Image
 
 from utils.errors import UserError
+from utils.preprocess_data import preprocess
 from utils.synthetic import FILES, compose, generate, scene_files
 from utils.synthetic_scene import index_map
 
@@ -77,6 +79,20 @@ def test_truth_is_what_cityscapesscripts_draws(root, index):
     to_train = np.array([id2label[id].trainId for id in range(34)])
     np.testing.assert_array_equal(to_train[ids], createLabelImage(truth, "trainIds"))
     np.testing.assert_array_equal(np.where(instances < 1000, instances, instances // 1000), ids)
+
+
+def test_preprocessing_gives_the_train_ids_of_cscreatetrainidlabelimgs(tmp_path):
+    generate(tmp_path, train=1, val=1, workers=1)
+    preprocess(tmp_path, workers=1, overwrite=False)
+    command = Path(sys.executable).with_name("csCreateTrainIdLabelImgs")
+    environment = {**os.environ, "CITYSCAPES_DATASET": str(tmp_path)}
+    subprocess.run([command], env=environment, check=True, capture_output=True)
+    official = sorted(tmp_path.glob("gtFine/*/*/*_gtFine_labelTrainIds.png"))
+    assert len(official) == 2
+    for path in official:
+        name = path.name.removesuffix("_gtFine_labelTrainIds.png")
+        ours = Image.open(tmp_path / "meta" / "label_imgs" / f"{name}.png")
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(Image.open(path)))
 
 
 def test_instances_single_and_group(root):

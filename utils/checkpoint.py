@@ -37,9 +37,7 @@ class Run:
     best_step: int = 0
     stale: int = 0  # evaluations since the best one
 
-    PLAIN: ClassVar = (
-        "network", "config", "classes", "loss_sum", "step", "best_miou", "best_step", "stale",
-    )  # fmt: skip
+    PLAIN: ClassVar = ("network", "config", "classes", "step", "best_miou", "best_step", "stale")
 
     def note(self, miou: float) -> None:
         """Keep the best mIoU and the number of evaluations since."""
@@ -59,6 +57,7 @@ class Run:
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "loss_sum": self.loss_sum,
             "environment": describe_environment(),
             **{name: getattr(self, name) for name in self.PLAIN},
         }
@@ -66,6 +65,7 @@ class Run:
     def restore(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.loss_sum.copy_(state["loss_sum"])
         for name in self.PLAIN:
             setattr(self, name, state[name])
 

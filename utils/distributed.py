@@ -92,5 +92,6 @@ class StopRequest:
 
     def requested(self, world: World) -> bool:
         """Whether any process was asked; all of them must call this at the same step."""
-        number = torch.tensor(self.signal or 0, device=world.device)
-        return bool(sum_over_ranks(number, world)) if world.size > 1 else self.signal is not None
+        if world.size == 1:
+            return self.signal is not None
+        return bool(sum_over_ranks(torch.tensor(self.signal or 0, device=world.device), world))

@@ -1,6 +1,7 @@
 """Random scale, crop and flip of a training sample, and normalisation on the device."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -83,6 +84,12 @@ def resize(pixels: np.ndarray, size: tuple[int, int], interpolation: int) -> np.
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
     """(N,H,W,3) uint8 RGB -> (N,3,H,W) float32, channels_last, ImageNet mean 0 and deviation 1."""
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=images.device).view(1, 3, 1, 1)
+    mean, std = channel_statistics(images.device)
     return (images.permute(0, 3, 1, 2).float() - mean) / std
+
+
+@lru_cache
+def channel_statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation, (1,3,1,1); copied to a GPU once, not at every step."""
+    mean, std = (torch.tensor(x, device=device) for x in (IMAGENET_MEAN, IMAGENET_STD))
+    return mean.view(1, 3, 1, 1), std.view(1, 3, 1, 1)
