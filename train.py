@@ -166,7 +166,7 @@ def train(config: Config) -> None:
                 }
                 if not math.isfinite(row["loss"]):
                     raise UserError(f"{folder}: loss {row['loss']} at step {step}. Lower --base_lr")
-                bar.set_postfix_str(log.summary(row, world.device))
+                bar.set_postfix_str(log.summary(row, world.device), refresh=False)
 
             eval_due = last or step % config.eval_every == 0
             if eval_due:

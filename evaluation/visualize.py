@@ -40,7 +40,7 @@ class ContactSheet:
 
     def __init__(self, dataset: SegmentationDataset, *, images: int = 4) -> None:
         self.dataset = dataset
-        indices = range(0, len(dataset), max(1, len(dataset) // images))[:images]
+        indices = np.linspace(0, len(dataset) - 1, images).round().astype(int).tolist()
         self.wanted = {dataset.files[index].name: index for index in indices}
         self.rows: list[np.ndarray] = []
 

@@ -105,21 +105,22 @@ def test_equals_smp(backbone, stride):
 def test_trains_like_smp_for_50_steps():
     """The same weights, batches and optimizer: a textbook loop around SMP, and our criterion.
 
-    A small learning rate: at 0.01 the order of summation alone drives two trainings apart, by
-    0.8 % within 50 steps even in float64.
+    In float64: in float32 SMP drifts by 2 % from itself when its weights change by 1e-7.
     """
     rates = (1, 2, 3)
-    reference = smp_model("resnet18", 16, rates=rates)
+    torch.manual_seed(0)
+    reference = smp_model("resnet18", 16, rates=rates).double()
     model = build_model(
         "deeplabv3", num_classes=19, output_stride=16, dropout=0.0, atrous_rates=rates
-    )
+    ).double()
     model.load_state_dict(smp_to_ours(reference.state_dict()))
     criterion, curves = SegmentationLoss(), ([], [])
     optimizers = [torch.optim.SGD(m.parameters(), 1e-3, momentum=0.9) for m in (reference, model)]
     generator = torch.Generator().manual_seed(0)
     for _ in range(50):
-        coarse = torch.randn(6, 3, 6, 6, generator=generator)
+        coarse = torch.randn(4, 3, 6, 6, generator=generator).double()
         images = F.interpolate(coarse, (32, 32), mode="bilinear")
+        images += 0.5 * torch.randn(images.shape, generator=generator)
         labels = (images[:, 0] > 0).byte() + 2 * (images[:, 1] > 0).byte()
         labels[:, :4] = 255
         theirs = F.cross_entropy(reference(images), labels.long(), ignore_index=255)
@@ -129,9 +130,9 @@ def test_trains_like_smp_for_50_steps():
             loss.backward()
             optimizer.step()
             curve.append(loss.item())
-    theirs, ours = map(torch.tensor, curves)
+    theirs, ours = (torch.tensor(curve, dtype=torch.float64) for curve in curves)
     assert theirs[-5:].mean() < 0.7 * theirs[0]  # it learned something to disagree about
-    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=0)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("stride", [8, 16, 32])

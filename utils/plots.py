@@ -22,6 +22,8 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 axis.plot(*zip(*points, strict=True), label=name, marker=marker, markersize=3)
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
+        if title == "mIoU":
+            axis.set_ylim(0, 1)
         if axis.lines:
             axis.legend()
     figure.savefig(path, dpi=110)

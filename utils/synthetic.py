@@ -1,7 +1,7 @@
 """Draw a synthetic data set in Cityscapes format, to try every command without the real one.
 
     python utils/synthetic.py
-    python utils/synthetic.py --data_root data/synthetic --train 64 --val 16 --seed 0 --workers 4
+    python utils/synthetic.py --data_root data/synthetic --train 64 --val 12 --seed 0 --workers 4
 
 A scene is a list of labelled polygons (utils/synthetic_scene.py); cityscapesscripts turns it into
 ground truth.
@@ -148,7 +148,8 @@ def generate(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         written = pool.map(write_scene, tasks)
-        for _ in tqdm(written, desc="synthetic", unit="image", total=len(tasks)):
+        pause = 0.2 if sys.stderr.isatty() else 30.0
+        for _ in tqdm(written, "synthetic", len(tasks), unit="image", mininterval=pause):
             pass
     write_marker(data_root, made, complete=True)
 
@@ -161,7 +162,7 @@ class SyntheticConfig:
     """Folder to write; missing folders are made."""
     train: int = 64
     """Scenes of the train split."""
-    val: int = 16
+    val: int = 12
     """Scenes of the val split."""
     seed: int = 0
     """Another seed draws other scenes."""
