@@ -1,4 +1,4 @@
-# make demo   train and score on synthetic street scenes, about five minutes on two CPU cores
+# make demo   train and score on synthetic street scenes, about four minutes on two CPU cores
 # make test   run the tests      make lint   check the style      make lock   renew the lock files
 # Each makes .venv first when needed. Another interpreter: make demo PYTHON=python3.13
 
