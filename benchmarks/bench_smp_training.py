@@ -3,9 +3,9 @@
     python benchmarks/bench_smp_training.py [DATASET] [STEPS]          e.g. camvid 50
 
 Same weights, same batches, SGD 2e-4 with momentum 0.9, dropout off. Ours goes through this
-project's criterion; SMP's through a textbook loop (model upsamples, F.cross_entropy). In float64 and
-with a small rate: the drift of two trainings that differ by one rounding grows fivefold per step
-at 1e-3, and in float32 SMP drifts by 2 % from itself when its weights change by 1e-7.
+project's criterion; SMP's through a textbook loop (model upsamples, F.cross_entropy). In float64
+and with a small rate: at 1e-3 the drift of two trainings that differ by one rounding grows
+fivefold per step, and in float32 SMP drifts by 2 % from itself when its weights change by 1e-7.
 Prints the largest relative difference and draws both curves to docs/img/smp_training.png.
 """
 
