@@ -149,7 +149,7 @@ def train(config: Config) -> None:
                 batch = next(batches)
             torch.manual_seed(dropout_seed(config.seed, step, world.rank))
             loss = training_step(parallel, criterion, run.optimizer, batch, autocast=autocast)
-            run.loss_sum += loss
+            run.add_loss(loss)
             run.step, learning_rate = step, schedule.get_last_lr()[0]
             schedule.step()
             bar.update()
@@ -160,7 +160,7 @@ def train(config: Config) -> None:
             if log_due:  # the only steps at which the host waits for the device
                 row = {
                     "epoch": step * images_per_step / len(train_set),
-                    "loss": run.mean_loss(config.log_every, world),
+                    "loss": run.mean_loss(world),
                     "lr": learning_rate,
                     **clock.read(images=step * images_per_step),
                 }

@@ -32,12 +32,15 @@ class Run:
     config: dict[str, Any]
     classes: list[str]
     loss_sum: torch.Tensor  # of the steps since the last row of metrics.csv
+    loss_steps: int = 0  # their number
     step: int = 0
     best_miou: float = -1.0
     best_step: int = 0
     stale: int = 0  # evaluations since the best one
 
-    PLAIN: ClassVar = ("network", "config", "classes", "step", "best_miou", "best_step", "stale")
+    PLAIN: ClassVar = (
+        "network", "config", "classes", "step", "loss_steps", "best_miou", "best_step", "stale",
+    )  # fmt: skip
 
     def note(self, miou: float) -> None:
         """Keep the best mIoU and the number of evaluations since."""
@@ -46,11 +49,16 @@ class Run:
         else:
             self.stale += 1
 
-    def mean_loss(self, log_every: int, world: World) -> float:
+    def add_loss(self, loss: torch.Tensor) -> None:
+        """Count a step's loss in, without waiting for the device."""
+        self.loss_sum += loss
+        self.loss_steps += 1
+
+    def mean_loss(self, world: World) -> float:
         """Mean over the steps since the last call and over all processes; waits for the device."""
-        steps = (self.step - 1) % log_every + 1
-        mean = sum_over_ranks(self.loss_sum, world).item() / (steps * world.size)
+        mean = sum_over_ranks(self.loss_sum, world).item() / (self.loss_steps * world.size)
         self.loss_sum.zero_()
+        self.loss_steps = 0
         return mean
 
     def state(self) -> dict[str, Any]:
