@@ -44,19 +44,13 @@ def test_predict_is_upsampled_argmax_at_any_size():
 
 def test_scales_and_flip_average_probabilities():
     model, pictures, size = network(), images(), (64, 96)
-    total = 0
+    views = []
     with torch.no_grad():
         for scale in (0.5, 1.0):
             scaled = rescale(normalize(pictures), scale)
-            for view in (scaled, scaled.flip(3)):
-                full = F.interpolate(model(view)["out"], size, mode="bilinear")
-                total = total + (full if view is scaled else 0)
-                if view is not scaled:
-                    small = model(view)["out"].flip(3)
-                    total = total + F.interpolate(small, size, mode="bilinear").softmax(1)
-                else:
-                    total = total - full + full.softmax(1)
-    expected = (total / 4).log()
+            views += [model(scaled)["out"], model(scaled.flip(3))["out"].flip(3)]
+    full = [F.interpolate(view, size, mode="bilinear").softmax(1) for view in views]
+    expected = (sum(full) / 4).log()
     found = predict_logits(model, pictures, size=size, scales=(0.5, 1.0), flip=True)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
