@@ -29,7 +29,7 @@ from utils import distributed
 from utils.checkpoint import find_checkpoint
 from utils.config import check, parse, resolve_data_root, resolve_log_root, valid_scales
 from utils.errors import UserError, run_command
-from utils.logger import write_json
+from utils.logger import make_folder, write_json
 
 
 @dataclass(frozen=True)
@@ -125,10 +125,7 @@ def start_folder(folder: Path) -> Path:
     """An empty folder beside `folder`, to be filled and then swapped in."""
     fresh = folder.with_name(f".{folder.name}-new")
     shutil.rmtree(fresh, ignore_errors=True)
-    try:
-        fresh.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{fresh}: cannot be created ({error}). Free the place") from error
+    make_folder(fresh)
     return fresh
 
 

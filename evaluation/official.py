@@ -19,6 +19,7 @@ import numpy as np
 from datasets import first_folder
 from utils.config import REPOSITORY, parse, resolve_data_root
 from utils.errors import UserError, run_command
+from utils.logger import make_folder
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def score_officially(config: OfficialConfig) -> None:
     for folder in (truth, config.predictions):
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder. Check --data_root and --predictions")
-    config.export.mkdir(parents=True, exist_ok=True)
+    make_folder(config.export)
     # cityscapesScripts reads these while it is imported.
     os.environ["CITYSCAPES_DATASET"] = str(truth.parents[1])
     os.environ["CITYSCAPES_RESULTS"] = str(config.predictions)

@@ -112,6 +112,16 @@ def test_wrong_types_and_missing_files(tmp_path):
     fails(run("evaluation/eval_on_val_for_metrics.py", "--log_root", tmp_path), str(tmp_path))
 
 
+def test_output_folders_that_cannot_be_made(cityscapes_root, tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    data, logs = ["--data_root", cityscapes_root], ["--log_root", file]
+    fails(run("train.py", *TRAIN, *data, *logs), str(file), "cannot be created")
+    fails(run("utils/synthetic.py", "--data_root", file), str(file))
+    predictions = ["--predictions", tmp_path, "--export", file / "x"]
+    fails(run("evaluation/official.py", *data, *predictions), str(file), "cannot be created")
+
+
 def test_train_without_data_says_what_to_do(tmp_path):
     shutil.copytree(
         REPOSITORY, tmp_path / "r",

@@ -45,10 +45,15 @@ def open_folder(folder: Path, *, overwrite: bool) -> None:
                 "--overwrite true, or choose another --run_name"
             )
         shutil.rmtree(folder)
+    make_folder(folder)
+
+
+def make_folder(folder: Path) -> None:
+    """`mkdir -p`; UserError where that is impossible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be created ({error}). Free the place") from error
+        raise UserError(f"{folder}: cannot be created ({error.strerror}). Free it") from error
 
 
 class RunLogger:

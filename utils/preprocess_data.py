@@ -27,7 +27,7 @@ from utils.config import check, parse, resolve_data_root
 from utils.errors import UserError, run_command
 from utils.labels import CITYSCAPES
 from utils.loader import read_ahead
-from utils.logger import progress, write_json
+from utils.logger import make_folder, progress, write_json
 
 SPLITS = ("train", "val")
 
@@ -99,13 +99,6 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error}). Free the place") from error
-
-
-def make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be created ({error}). Make it writable") from error
 
 
 def class_weights(counts: np.ndarray, *, images: int) -> dict[str, object]:

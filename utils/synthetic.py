@@ -103,7 +103,7 @@ def read_marker(root: Path) -> tuple[dict[str, Any], bool]:
         made = json.loads(marker.read_text("utf-8"))
         own_files(root, made)
         return made, made.pop("complete")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}, False
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{marker}: damaged. Choose another --data_root") from error
