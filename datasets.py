@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from utils.errors import UserError
-from utils.labels import CAMVID, CITYSCAPES, INVALID, LabelTable
+from utils.files import PALETTE, first_folder, read_grey, read_png_header
+from utils.labels import CAMVID, CITYSCAPES, INVALID, LabelTable, label_ids
 
 SPLITS = ("train", "val", "test")
 
@@ -47,7 +48,7 @@ class SegmentationDataset:
         sample: dict[str, Any] = {"image": read_image(files.image), "name": files.name}
         if files.instance is not None:
             sample["instance"] = read_ids(files.instance, np.uint16)
-            ids = instance_to_label_ids(sample["instance"])
+            ids = label_ids(sample["instance"])
             sample["label"] = to_train_ids(ids, self.classes.id_to_train, files.instance)
         elif files.label is not None:
             label = read_ids(files.label, np.uint8)
@@ -76,19 +77,15 @@ def read_image(path: Path) -> np.ndarray:
 
 def read_ids(path: Path, dtype: type) -> np.ndarray:
     """One-channel PNG -> (H,W) ids; palette files give their indices (cv2 would give colours)."""
-    modes = {np.uint8: ("L", "P"), np.uint16: ("I;16", "L", "I")}[dtype]
+    if read_png_header(path).color != PALETTE:
+        return read_grey(path, dtype)
     try:
-        with Image.open(path, formats=("PNG",)) as image:
-            if image.mode not in modes:
-                raise UserError(f"{path}: mode {image.mode}, not ids. Give a one-channel id image")
+        with Image.open(path) as image:
+            image.verify()  # checksums; an image that was verified must be opened again
+        with Image.open(path) as image:
             return np.asarray(image).astype(dtype)
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{path}: not a whole PNG image. Replace the damaged file") from error
-
-
-def instance_to_label_ids(instance: np.ndarray) -> np.ndarray:
-    """(H,W) uint16 Cityscapes instance ids (id * 1000 + k or a plain id) -> (H,W) uint8 ids."""
-    return np.where(instance >= 1000, instance // 1000, instance).astype(np.uint8)
 
 
 def to_train_ids(ids: np.ndarray, lut: np.ndarray, path: Path) -> np.ndarray:
@@ -144,12 +141,6 @@ def camvid(root: Path, split: str) -> SegmentationDataset:
     ]
     require_labels(files, f"Put it into {split}annot")
     return SegmentationDataset(files, CAMVID, label_lut=CAMVID.id_to_train)
-
-
-def first_folder(root: Path, kind: str, split: str) -> Path:
-    """`root/kind/split`, or the nested layout that the Cityscapes zips unpack to."""
-    nested = root / f"{kind}_trainvaltest" / kind / split
-    return nested if nested.is_dir() else root / kind / split
 
 
 def find_images(folder: Path, pattern: str, root: Path) -> list[Path]:

@@ -30,18 +30,14 @@ from model import build_model
 from model.losses import SegmentationLoss
 from utils import checkpoint, distributed
 from utils.checkpoint import Run
-from utils.config import Config, parse, plain, resolve_data_root, resolve_log_root
+from utils.config import Config, parse, plain
 from utils.distributed import StopRequest
 from utils.errors import UserError, run_command
+from utils.files import resolve_data_root, resolve_log_root
 from utils.loader import Batch, Batches, dropout_seed
-from utils.logger import (
-    RunLogger,
-    StepClock,
-    default_run_name,
-    open_folder,
-    progress,
-)
+from utils.logger import RunLogger, StepClock, default_run_name, open_folder
 from utils.optim import poly_schedule
+from utils.progress import progress
 from utils.transforms import normalize
 
 # What may change when a run goes on; another value of any other option is another training.

@@ -18,9 +18,10 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets import SegmentationDataset, build_dataset
-from evaluation.metrics import confusion_matrix, scores_from_confusion
-from utils.config import REPOSITORY
+from evaluation.counts import Counts, count_pixels
+from evaluation.metrics import compute_scores
 from utils.errors import UserError, run_command
+from utils.files import REPOSITORY
 
 FINE, COARSE = (5, 16), (3, 8)  # bits per colour channel, rows
 LEAST = 20  # training pixels below which a fine cell asks the coarse one
@@ -66,17 +67,16 @@ def main() -> None:
         "most frequent": counts.argmax(1).astype(np.uint8),
         "balanced": (counts / np.maximum(fine.sum(0), 1)).argmax(1).astype(np.uint8),
     }
-    confusions = {name: np.zeros((256, 256), np.int64) for name in tables}
+    counted: dict[str, list[Counts]] = {name: [] for name in tables}
     for index in range(len(val_set)):
         sample = val_set[index]
         where = cells(sample["image"], *FINE)
         for name, table in tables.items():
-            confusions[name] += confusion_matrix(sample["label"], table[where], 256)
+            ids = classes.ids[table[where]]
+            counted[name].append(count_pixels(sample["instance"], ids, classes))
     best = 0.0
-    for name, confusion in confusions.items():
-        scores = scores_from_confusion(
-            confusion, names=classes.names, ids=range(len(classes.names)), categories={}
-        )
+    for name, parts in counted.items():
+        scores = compute_scores(Counts.total(parts), classes)
         best = max(best, scores.miou)
         print(f"{name:<14} mIoU {scores.miou:.4f}  pixel accuracy {scores.pixel_accuracy:.4f}")
     if len(arguments) > 1:

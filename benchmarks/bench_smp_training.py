@@ -25,8 +25,8 @@ from tqdm import trange
 from datasets import build_dataset
 from model import build_model
 from model.losses import SegmentationLoss
-from utils.config import REPOSITORY, resolve_data_root
 from utils.errors import run_command
+from utils.files import REPOSITORY, resolve_data_root
 from utils.loader import Batches
 from utils.transforms import normalize
 

@@ -5,7 +5,7 @@
     python evaluation/eval_on_val_for_metrics.py --checkpoint model.pth --data_root /data/cityscapes
 
 Writes, in training_logs/: model_eval_val_for_metrics/<img_id>_pred_label_img.png (label ids, full
-size) and model_eval_val/<img_id>_overlayed.png, scores.json.
+size) and model_eval_val/<img_id>_overlayed.png, scores.json, confusion.png.
 """
 
 import os
@@ -21,15 +21,23 @@ if __name__ == "__main__":  # run by path, Python looks for modules in evaluatio
 import numpy as np
 import torch
 
-from datasets import build_dataset, first_folder, read_class_weights, read_image
+from datasets import build_dataset, read_class_weights, read_image
+from evaluation.counts import Counts
 from evaluation.evaluate import evaluate
 from evaluation.inference import load_model
 from evaluation.visualize import overlay, save_png
 from utils import distributed
 from utils.checkpoint import find_checkpoint
-from utils.config import check, parse, resolve_data_root, resolve_log_root, valid_scales
+from utils.config import check, parse, valid_scales
 from utils.errors import UserError, run_command
-from utils.logger import make_folder, write_json
+from utils.files import (
+    first_folder,
+    make_folder,
+    resolve_data_root,
+    resolve_log_root,
+    write_json,
+)
+from utils.plots import plot_confusion
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,9 @@ class EvalConfig:
     """Average with the mirrored image's prediction."""
     overlays: bool = True
     """Also write pictures of the predictions over the images."""
+    boundary_width: int | None = None
+    """Also compute boundary IoU, counting pixels this close to a border; Cheng et al. (2021) take
+    0.5 % of the diagonal on Cityscapes: 11."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto takes CUDA when there is a GPU."""
     workers: int = 2
@@ -59,6 +70,7 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         check(self, "workers", lambda workers: workers >= 0, "at least 0")
+        check(self, "boundary_width", lambda width: width >= 1, "at least 1")
         check(self, "scales", valid_scales, "one or more factors between 0.01 and 100")
 
 
@@ -89,7 +101,7 @@ def evaluate_checkpoint(config: EvalConfig) -> None:
     new_predictions, new_pictures = start_folder(predictions), start_folder(pictures)
     index = {files.name: number for number, files in enumerate(dataset.files)}
 
-    def write(name: str, _counts: np.ndarray, labels: np.ndarray) -> None:
+    def write(name: str, _counts: Counts, labels: np.ndarray) -> None:
         save_png(new_predictions / f"{name}_pred_label_img.png", dataset.classes.ids[labels])
         if config.overlays:
             image = read_image(dataset.files[index[name]].image)
@@ -106,13 +118,15 @@ def evaluate_checkpoint(config: EvalConfig) -> None:
         class_weights=weights,
         autocast=False,
         workers=config.workers,
+        border=config.boundary_width or 0,
         on_image=write,
     )
     write_json(new_pictures / "scores.json", {"checkpoint": str(path), **scores.plain()})
+    plot_confusion(scores.counts.confusion, dataset.classes, new_pictures / "confusion.png")
     swap_in(new_predictions, predictions)
     swap_in(new_pictures, pictures)
     print(scores.table())
-    print(f"predictions: {predictions}\npictures and scores.json: {pictures}")
+    print(f"\npredictions: {predictions}\npictures and scores.json: {pictures}")
     if dataset_name != "camvid":
         truth = first_folder(root, "gtFine", "val").parents[1]
         print(

@@ -6,17 +6,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from datasets import SegmentationDataset, instance_to_label_ids
+from datasets import SegmentationDataset
+from evaluation.counts import Counts, count_pixels
 from evaluation.inference import predict_logits
-from evaluation.metrics import Scores, confusion_matrix, scores_from_confusion
+from evaluation.metrics import Scores, compute_scores
 from model.ops.upsample_argmax import upsample_argmax
 from model.ops.upsample_cross_entropy import upsample_cross_entropy
-from utils.distributed import World, sum_over_ranks
+from utils.distributed import World, gather_over_ranks, sum_over_ranks
 from utils.labels import LabelTable
 from utils.loader import read_ahead
-from utils.logger import progress
+from utils.progress import progress
 
-OnImage = Callable[[str, np.ndarray, np.ndarray], None]
+OnImage = Callable[[str, Counts, np.ndarray], None]
 
 
 def evaluate(
@@ -29,20 +30,23 @@ def evaluate(
     class_weights: torch.Tensor | None = None,
     autocast: bool = False,
     workers: int = 2,
+    border: int = 0,
     on_image: OnImage | None = None,
 ) -> Scores:
     """Scores over the whole split, at the labels' own size; every image counts exactly once.
 
-    `model` must be in evaluation mode, on world.device. Processes take every size-th image and add
-    up integers. on_image(name, counts, labels) gets each image's (ids,ids) confusion matrix and
-    its (H,W) uint8 predicted train ids, in this process.
+    `model` must be in evaluation mode, on world.device. Processes take every size-th image, add up
+    integers and gather rows of instances, so any number of them gives the same scores.
+    border: width in pixels of the zone for boundary IoU, 0 for none. on_image(name, counts, labels)
+    gets each image's counts and its (H,W) uint8 predicted train ids, in this process.
     """
     classes, device = dataset.classes, world.device
-    confusion = np.zeros((classes.num_ids, classes.num_ids), np.int64)
+    counted: dict[int, Counts] = {}
     losses = torch.zeros(2, dtype=torch.float64)
     indices = range(world.rank, len(dataset), world.size)
     with progress(len(indices), unit="image", label="evaluate", enabled=world.is_main) as bar:
-        for sample in read_ahead(dataset.__getitem__, indices, workers=workers):
+        samples = read_ahead(dataset.__getitem__, indices, workers=workers)
+        for index, sample in zip(indices, samples, strict=True):
             images = torch.from_numpy(sample["image"])[None].to(device)
             truth = torch.from_numpy(sample["label"])[None].to(device)
             size = sample["label"].shape
@@ -51,28 +55,33 @@ def evaluate(
             sums = upsample_cross_entropy(logits, truth, class_weights=class_weights)
             losses += torch.stack(sums).double().cpu()
             labels = upsample_argmax(logits, size)[0].cpu().numpy()
-            counts = confusion_matrix(
-                true_ids(sample, classes), classes.ids[labels], classes.num_ids
-            )
-            confusion += counts
+            ids = classes.ids[labels]
+            counted[index] = count_pixels(truth_of(sample, classes), ids, classes, border=border)
             if on_image is not None:
-                on_image(sample["name"], counts, labels)
+                on_image(sample["name"], counted[index], labels)
             bar.update()
-    confusion = sum_over_ranks(torch.from_numpy(confusion).to(device), world).cpu().numpy()
     loss_sum, weight_sum = sum_over_ranks(losses.to(device), world).tolist()
-    return scores_from_confusion(
-        confusion,
-        names=classes.names,
-        ids=classes.ids.tolist(),
-        categories=classes.categories,
-        loss=loss_sum / weight_sum if weight_sum else 0.0,
-    )
+    loss = loss_sum / weight_sum if weight_sum else 0.0
+    return compute_scores(total_over_ranks(counted, classes, world), classes, loss=loss)
 
 
-def true_ids(sample: dict, classes: LabelTable) -> np.ndarray:
-    """(H,W) uint8 truth in the data set's own ids; without id files ignored pixels get the last."""
+def total_over_ranks(counted: dict[int, Counts], classes: LabelTable, world: World) -> Counts:
+    """Counts by image index, in every process its own -> those of all images, in their order."""
+    sums = np.zeros((classes.num_ids, classes.num_ids + 2), np.int64)
+    for counts in counted.values():
+        sums += np.concatenate([counts.confusion, counts.border], 1)
+    sums = sum_over_ranks(torch.from_numpy(sums).to(world.device), world).cpu().numpy()
+    rows: dict[int, np.ndarray] = {}
+    for part in gather_over_ranks({i: counts.instances for i, counts in counted.items()}, world):
+        rows |= part
+    instances = np.concatenate([rows[index] for index in sorted(rows)])
+    return Counts(sums[:, : classes.num_ids], instances, sums[:, classes.num_ids :])
+
+
+def truth_of(sample: dict, classes: LabelTable) -> np.ndarray:
+    """(H,W) instance ids, or ids where a set has no instances; ignored pixels get the last id."""
     if "instance" in sample:
-        return instance_to_label_ids(sample["instance"])
+        return sample["instance"]
     to_ids = np.full(256, classes.num_ids - 1, np.uint8)
     to_ids[: classes.num_classes] = classes.ids
     return to_ids[sample["label"]]

@@ -1,108 +1,165 @@
-"""Confusion matrices in a data set's own label ids, and the scores that follow from them.
-
-Counting in label ids, not train ids, is what the Cityscapes referee does: a pixel predicted as an
-ignored id counts against its true class, a pixel whose truth is ignored counts nowhere.
-"""
+"""What the predictions of a data set score: every figure that follows from its counts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
 
 import numpy as np
 
-
-def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_ids: int) -> np.ndarray:
-    """Two (H,W) uint8 id images -> (ids,ids) int64 counts; rows truth, columns prediction."""
-    joint = truth.astype(np.int32).ravel() * num_ids + prediction.ravel()
-    return np.bincount(joint, minlength=num_ids**2).reshape(num_ids, num_ids)
-
-
-def intersection_and_union(
-    confusion: np.ndarray, groups: Sequence[Sequence[int]], evaluated: Sequence[int]
-) -> np.ndarray:
-    """Ids of each group taken together -> (len(groups), 2) int64 intersection and union.
-
-    evaluated: the ids whose pixels count; a prediction where the truth is another id is no error.
-    """
-    totals = []
-    for group in groups:
-        others = [label for label in evaluated if label not in group]
-        inside = confusion[np.ix_(group, group)].sum()
-        missed = confusion[group].sum() - inside
-        wrong = confusion[np.ix_(others, group)].sum()
-        totals.append((inside, inside + missed + wrong))
-    return np.array(totals, np.int64)
+from evaluation.counts import CATEGORY_HITS, HITS, LABEL, SIZE, Counts
+from utils.labels import LabelTable
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of a data set in [0,1]; classes that occur nowhere are nan and left out of means."""
+    """Scores of a data set in [0,1]; what occurs nowhere is nan and left out of means."""
 
-    classes: dict[str, float]
+    classes: dict[str, float]  # IoU
+    instance_classes: dict[str, float]  # iIoU, the official table's nIoU
     categories: dict[str, float]
+    instance_categories: dict[str, float]
+    boundary: dict[str, float]  # boundary IoU of classes
     miou: float
+    iiou: float
     category_miou: float
+    category_iiou: float
+    boundary_miou: float
     pixel_accuracy: float
-    confusion: np.ndarray = field(repr=False)
+    mean_accuracy: float  # mean over classes of the share of their pixels that is right
+    frequency_weighted_iou: float
+    kappa: float  # Cohen's
+    counts: Counts = field(repr=False)
     loss: float | None = None
 
     def plain(self) -> dict[str, object]:
         """JSON-safe values; nan becomes None."""
 
-        def number(x: float | None) -> float | None:
-            return None if x is None or np.isnan(x) else float(x)
+        def safe(value: object) -> object:
+            if isinstance(value, dict):
+                return {name: safe(number) for name, number in value.items()}
+            return None if value is None or np.isnan(value) else float(value)
 
-        return {
-            "miou": number(self.miou),
-            "category_miou": number(self.category_miou),
-            "pixel_accuracy": number(self.pixel_accuracy),
-            "val_loss": number(self.loss),
-            "classes": {name: number(value) for name, value in self.classes.items()},
-            "categories": {name: number(value) for name, value in self.categories.items()},
-        }
+        return {name: safe(value) for name, value in vars(self).items() if name != "counts"}
 
     def table(self) -> str:
-        """Per-class IoU in per cent, then the means."""
-        rows = [*self.classes.items(), ("mean IoU", self.miou)]
+        """The official scorer's table: IoU and nIoU of classes and categories, then the means."""
+        below = {
+            "pixel accuracy": self.pixel_accuracy,
+            "mean class accuracy": self.mean_accuracy,
+            "frequency-weighted IoU": self.frequency_weighted_iou,
+            "kappa": self.kappa,
+            "boundary IoU": self.boundary_miou,
+            "loss": self.loss,
+        }
+        known = {n: v for n, v in below.items() if v is not None and not np.isnan(v)}
+        blocks = [block("classes", self.classes, self.instance_classes, self.miou, self.iiou)]
         if self.categories:
-            rows += [*self.categories.items(), ("mean category IoU", self.category_miou)]
-        rows.append(("pixel accuracy", self.pixel_accuracy))
-        if self.loss is not None:
-            rows.append(("loss", self.loss / 100))
-        return "\n".join(f"{name:<18} {100 * value:6.2f}" for name, value in rows)
+            averages = self.category_miou, self.category_iiou
+            blocks += [block("categories", self.categories, self.instance_categories, *averages)]
+        return "\n\n".join([*blocks, "\n".join(f"{n:<22}: {v:>5.3f}" for n, v in known.items())])
 
 
-def scores_from_confusion(
-    confusion: np.ndarray,
-    *,
-    names: Sequence[str],
-    ids: Sequence[int],
-    categories: dict[str, tuple[int, ...]],
-    loss: float | None = None,
-) -> Scores:
-    """IoU = intersection / union of every class and category (PASCAL VOC's definition).
+def block(
+    title: str, ious: dict[str, float], instance_ious: dict[str, float], *averages: float
+) -> str:
+    """One of the official scorer's two tables; without its second column where no class has one."""
+    both = any(not np.isnan(value) for value in instance_ious.values())
 
-    names, ids: of the K evaluated classes; categories: name -> indices into those.
-    """
-    ids = [int(label) for label in ids]
+    def line(name: str, iou: float, instance_iou: float) -> str:
+        return f"{name:<14}: {iou:>5.3f}" + f"    {instance_iou:>5.3f}" * both
 
-    def iou(groups: Sequence[Sequence[int]]) -> np.ndarray:
-        inside, union = intersection_and_union(confusion, groups, ids).reshape(-1, 2).T
-        return np.where(union > 0, inside / np.maximum(union, 1), np.nan)
+    rule = "-" * 32
+    rows = [line(name, value, instance_ious[name]) for name, value in ious.items()]
+    rows += [rule, line("Score Average", *averages), rule]
+    return "\n".join([f"{title:<17}IoU" + "      nIoU" * both, rule, *rows])
 
-    by_class = iou([[label] for label in ids])
-    by_category = iou([[ids[index] for index in members] for members in categories.values()])
-    labelled = confusion[ids].sum()
+
+def compute_scores(counts: Counts, classes: LabelTable, *, loss: float | None = None) -> Scores:
+    """Every score that follows from the counts; averages skip classes that occur nowhere."""
+    confusion, ids = counts.confusion, classes.ids.tolist()
+    groups = {name: [label] for name, label in zip(classes.names, ids, strict=True)}
+    members = {name: [ids[i] for i in kinds] for name, kinds in classes.categories.items()}
+    iou = {name: group_iou(confusion, group, ids) for name, group in groups.items()}
+    category_iou = {name: group_iou(confusion, group, ids) for name, group in members.items()}
+    in_class = {
+        name: instance_iou(
+            counts, classes, group if group[0] in classes.instance_sizes else (), HITS
+        )
+        for name, group in groups.items()
+    }
+    in_category = {
+        name: instance_iou(
+            counts, classes, classes.instance_categories.get(name, ()), CATEGORY_HITS
+        )
+        for name in members
+    }
+    boundary = {}
+    if counts.border.any():
+        boundary = {name: ratio(*counts.border[label]) for name, (label,) in groups.items()}
+
+    square = confusion[np.ix_(ids, ids)].astype(float)
+    right, truth = square.diagonal(), confusion[ids].sum(1).astype(float)
+    pixels = truth.sum()
+    accuracy = ratio(right.sum(), pixels)
+    chance = ratio(truth @ square.sum(0), pixels**2)
+    weighted = [share * value for share, value in zip(truth, iou.values(), strict=True) if share]
     return Scores(
-        classes=dict(zip(names, by_class.tolist(), strict=True)),
-        categories=dict(zip(categories, by_category.tolist(), strict=True)),
-        miou=mean_of_present(by_class),
-        category_miou=mean_of_present(by_category),
-        pixel_accuracy=float(confusion[ids, ids].sum() / labelled) if labelled else float("nan"),
-        confusion=confusion,
+        classes=iou,
+        instance_classes=in_class,
+        categories=category_iou,
+        instance_categories=in_category,
+        boundary=boundary,
+        miou=mean_of_present(iou),
+        iiou=mean_of_present(in_class),
+        category_miou=mean_of_present(category_iou),
+        category_iiou=mean_of_present(in_category),
+        boundary_miou=mean_of_present(boundary),
+        pixel_accuracy=accuracy,
+        mean_accuracy=mean_of_present(dict(enumerate(map(ratio, right, truth)))),
+        frequency_weighted_iou=ratio(sum(weighted), pixels),
+        kappa=ratio(accuracy - chance, 1 - chance),
+        counts=counts,
         loss=loss,
     )
 
 
-def mean_of_present(values: np.ndarray) -> float:
-    present = values[~np.isnan(values)]
-    return float(present.mean()) if len(present) else float("nan")
+def group_iou(confusion: np.ndarray, group: Sequence[int], evaluated: Sequence[int]) -> float:
+    """Intersection / union of the ids of `group` taken together.
+
+    evaluated: the ids whose pixels count; a prediction where the truth is another id is no error.
+    """
+    truth = confusion[list(group)].sum()
+    inside = confusion[np.ix_(group, group)].sum()
+    return ratio(inside, truth + false_positives(confusion, group, evaluated))
+
+
+def instance_iou(counts: Counts, classes: LabelTable, group: Sequence[int], column: int) -> float:
+    """iIoU: pixels of an instance weigh as the class's average size / this instance's size.
+
+    Cordts et al., CVPR 2016, section 4.1; false positives have no instance and weigh 1. nan where
+    `group`, the ids taken together, is empty. Instances add up one by one, as the referee's do.
+    """
+    if not group:
+        return float("nan")
+    rows = counts.instances[np.isin(counts.instances[:, LABEL], group)]
+    average = np.array([classes.instance_sizes[label] for label in rows[:, LABEL].tolist()])
+    weight = average / rows[:, SIZE]
+    hit = reduce(add, (rows[:, column] * weight).tolist(), 0.0)
+    missed = reduce(add, ((rows[:, SIZE] - rows[:, column]) * weight).tolist(), 0.0)
+    wrong = false_positives(counts.confusion, group, classes.ids.tolist())
+    return ratio(hit, hit + wrong + missed)
+
+
+def false_positives(confusion: np.ndarray, group: Sequence[int], evaluated: Sequence[int]) -> int:
+    others = [label for label in evaluated if label not in group]
+    return int(confusion[np.ix_(others, group)].sum())
+
+
+def ratio(part: float, whole: float) -> float:
+    return float(part) / float(whole) if whole else float("nan")
+
+
+def mean_of_present(values: dict) -> float:
+    present = [value for value in values.values() if not np.isnan(value)]
+    return sum(present) / len(present) if present else float("nan")

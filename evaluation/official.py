@@ -1,62 +1,69 @@
-"""Run the official Cityscapes scorer on a folder of predictions, whatever numpy is installed.
+"""cityscapesScripts' csEvalPixelLevelSemanticLabeling: its JSON file's layout, and the referee."""
 
-    python evaluation/official.py --data_root DIR --predictions DIR --export DIR
-
-The same as csEvalPixelLevelSemanticLabeling with CITYSCAPES_DATASET, CITYSCAPES_RESULTS and
-CITYSCAPES_EXPORT_DIR set, where the plain command fails: numpy >= 2.4, and unpacked zips.
-"""
-
-import os
-import sys
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-
-if __name__ == "__main__":  # run by path, Python looks for modules in evaluation/ first
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+from typing import Any
 
 import numpy as np
+from cityscapesscripts.helpers.labels import category2labels, labels
 
-from datasets import first_folder
-from utils.config import REPOSITORY, parse, resolve_data_root
-from utils.errors import UserError, run_command
-from utils.logger import make_folder
-
-
-@dataclass(frozen=True)
-class OfficialConfig:
-    """Options of official.py."""
-
-    data_root: Path | None = None
-    """Folder of the data set. Default: $CITYSCAPES_DATASET, else data/cityscapes."""
-    predictions: Path = REPOSITORY / "training_logs" / "model_eval_val_for_metrics"
-    """Folder with one label id image per val image, <img_id>*.png."""
-    export: Path = REPOSITORY / "training_logs" / "model_eval_val"
-    """Folder for the scorer's JSON file; made if missing."""
+from evaluation.metrics import Scores, ratio
+from utils.labels import official_scorer
 
 
-def score_officially(config: OfficialConfig) -> None:
-    """Print the scorer's table and write its resultPixelLevelSemanticLabeling.json."""
-    root = resolve_data_root("cityscapes", config.data_root)
-    truth = first_folder(root, "gtFine", "val")
-    for folder in (truth, config.predictions):
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder. Check --data_root and --predictions")
-    make_folder(config.export)
-    # cityscapesScripts reads these while it is imported.
-    os.environ["CITYSCAPES_DATASET"] = str(truth.parents[1])
-    os.environ["CITYSCAPES_RESULTS"] = str(config.predictions)
-    os.environ["CITYSCAPES_EXPORT_DIR"] = str(config.export)
+def official_results(scores: Scores) -> dict[str, Any]:
+    """Cityscapes scores under the referee's key names; nan where it has nan."""
+    nan, confusion = float("nan"), scores.counts.confusion
+    ids = {label.name: label.id for label in labels if label.id >= 0}
+    classes, categories = dict.fromkeys(ids, nan), dict.fromkeys(category2labels, nan)
+    return {
+        "confMatrix": confusion.tolist(),
+        "priors": {name: ratio(confusion[i].sum(), confusion.sum()) for name, i in ids.items()},
+        "labels": ids,
+        "classScores": classes | scores.classes,
+        "classInstScores": classes | scores.instance_classes,
+        "categoryScores": categories | scores.categories,
+        "categoryInstScores": categories | scores.instance_categories,
+        "averageScoreClasses": scores.miou,
+        "averageScoreInstClasses": scores.iiou,
+        "averageScoreCategories": scores.category_miou,
+        "averageScoreInstCategories": scores.category_iiou,
+    }
+
+
+def run_referee(predictions: list[Path], instances: list[Path]) -> dict[str, Any]:
+    """The referee's own results for pairs of label id and *_instanceIds.png files.
+
+    Prints its progress and tables. It reads *_labelIds.png beside each instance file.
+    """
     if not hasattr(np, "in1d"):  # gone in numpy 2.4; cityscapesScripts 2.3.0 calls it
         np.in1d = np.isin
-    from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as scorer
-
-    sys.argv = sys.argv[:1]
-    scorer.main()
-
-
-def main() -> None:
-    score_officially(parse(OfficialConfig, __doc__))
+    scorer = official_scorer()
+    scorer.args.JSONOutput = False  # it would go into the data set's folder
+    truths = [str(path).replace("_instanceIds", "_labelIds") for path in instances]
+    return scorer.evaluateImgLists([str(path) for path in predictions], truths, scorer.args)
 
 
-if __name__ == "__main__":
-    run_command(main)
+def largest_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[float, int]:
+    """Of all numbers of the referee's results: the largest difference, and how many there are.
+
+    Infinite where a number is missing or only one of the two is nan.
+    """
+    pairs = list(compare(ours, theirs))
+    return max(pairs), len(pairs)
+
+
+def compare(ours: Any, theirs: Any) -> Iterator[float]:
+    if isinstance(theirs, Mapping):
+        for name in theirs:
+            yield from compare(ours.get(name), theirs[name])
+    elif isinstance(theirs, list):
+        yield (
+            float("inf")
+            if np.shape(ours) != np.shape(theirs)
+            else float(np.abs(np.subtract(ours, theirs)).max())
+        )
+    elif ours is None or np.isnan(ours) != np.isnan(theirs):
+        yield float("inf")
+    else:
+        yield 0.0 if np.isnan(theirs) else abs(ours - theirs)

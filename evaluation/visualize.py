@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 from datasets import SegmentationDataset
+from evaluation.counts import Counts
 from utils.errors import UserError
 from utils.labels import IGNORE, LabelTable
 
@@ -44,7 +45,7 @@ class ContactSheet:
         self.wanted = {dataset.files[index].name: index for index in indices}
         self.rows: list[np.ndarray] = []
 
-    def add(self, name: str, _counts: np.ndarray, labels: np.ndarray) -> None:
+    def add(self, name: str, _counts: Counts, labels: np.ndarray) -> None:
         """`evaluate`'s on_image: keep the images that the sheet shows."""
         if name not in self.wanted:
             return

@@ -20,7 +20,7 @@ COMMANDS = {
     "utils.preprocess_data",
     "utils.synthetic",
     "evaluation.eval_on_val_for_metrics",
-    "evaluation.official",
+    "evaluation.score",
     "train",
 }
 

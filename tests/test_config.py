@@ -8,10 +8,10 @@ import yaml
 from torch.distributed.run import get_args_parser
 
 from evaluation.eval_on_val_for_metrics import EvalConfig
-from evaluation.official import OfficialConfig
 from model import build_model
-from utils.config import REPOSITORY, Config, parse, plain, resolve_data_root, write_config
+from utils.config import Config, parse, plain, write_config
 from utils.errors import UserError
+from utils.files import REPOSITORY, resolve_data_root
 from utils.preprocess_data import PreprocessConfig
 from utils.synthetic import SyntheticConfig
 
@@ -98,9 +98,7 @@ def test_a_broken_config_file_is_one_user_error(tmp_path, text):
         parse(Config, "", ["--config", str(path)])
 
 
-@pytest.mark.parametrize(
-    "config", [Config, EvalConfig, OfficialConfig, PreprocessConfig, SyntheticConfig]
-)
+@pytest.mark.parametrize("config", [Config, EvalConfig, PreprocessConfig, SyntheticConfig])
 def test_help_explains_every_option(config, capsys):
     with pytest.raises(SystemExit) as stop:
         parse(config, "What it does.", ["--help"])

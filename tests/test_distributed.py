@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, write_cityscapes
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -18,11 +18,12 @@ from model import build_model
 from model.losses import SegmentationLoss
 from utils import distributed
 from utils.loader import Batches
+from utils.preprocess_data import preprocess
 from utils.transforms import normalize
 
 
 def work(root: str, result: str) -> None:
-    """One global batch of four through loss and backward, then an evaluation of three images."""
+    """One global batch of four through loss and backward, then an evaluation of five images."""
     world = distributed.start("cpu")
     root = Path(root)
     train_set, val_set = (build_dataset("cityscapes", root, split) for split in ("train", "val"))
@@ -44,7 +45,8 @@ def work(root: str, result: str) -> None:
     scores = evaluate(model, val_set, world=world, workers=1)
     if world.is_main:
         content = {"loss": mean.item(), "gradients": gradients, "val_loss": scores.loss}
-        content["confusion"] = scores.confusion.tolist()
+        content["confusion"] = scores.counts.confusion.tolist()
+        content["instances"] = scores.counts.instances.tolist()
         with open(result, "w", encoding="utf-8") as file:
             json.dump(content, file)
     distributed.stop(world)
@@ -62,12 +64,17 @@ def results(root, folder, processes: int) -> dict:
     return json.loads(path.read_text())
 
 
-def test_two_processes_equal_one(cityscapes_root, tmp_path):
-    one, two = (results(cityscapes_root, tmp_path, n) for n in (1, 2))
-    assert two["confusion"] == one["confusion"]
-    assert sum(map(sum, one["confusion"])) == 3 * 64 * 128
+def test_processes_equal_one(tmp_path):
+    root = write_cityscapes(tmp_path / "data", val=5)
+    preprocess(root, workers=1, overwrite=False)
+    one, two, three = (results(root, tmp_path, n) for n in (1, 2, 3))
+    for several in (two, three):
+        assert several["confusion"] == one["confusion"]
+        assert several["instances"] == one["instances"]
+        assert several["val_loss"] == pytest.approx(one["val_loss"], rel=1e-6)
+    assert sum(map(sum, one["confusion"])) == 5 * 64 * 128
+    assert len(one["instances"]) > 5
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)
-    assert two["val_loss"] == pytest.approx(one["val_loss"], rel=1e-6)
     assert two["gradients"] == pytest.approx(one["gradients"], rel=1e-4)
 
 

@@ -1,13 +1,16 @@
 """Prediction and evaluation against plain definitions; pictures in the right colours."""
 
+import tracemalloc
+
 import cv2
 import numpy as np
 import torch
-from conftest import randomize
+from conftest import randomize, write_cityscapes
 from PIL import Image
 from torch.nn import functional as F
 
 from datasets import build_dataset
+from evaluation.counts import Counts
 from evaluation.evaluate import evaluate
 from evaluation.inference import predict, predict_logits, rescale
 from evaluation.visualize import ContactSheet, error_map, overlay, save_png
@@ -67,8 +70,11 @@ def test_evaluate_counts_every_pixel_once_and_reports_the_loss(cityscapes_root):
         model, dataset, world=ALONE, class_weights=weights, workers=2,
         on_image=lambda name, counts, labels: seen.update({name: (counts, labels)}),
     )  # fmt: skip
-    assert scores.confusion.sum() == 3 * 64 * 128
-    assert np.array_equal(sum(counts for counts, _ in seen.values()), scores.confusion)
+    assert scores.counts.confusion.sum() == 3 * 64 * 128
+    total = Counts.total(counts for counts, _ in seen.values())
+    assert np.array_equal(total.confusion, scores.counts.confusion)
+    assert np.array_equal(total.instances, scores.counts.instances)
+    assert len(total.instances) > 3
     logits, labels = [], []
     for index in range(3):
         sample = dataset[index]
@@ -81,6 +87,26 @@ def test_evaluate_counts_every_pixel_once_and_reports_the_loss(cityscapes_root):
         torch.cat(logits), torch.cat(labels), weight=weights, ignore_index=IGNORE
     )
     assert abs(scores.loss / expected.item() - 1) < 1e-5
+
+
+def test_memory_for_pixels_does_not_grow_with_the_number_of_images(tmp_path):
+    """Arrays of numpy and OpenCV, the only ones that evaluation keeps across images."""
+    dataset = build_dataset(
+        "cityscapes", write_cityscapes(tmp_path, val=24, size=(256, 512)), "val"
+    )
+
+    class Constant(torch.nn.Module):
+        def forward(self, images):
+            return {"out": images.new_zeros(len(images), 19, 8, 16)}
+
+    peaks, files = [], dataset.files
+    for number in (6, 24):
+        dataset.files = files[:number]
+        tracemalloc.start()
+        evaluate(Constant(), dataset, world=ALONE, workers=2)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 18 * 256 * 512 / 4
 
 
 def test_pictures_have_palette_colours_in_rgb_order(tmp_path):

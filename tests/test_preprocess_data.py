@@ -80,8 +80,8 @@ def test_an_absent_class_gets_the_largest_weight_and_a_warning(root, capsys):
     "pixels, message",
     [
         (np.full((64, 128), 40, np.uint8), "undefined label ids 40"),
-        (np.zeros((64, 128, 3), np.uint8), "mode RGB"),
-        (np.zeros((64, 128), np.uint16), "mode I;16"),
+        (np.zeros((64, 128, 3), np.uint8), "colours, not ids"),
+        (np.zeros((64, 128), np.uint16), "16 bits, not ids"),
     ],
 )
 def test_bad_labels_are_named_and_leave_no_half_result(root, pixels, message):

@@ -12,9 +12,9 @@ import torch
 import torchvision
 from torch import nn
 
-from utils.config import REPOSITORY
 from utils.distributed import World, sum_over_ranks
 from utils.errors import UserError
+from utils.files import REPOSITORY
 from utils.logger import describe_environment
 
 FORMAT = 1

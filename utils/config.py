@@ -3,7 +3,6 @@
 Imports no torch: `--help` and a mistyped option answer at once.
 """
 
-import os
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,7 +13,6 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from utils.errors import UserError
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 DATASETS = ("cityscapes", "synthetic", "camvid")
 ConfigClass = TypeVar("ConfigClass")
 
@@ -169,16 +167,3 @@ def plain(config: Config) -> dict[str, Any]:
     return {
         name: simple.get(type(value), lambda v: v)(value) for name, value in vars(config).items()
     }
-
-
-def resolve_log_root(log_root: Path | None) -> Path:
-    """The folder of all runs; absolute."""
-    return (log_root or REPOSITORY / "training_logs").resolve()
-
-
-def resolve_data_root(dataset: str, data_root: Path | None) -> Path:
-    """The folder the user named, else the data set's default place; absolute."""
-    if data_root is None:
-        given = os.environ.get("CITYSCAPES_DATASET") if dataset == "cityscapes" else None
-        data_root = Path(given) if given else REPOSITORY / "data" / dataset
-    return data_root.resolve()

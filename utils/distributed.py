@@ -4,6 +4,7 @@ import os
 import signal
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -57,6 +58,15 @@ def sum_over_ranks(values: torch.Tensor, world: World) -> torch.Tensor:
     """In place; a world of one leaves `values` alone."""
     if world.size > 1:
         dist.all_reduce(values)
+    return values
+
+
+def gather_over_ranks(value: Any, world: World) -> list[Any]:
+    """Every process's value, by rank."""
+    if world.size == 1:
+        return [value]
+    values = [None] * world.size
+    dist.all_gather_object(values, value)
     return values
 
 

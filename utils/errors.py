@@ -9,9 +9,15 @@ class UserError(Exception):
 
 
 def run_command(command: Callable[[], None]) -> None:
-    """Run a command's `main`; a `UserError` becomes one line on stderr and exit code 2."""
+    """Run a command's `main`; a `UserError` becomes one line on stderr and exit code 2.
+
+    Ctrl-C ends with 130, as a shell expects; train.py handles its own.
+    """
     try:
         command()
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

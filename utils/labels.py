@@ -1,7 +1,10 @@
 """Label tables: which ids a data set stores, which classes are trained, how they are drawn."""
 
+import os
 from dataclasses import dataclass
+from types import ModuleType
 
+import cv2
 import numpy as np
 from cityscapesscripts.helpers.labels import labels as cityscapes_labels
 
@@ -19,6 +22,8 @@ class LabelTable:
     id_to_train: np.ndarray  # (256,) uint8: id -> train id, IGNORE or INVALID
     num_ids: int  # ids are 0..num_ids-1: the side of the confusion matrix
     categories: dict[str, tuple[int, ...]]  # name -> train ids; empty where the set has none
+    instance_sizes: dict[int, float]  # id -> average pixels of an instance, where classes have them
+    instance_categories: dict[str, tuple[int, ...]]  # name -> ids, where all of them have instances
 
     @property
     def num_classes(self) -> int:
@@ -29,6 +34,22 @@ class LabelTable:
         palette = np.zeros((256, 3), np.uint8)
         palette[: self.num_classes] = self.colors
         return palette[labels]
+
+
+def label_ids(instances: np.ndarray) -> np.ndarray:
+    """Cityscapes instance ids, uint16 (id * 1000 + k, or a plain id) -> uint8 ids, same shape."""
+    return cv2.LUT(instances, LABEL_OF_INSTANCE)
+
+
+def official_scorer() -> ModuleType:
+    """cityscapesScripts' evalPixelLevelSemanticLabeling, whatever the environment holds."""
+    export = os.environ.pop("CITYSCAPES_EXPORT_DIR", None)  # read at import; not there: ValueError
+    try:
+        from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling
+    finally:
+        if export is not None:
+            os.environ["CITYSCAPES_EXPORT_DIR"] = export
+    return evalPixelLevelSemanticLabeling
 
 
 def _cityscapes() -> LabelTable:
@@ -42,6 +63,11 @@ def _cityscapes() -> LabelTable:
     categories: dict[str, tuple[int, ...]] = {}
     for label in trained:
         categories[label.category] = (*categories.get(label.category, ()), label.trainId)
+    sizes = official_scorer().args.avgClassSize
+    members = {
+        name: [x for x in cityscapes_labels if x.category == name and x.id >= 0]
+        for name in categories
+    }
     return LabelTable(
         names=tuple(label.name for label in trained),
         colors=np.array([label.color for label in trained], np.uint8),
@@ -49,6 +75,12 @@ def _cityscapes() -> LabelTable:
         id_to_train=id_to_train,
         num_ids=1 + max(label.id for label in cityscapes_labels),
         categories=categories,
+        instance_sizes={x.id: sizes[x.name] for x in trained if x.hasInstances},
+        instance_categories={
+            name: tuple(label.id for label in group)
+            for name, group in members.items()
+            if all(label.hasInstances for label in group)
+        },
     )
 
 
@@ -76,8 +108,13 @@ def _camvid() -> LabelTable:
         id_to_train=id_to_train,
         num_ids=12,
         categories={},
+        instance_sizes={},
+        instance_categories={},
     )
 
 
+_NUMBERS = np.arange(1 << 16)
+LABEL_OF_INSTANCE = np.where(_NUMBERS < 1000, np.minimum(_NUMBERS, 255), _NUMBERS // 1000)
+LABEL_OF_INSTANCE = LABEL_OF_INSTANCE.astype(np.uint8)
 CITYSCAPES = _cityscapes()
 CAMVID = _camvid()

@@ -1,8 +1,6 @@
-"""A run's folder: options, environment, curves, samples; the progress line of the terminal."""
+"""A run's folder: options, environment, curves, samples."""
 
 import csv
-import json
-import os
 import platform
 import shutil
 import sys
@@ -15,10 +13,10 @@ from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from utils.config import Config, write_config
 from utils.errors import UserError
+from utils.files import make_folder, write_json
 from utils.plots import plot_curves
 
 try:
@@ -46,14 +44,6 @@ def open_folder(folder: Path, *, overwrite: bool) -> None:
             )
         shutil.rmtree(folder)
     make_folder(folder)
-
-
-def make_folder(folder: Path) -> None:
-    """`mkdir -p`; UserError where that is impossible."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be created ({error.strerror}). Free it") from error
 
 
 class RunLogger:
@@ -153,13 +143,6 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         return list(csv.DictReader(file))
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def describe_environment() -> dict[str, Any]:
     """Versions and hardware, to be read beside the figures of a run."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -171,13 +154,3 @@ def describe_environment() -> dict[str, Any]:
         "cpu_threads": torch.get_num_threads(),
         "command": sys.argv,
     }
-
-
-def progress(total: int, *, start: int = 0, unit: str, label: str, enabled: bool = True) -> tqdm:
-    """A tqdm line with ETA on stderr; every half minute only, where stderr is no terminal."""
-    pause = 0.2 if sys.stderr.isatty() else 30.0
-    bar = "{desc} {percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-    return tqdm(
-        total=total, initial=start, unit=unit, desc=label, disable=not enabled,
-        mininterval=pause, maxinterval=pause, bar_format=bar, dynamic_ncols=True,
-    )  # fmt: skip

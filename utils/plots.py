@@ -1,10 +1,14 @@
-"""Curves of a run."""
+"""Curves of a run; confusion matrices."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
+
+from utils.errors import UserError
+from utils.labels import LabelTable
 
 PANELS = {"loss": ("loss", "val_loss"), "mIoU": ("miou",), "learning rate": ("lr",)}
 
@@ -27,3 +31,26 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
         if axis.lines:
             axis.legend()
     figure.savefig(path, dpi=110)
+
+
+def plot_confusion(confusion: np.ndarray, classes: LabelTable, path: Path) -> None:
+    """(ids,ids) counts -> a PNG: of each true class, per cent predicted as each class."""
+    counts = confusion[classes.ids]
+    shown = np.column_stack([counts[:, classes.ids], counts.sum(1) - counts[:, classes.ids].sum(1)])
+    percent = 100 * shown / np.maximum(counts.sum(1, keepdims=True), 1)
+    columns = [*classes.names, "other ids"]
+    side = 3 + 0.42 * len(columns)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    axis.set_xticks(range(len(columns)), columns, rotation=90)
+    axis.set_yticks(range(len(classes.names)), classes.names)
+    axis.set(xlabel="prediction", ylabel="truth", title="pixels of each true class in per cent")
+    for (row, column), value in np.ndenumerate(percent):
+        if value >= 0.5:
+            color = "white" if value > 60 else "black"
+            axis.text(column, row, f"{value:.0f}", ha="center", va="center", color=color, size=8)
+    try:
+        figure.savefig(path, dpi=130, format="png")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}). Free the place") from error

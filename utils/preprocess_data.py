@@ -23,11 +23,12 @@ import cv2
 import numpy as np
 
 from datasets import Files, cityscapes_label_ids, read_ids, to_train_ids, train_id_path
-from utils.config import check, parse, resolve_data_root
+from utils.config import check, parse
 from utils.errors import UserError, run_command
+from utils.files import make_folder, resolve_data_root, write_json
 from utils.labels import CITYSCAPES
 from utils.loader import read_ahead
-from utils.logger import make_folder, progress, write_json
+from utils.progress import progress
 
 SPLITS = ("train", "val")
 

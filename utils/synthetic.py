@@ -24,10 +24,11 @@ import numpy as np
 from cityscapesscripts.helpers.annotation import Annotation
 from cityscapesscripts.preparation.json2instanceImg import createInstanceImage
 from cityscapesscripts.preparation.json2labelImg import createLabelImage
-from tqdm import tqdm
 
-from utils.config import REPOSITORY, check, parse
+from utils.config import check, parse
 from utils.errors import UserError, run_command
+from utils.files import REPOSITORY
+from utils.progress import progress
 from utils.synthetic_scene import HEIGHT, WIDTH, compose, paint
 
 VERSION = 1  # of the pictures: raise it when a change alters them
@@ -148,9 +149,9 @@ def generate(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         written = pool.map(write_scene, tasks)
-        pause = 0.2 if sys.stderr.isatty() else 30.0
-        for _ in tqdm(written, "synthetic", len(tasks), unit="image", mininterval=pause):
-            pass
+        with progress(len(tasks), unit="image", label="synthetic") as bar:
+            for _ in written:
+                bar.update()
     write_marker(data_root, made, complete=True)
 
 
