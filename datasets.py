@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from utils.archives import Member, find_members
 from utils.errors import UserError
-from utils.files import PALETTE, first_folder, read_grey, read_png_header
+from utils.files import PALETTE, TAIL, decode_grey, first_folder, png_header, read_bytes
 from utils.labels import CAMVID, CITYSCAPES, INVALID, LabelTable, label_ids
+from utils.packing import PackedFile, packed_path
 
 SPLITS = ("train", "val", "test")
+CHECK = "Replace it; python utils/preprocess_data.py --check true lists every fault"
 
 
 @dataclass(frozen=True)
@@ -23,33 +27,40 @@ class Files:
     """Where one sample lies. `label` holds train ids or ids, as the data set's `label_lut` says."""
 
     name: str
-    image: Path
-    label: Path | None = None
-    instance: Path | None = None
+    image: Path | Member
+    label: Path | Member | None = None
+    instance: Path | Member | None = None
 
 
 class SegmentationDataset:
     """Samples of one split, decoded on demand; safe to share between threads."""
 
+    source = "image files"
+
     def __init__(
         self, files: list[Files], classes: LabelTable, *, label_lut: np.ndarray | None
     ) -> None:
         self.files = files
+        self.names = [x.name for x in files]
+        self.has_labels = files[0].label is not None or files[0].instance is not None
         self.classes = classes
         self.label_lut = label_lut  # (256,) uint8, or None where label files hold train ids already
 
     def __len__(self) -> int:
         return len(self.files)
 
+    def image(self, index: int) -> np.ndarray:
+        """(H,W,3) uint8 RGB."""
+        return read_image(self.files[index].image)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         """{"image": (H,W,3) uint8 RGB, "label": (H,W) uint8 train ids or 255, "name": str
         [, "instance": (H,W) uint16 instance ids, val split of sets that have them]}."""
         files = self.files[index]
-        sample: dict[str, Any] = {"image": read_image(files.image), "name": files.name}
+        sample: dict[str, Any] = {"image": self.image(index), "name": files.name}
         if files.instance is not None:
             sample["instance"] = read_ids(files.instance, np.uint16)
-            ids = label_ids(sample["instance"])
-            sample["label"] = to_train_ids(ids, self.classes.id_to_train, files.instance)
+            sample["label"] = labels_of(sample["instance"], self.classes, files.instance)
         elif files.label is not None:
             label = read_ids(files.label, np.uint8)
             lut = self.label_lut
@@ -63,29 +74,69 @@ class SegmentationDataset:
         return sample
 
 
-def read_image(path: Path) -> np.ndarray:
+class PackedDataset:
+    """The same samples, as views of a packed file; only the pixels that are used are read."""
+
+    has_labels = True
+
+    def __init__(self, packed: PackedFile, classes: LabelTable) -> None:
+        self.packed = packed
+        self.names = packed.names()
+        self.classes = classes
+        self.source = f"packed file {packed.path}"
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    def image(self, index: int) -> np.ndarray:
+        """(H,W,3) uint8 RGB, read only."""
+        return self.packed.planes(index)["image"]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """As SegmentationDataset's; image, label and instance are read only."""
+        sample: dict[str, Any] = {"name": self.names[index], **self.packed.planes(index)}
+        if "instance" in sample:
+            sample["label"] = labels_of(sample["instance"], self.classes, self.packed.path)
+        return sample
+
+
+Dataset = SegmentationDataset | PackedDataset
+
+
+def read_image(path: Path | Member) -> np.ndarray:
     """PNG or JPEG file -> (H,W,3) uint8 RGB. EXIF rotation is ignored: labels have none."""
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    content = np.frombuffer(read_bytes(path), np.uint8)
     try:
-        image = cv2.imdecode(np.fromfile(path, np.uint8), flags)
-    except (OSError, cv2.error) as error:
-        raise UserError(f"{path}: cannot be read ({error}). Restore the file") from error
+        image = cv2.imdecode(content, flags) if len(content) else None
+    except cv2.error as error:  # an absurd size
+        raise UserError(f"{path}: cannot be decoded ({error}). {CHECK}") from error
     if image is None:
-        raise UserError(f"{path}: not a whole PNG or JPEG image. Replace the damaged file")
+        raise UserError(f"{path}: not a whole PNG or JPEG image. {CHECK}")
     return image
 
 
-def read_ids(path: Path, dtype: type) -> np.ndarray:
-    """One-channel PNG -> (H,W) ids; palette files give their indices (cv2 would give colours)."""
-    if read_png_header(path).color != PALETTE:
-        return read_grey(path, dtype)
+def image_size(path: Path | Member) -> tuple[int, int]:
+    """Height and width of a PNG or JPEG file, of which only the beginning is read."""
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as file, Image.open(file, formats=("PNG", "JPEG")) as image:
+            return image.height, image.width
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: not a PNG or JPEG image. {CHECK}") from error
+
+
+def read_ids(path: Path | Member, dtype: type) -> np.ndarray:
+    """One-channel PNG -> (H,W) ids; palette files give their indices (cv2 would give colours)."""
+    content = read_bytes(path)
+    if png_header(content[:26], content[-TAIL:], path, advice=CHECK).color != PALETTE:
+        return decode_grey(content, path, dtype, advice=CHECK)
+    try:
+        with Image.open(BytesIO(content)) as image:
             image.verify()  # checksums; an image that was verified must be opened again
-        with Image.open(path) as image:
+        with Image.open(BytesIO(content)) as image:
             return np.asarray(image).astype(dtype)
     except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path}: not a whole PNG image. Replace the damaged file") from error
+        raise UserError(f"{path}: not a whole PNG image. {CHECK}") from error
 
 
 def to_train_ids(ids: np.ndarray, lut: np.ndarray, path: Path) -> np.ndarray:
@@ -95,6 +146,11 @@ def to_train_ids(ids: np.ndarray, lut: np.ndarray, path: Path) -> np.ndarray:
         found = ", ".join(map(str, np.unique(ids[train_ids == INVALID])))
         raise UserError(f"{path}: undefined label ids {found}. Give the data set's own id files")
     return train_ids
+
+
+def labels_of(instance: np.ndarray, classes: LabelTable, path: Path) -> np.ndarray:
+    """(H,W) uint16 instance ids -> (H,W) uint8 train ids."""
+    return to_train_ids(label_ids(instance), classes.id_to_train, path)
 
 
 def cityscapes(root: Path, split: str) -> SegmentationDataset:
@@ -164,18 +220,48 @@ def require_labels(files: list[Files], hint: str) -> None:
         raise UserError(f"{missing[0].parent}: {count} ({first}). {hint}")
 
 
-DATASETS: dict[str, Callable[[Path, str], SegmentationDataset]] = {
-    "cityscapes": cityscapes,
-    "synthetic": cityscapes,
-    "camvid": camvid,
+def zipped_cityscapes(archives: list[Path], split: str) -> SegmentationDataset:
+    """Cityscapes train or val inside the official zip archives, which are not unpacked."""
+    kind, plane = {"train": ("labelIds", "label"), "val": ("instanceIds", "instance")}[split]
+    found = [
+        find_members(archives, pattern)
+        for pattern in (
+            f"leftImg8bit/{split}/*/*_leftImg8bit.png",
+            f"gtFine/{split}/*/*_gtFine_{kind}.png",
+        )
+    ]
+    images, labels = (
+        {name.rpartition("/")[2].rsplit("_", count)[0]: member for name, member in members.items()}
+        for members, count in zip(found, (1, 2), strict=True)
+    )
+    if missing := sorted(images.keys() - labels.keys()):
+        count = f"{len(missing)} of {len(images)} {split} images have no {kind} ({missing[0]})"
+        raise UserError(f"{archives[-1]}: {count}. Give gtFine_trainvaltest.zip as well")
+    files = [Files(name, image, **{plane: labels[name]}) for name, image in images.items()]
+    return SegmentationDataset(files, CITYSCAPES, label_lut=CITYSCAPES.id_to_train)
+
+
+DATASETS: dict[str, tuple[Callable[[Path, str], SegmentationDataset], LabelTable]] = {
+    "cityscapes": (cityscapes, CITYSCAPES),
+    "synthetic": (cityscapes, CITYSCAPES),
+    "camvid": (camvid, CAMVID),
 }
 
 
-def build_dataset(name: str, root: Path, split: str) -> SegmentationDataset:
-    """Data set `name` of DATASETS below `root`; `split` is train, val or test."""
+def build_dataset(name: str, root: Path, split: str, *, packed: bool = True) -> Dataset:
+    """Data set `name` of DATASETS below `root`; `split` is train, val or test.
+
+    Where utils/preprocess_data.py packed the split, the packed file is read, unless told not to.
+    """
     if name not in DATASETS or split not in SPLITS:
         raise ValueError(f"no data set {name!r} split {split!r}; have {list(DATASETS)} x {SPLITS}")
-    return DATASETS[name](root, split)
+    list_files, classes = DATASETS[name]
+    path = packed_path(root, split)
+    if not packed or not path.is_file():
+        return list_files(root, split)
+    opened = PackedFile(path, classes)
+    opened.require_current(root)
+    return PackedDataset(opened, classes)
 
 
 def read_class_weights(root: Path, classes: LabelTable) -> torch.Tensor:

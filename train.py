@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from datasets import build_dataset, read_class_weights
+from datasets import SegmentationDataset, build_dataset, read_class_weights
 from evaluation.evaluate import evaluate
 from evaluation.visualize import ContactSheet
 from model import build_model
@@ -43,6 +43,8 @@ from utils.transforms import normalize
 # What may change when a run goes on; another value of any other option is another training.
 FREE_ON_RESUME = {"run_name", "resume", "overwrite", "log_root", "data_root", "device", "workers"}
 FREE_ON_RESUME |= {"log_every", "save_every", "eval_every", "patience"}
+SLOW_DATA = 0.2  # share of the time spent waiting for data from which it is worth a word
+PACK_HINT = "More --workers, or python utils/preprocess_data.py --pack true, make it faster"
 
 
 def build_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
@@ -134,11 +136,12 @@ def train(config: Config) -> None:
     if world.is_main:
         print(
             f"{config.model} {config.backbone} output stride {config.output_stride}, "
-            f"{len(train_set)} train and {len(val_set)} val images of {root}, "
+            f"{len(train_set)} train and {len(val_set)} val images of {root}, {train_set.source}, "
             f"steps {start + 1} to {total} on {world.size} x {world.device.type}: {folder}"
         )
     bar = progress(total, start=start, unit="step", label="train", enabled=world.is_main)
     clock = StepClock(start * images_per_step)
+    hint = PACK_HINT if world.is_main and isinstance(train_set, SegmentationDataset) else ""
     with StopRequest() as stop, log, bar:
         for step in range(start + 1, total + 1):
             with clock.waiting():
@@ -163,6 +166,9 @@ def train(config: Config) -> None:
                 if not math.isfinite(row["loss"]):
                     raise UserError(f"{folder}: loss {row['loss']} at step {step}. Lower --base_lr")
                 bar.set_postfix_str(log.summary(row, world.device), refresh=False)
+                if hint and row["data_wait"] > SLOW_DATA:
+                    bar.write(f"{row['data_wait']:.0%} of the time waits for data. {hint}")
+                    hint = ""
 
             eval_due = last or step % config.eval_every == 0
             if eval_due:

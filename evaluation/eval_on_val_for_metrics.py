@@ -21,7 +21,7 @@ if __name__ == "__main__":  # run by path, Python looks for modules in evaluatio
 import numpy as np
 import torch
 
-from datasets import build_dataset, read_class_weights, read_image
+from datasets import build_dataset, read_class_weights
 from evaluation.counts import Counts
 from evaluation.evaluate import evaluate
 from evaluation.inference import load_model
@@ -90,21 +90,22 @@ def evaluate_checkpoint(config: EvalConfig) -> None:
         raise UserError(
             f"{path}: trained on other classes than {dataset_name}'s. Use its own data set"
         )
-    if dataset.files[0].label is None and dataset.files[0].instance is None:
+    if not dataset.has_labels:
         raise UserError(f"{root}: the {config.split} split has no public labels. Use --split val")
-    print(f"checkpoint {path} (step {state['step']}) on {len(dataset)} images of {root}")
+    print(f"checkpoint {path} (step {state['step']})")
+    print(f"on {len(dataset)} images of {root}, {dataset.source}")
     weighted = trained["class_weights"] and config.split == "val"
     weights = read_class_weights(root, dataset.classes).to(world.device) if weighted else None
 
     predictions = log_root / "model_eval_val_for_metrics"
     pictures = log_root / "model_eval_val"
     new_predictions, new_pictures = start_folder(predictions), start_folder(pictures)
-    index = {files.name: number for number, files in enumerate(dataset.files)}
+    index = {name: number for number, name in enumerate(dataset.names)}
 
     def write(name: str, _counts: Counts, labels: np.ndarray) -> None:
         save_png(new_predictions / f"{name}_pred_label_img.png", dataset.classes.ids[labels])
         if config.overlays:
-            image = read_image(dataset.files[index[name]].image)
+            image = dataset.image(index[name])
             save_png(
                 new_pictures / f"{name}_overlayed.png", overlay(image, labels, dataset.classes)
             )

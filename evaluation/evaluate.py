@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from datasets import SegmentationDataset
+from datasets import Dataset
 from evaluation.counts import Counts, count_pixels
 from evaluation.inference import predict_logits
 from evaluation.metrics import Scores, compute_scores
@@ -22,7 +22,7 @@ OnImage = Callable[[str, Counts, np.ndarray], None]
 
 def evaluate(
     model: nn.Module,
-    dataset: SegmentationDataset,
+    dataset: Dataset,
     *,
     world: World,
     scales: Sequence[float] = (1.0,),
@@ -47,8 +47,9 @@ def evaluate(
     with progress(len(indices), unit="image", label="evaluate", enabled=world.is_main) as bar:
         samples = read_ahead(dataset.__getitem__, indices, workers=workers)
         for index, sample in zip(indices, samples, strict=True):
-            images = torch.from_numpy(sample["image"])[None].to(device)
-            truth = torch.from_numpy(sample["label"])[None].to(device)
+            images, truth = (
+                torch.tensor(sample[kind])[None].to(device) for kind in ("image", "label")
+            )
             size = sample["label"].shape
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                 logits = predict_logits(model, images, size=size, scales=scales, flip=flip)

@@ -5,7 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datasets import SegmentationDataset
+from datasets import Dataset
 from evaluation.counts import Counts
 from utils.errors import UserError
 from utils.labels import IGNORE, LabelTable
@@ -39,10 +39,10 @@ def error_map(truth: np.ndarray, labels: np.ndarray) -> np.ndarray:
 class ContactSheet:
     """Image, truth, prediction and error of a few images spread over a data set, in one picture."""
 
-    def __init__(self, dataset: SegmentationDataset, *, images: int = 4) -> None:
+    def __init__(self, dataset: Dataset, *, images: int = 4) -> None:
         self.dataset = dataset
         indices = np.linspace(0, len(dataset) - 1, images).round().astype(int).tolist()
-        self.wanted = {dataset.files[index].name: index for index in indices}
+        self.wanted = {dataset.names[index]: index for index in indices}
         self.rows: list[np.ndarray] = []
 
     def add(self, name: str, _counts: Counts, labels: np.ndarray) -> None:

@@ -8,9 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils.labels import IGNORE
-from utils.transforms import IMAGENET_MEAN, crop_sample, normalize, sample_params
+from utils.transforms import IMAGENET_MEAN, SampleParams, crop_sample, normalize, sample_params
 
 side = st.integers(1, 300)
+
+
+def cropped_from(image, label, params: SampleParams, crop: tuple[int, int]):
+    out = np.empty((*crop, 3), np.uint8), np.empty(crop, np.uint8)
+    crop_sample(image, label, params, *out)
+    return out
 
 
 @settings(deadline=None, derandomize=True, max_examples=150)
@@ -23,7 +29,7 @@ def test_any_size_gives_a_full_crop(size, crop, low, more, index):
     assert 0 <= params.left <= size[1] - params.width
     assert all(1 <= length <= most for length, most in zip(params.resized, crop, strict=True))
     image = np.full((*size, 3), 7, np.uint8)
-    image, label = crop_sample(image, np.full(size, 3, np.uint8), params, crop)
+    image, label = cropped_from(image, np.full(size, 3, np.uint8), params, crop)
     assert image.shape == (*crop, 3) and label.shape == crop
     height, width = params.resized
     assert (label[:height, :width] == 3).all() and (image[:height, :width] == 7).all()
@@ -57,7 +63,7 @@ def test_image_and_label_stay_in_step(scale):
         params = sample_params(
             0, 0, index, size=(256, 256), crop=(96, 96), scale=(scale, scale), flip=True
         )
-        cropped, found = crop_sample(image, label, params, (96, 96))
+        cropped, found = cropped_from(image, label, params, (96, 96))
         kernel = np.ones((5, 5))
         inner = cv2.erode(found, kernel) == cv2.dilate(found, kernel)
         inner[[0, -1]] = inner[:, [0, -1]] = False  # what lies beyond the rim is unknown
@@ -71,7 +77,7 @@ def test_scaling_the_window_equals_scaling_the_image_inside():
     coarse = generator.integers(0, 256, (40, 60, 3)).astype(np.uint8)
     image = cv2.resize(coarse, (960, 640), interpolation=cv2.INTER_CUBIC)
     params = sample_params(3, 0, 0, size=(640, 960), crop=(128, 128), scale=(0.5, 0.5), flip=False)
-    ours, _ = crop_sample(image, np.zeros((640, 960), np.uint8), params, (128, 128))
+    ours, _ = cropped_from(image, np.zeros((640, 960), np.uint8), params, (128, 128))
     whole = cv2.resize(image, (480, 320), interpolation=cv2.INTER_AREA)
     top, left = params.top // 2, params.left // 2
     theirs = whole[top : top + 128, left : left + 128].astype(int)

@@ -16,6 +16,7 @@ from utils.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"\0\0\0\0IEND\xaeB`\x82"
+TAIL = 1024  # bytes; some tools append a comment after the end of the image
 GREY, PALETTE = 0, 3  # colour types, PNG specification section 11.2.2
 
 
@@ -68,34 +69,53 @@ class PngHeader(NamedTuple):
         return {GREY: f"{self.bits} bits", PALETTE: "palette colours"}.get(self.color, "colours")
 
 
-def read_png_header(path: Path) -> PngHeader:
-    """First and last bytes of a PNG file; UserError unless it begins and ends as one."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(26)
-            file.seek(max(file.seek(0, os.SEEK_END) - 1024, 0))  # some tools append a comment
-            end = file.read()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}). Restore the file") from error
+DAMAGED = "Replace the damaged file"
+
+
+def png_header(start: bytes, end: bytes, path: Any, *, advice: str = DAMAGED) -> PngHeader:
+    """From the first 26 and last 12 bytes of a PNG file, or more; UserError for another file."""
     if start[:16] != PNG_START or PNG_END not in end:
-        raise UserError(f"{path}: not a whole PNG image. Replace the damaged file")
+        raise UserError(f"{path}: not a whole PNG image. {advice}")
     width, height, bits, color = struct.unpack(">IIBB", start[16:26])
     return PngHeader((height, width), bits, color)
 
 
-def read_grey(path: Path, dtype: type) -> np.ndarray:
+def read_png_header(path: Path) -> PngHeader:
+    """The header of a PNG file, of which only the beginning and the end are read."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(26)
+            file.seek(max(file.seek(0, os.SEEK_END) - TAIL, 0))
+            return png_header(start, file.read(), path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}). Restore the file") from error
+
+
+def read_bytes(path: Any) -> bytes:
+    """Content of a file, or of an archive's member; UserError where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}). Restore the file") from error
+
+
+def decode_grey(content: bytes, path: Any, dtype: type, *, advice: str = DAMAGED) -> np.ndarray:
     """One-channel PNG of 8 bits, or of up to 16 for np.uint16 -> (H,W) numbers.
 
     A damaged file is a UserError: OpenCV compares checksums, which Pillow skips for pixels.
     """
-    header = read_png_header(path)
+    header = png_header(content[:26], content[-TAIL:], path, advice=advice)
     if header.color != GREY or header.bits not in {np.uint8: (8,), np.uint16: (8, 16)}[dtype]:
         wanted = f"one-channel image of {8 * dtype(0).itemsize} bits"
         raise UserError(f"{path}: {header.kind}, not ids. Give a {wanted}")
     try:
-        pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-    except (OSError, cv2.error) as error:
-        raise UserError(f"{path}: cannot be read ({error}). Restore the file") from error
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:  # an absurd size
+        raise UserError(f"{path}: cannot be decoded ({error}). {advice}") from error
     if pixels is None or pixels.ndim != 2:
-        raise UserError(f"{path}: not a whole PNG image. Replace the damaged file")
+        raise UserError(f"{path}: not a whole PNG image. {advice}")
     return pixels.astype(dtype, copy=False)
+
+
+def read_grey(path: Path, dtype: type) -> np.ndarray:
+    return decode_grey(read_bytes(path), path, dtype)

@@ -35,7 +35,7 @@ class Dataset(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """N crops on the device, and where they come from."""
+    """N crops, and where they come from."""
 
     images: torch.Tensor  # (N,H,W,3) uint8 RGB
     labels: torch.Tensor  # (N,H,W) uint8 train ids or 255
@@ -125,21 +125,52 @@ class Batches:
         self.device = device
 
     def run(self, start: int, stop: int) -> Iterator[Batch]:
-        keys = (key for step in range(start, stop) for key in self.keys(step))
+        steps = range(start, stop)
+        places = (place for step in steps for place in self.new_batch(step))
         ahead = READ_AHEAD * self.batch_size
-        samples = read_ahead(self.load, keys, workers=self.workers, ahead=ahead)
-        for step in range(start, stop):
-            yield self.assemble(self.keys(step), list(islice(samples, self.batch_size)))
+        filled = read_ahead(self.fill, places, workers=self.workers, ahead=ahead)
+        complete = ([*islice(filled, self.batch_size)][-1] for _ in steps)
+        return complete if self.device.type == "cpu" else copied_ahead(complete, self.device)
 
-    def load(self, key: Key) -> tuple[np.ndarray, np.ndarray]:
-        """One augmented sample: (h,w,3) and (h,w) uint8."""
-        sample = self.dataset[key[1]]
-        params = self.augmentation(*key, size=sample["image"].shape[:2])
-        return crop_sample(sample["image"], sample["label"], params, self.crop)
+    def new_batch(self, step: int) -> list[tuple[Batch, int]]:
+        """The places of an empty batch, which the threads fill without a copy in between."""
+        pinned = self.device.type == "cuda"
+        images, labels = (
+            torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+            for shape in ((self.batch_size, *self.crop, 3), (self.batch_size, *self.crop))
+        )
+        batch = Batch(images, labels, self.keys(step))
+        return [(batch, place) for place in range(self.batch_size)]
 
-    def assemble(self, keys: list[Key], samples: list[tuple[np.ndarray, np.ndarray]]) -> Batch:
-        images, labels = (torch.from_numpy(np.stack(part)) for part in zip(*samples, strict=True))
-        if self.device.type == "cuda":
-            images, labels = images.pin_memory(), labels.pin_memory()
-        move = partial(torch.Tensor.to, device=self.device, non_blocking=True)
-        return Batch(move(images), move(labels), keys)
+    def fill(self, item: tuple[Batch, int]) -> Batch:
+        """Read and augment one sample into its place."""
+        batch, place = item
+        epoch, index = batch.keys[place]
+        sample = self.dataset[index]
+        params = self.augmentation(epoch, index, size=sample["image"].shape[:2])
+        out = batch.images.numpy()[place], batch.labels.numpy()[place]
+        crop_sample(sample["image"], sample["label"], params, *out)
+        return batch
+
+
+def copied_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """Batches on the GPU; the next one is copied on a stream of its own while one is used."""
+    side = torch.cuda.Stream(device)
+    waiting: deque[tuple[Batch, torch.cuda.Event]] = deque()
+
+    def hand_over() -> Batch:
+        batch, copied = waiting.popleft()
+        main = torch.cuda.current_stream(device)
+        main.wait_event(copied)
+        for tensor in (batch.images, batch.labels):
+            tensor.record_stream(main)  # or its memory is reused while the main stream reads it
+        return batch
+
+    for batch in batches:
+        with torch.cuda.stream(side):
+            images, labels = (x.to(device, non_blocking=True) for x in (batch.images, batch.labels))
+            waiting.append((Batch(images, labels, batch.keys), side.record_event()))
+        if len(waiting) > 1:
+            yield hand_over()
+    while waiting:
+        yield hand_over()

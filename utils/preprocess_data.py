@@ -3,15 +3,20 @@
     python utils/preprocess_data.py                         $CITYSCAPES_DATASET or data/cityscapes
     python utils/preprocess_data.py --data_root /data/cityscapes
     python utils/preprocess_data.py --dataset synthetic
+    python utils/preprocess_data.py --pack true             also pack: trains without decoding PNGs
+    python utils/preprocess_data.py --zip leftImg8bit_trainvaltest.zip --zip gtFine_trainvaltest.zip
+    python utils/preprocess_data.py --check true            every fault of the data in one list
 
-Writes <data_root>/meta/label_imgs/<img_id>.png for train and val, and meta/class_weights.json.
-A second run does nothing; an interrupted one goes on where it stopped.
+Writes <data_root>/meta/label_imgs/<img_id>.png for train and val, and meta/class_weights.json;
+packed, <data_root>/packed/train.pack and val.pack (25 and 5 GB for Cityscapes). --zip packs from
+the archives without unpacking them. A second run does nothing; an interrupted one goes on where it
+stopped.
 """
 
 import math
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -22,29 +27,57 @@ if __name__ == "__main__":  # run by path, Python looks for modules in utils/ fi
 import cv2
 import numpy as np
 
-from datasets import Files, cityscapes_label_ids, read_ids, to_train_ids, train_id_path
+from datasets import (
+    DATASETS,
+    Files,
+    SegmentationDataset,
+    build_dataset,
+    cityscapes_label_ids,
+    image_size,
+    labels_of,
+    read_ids,
+    read_image,
+    to_train_ids,
+    train_id_path,
+    zipped_cityscapes,
+)
+from datasets import SPLITS as DATA_SPLITS
+from utils.archives import Member
 from utils.config import check, parse
 from utils.errors import UserError, run_command
-from utils.files import make_folder, resolve_data_root, write_json
+from utils.files import first_folder, make_folder, resolve_data_root, write_json
+from utils.integrity import check_packed, check_split
 from utils.labels import CITYSCAPES
 from utils.loader import read_ahead
+from utils.packing import PackedFile, is_packed, make_header, pack, packed_path, require_space
 from utils.progress import progress
 
-SPLITS = ("train", "val")
+SPLITS = ("train", "val")  # what is converted and packed
+PLAIN = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE)  # id maps: faster and smaller so
+COUNTS = {"cityscapes": {"train": 2975, "val": 500, "test": 1525}}  # images
 
 
 @dataclass(frozen=True)
 class PreprocessConfig:
     """Options of preprocess_data.py."""
 
-    dataset: Literal["cityscapes", "synthetic"] = "cityscapes"
-    """Data set whose label ids are converted."""
+    dataset: Literal["cityscapes", "synthetic", "camvid"] = "cityscapes"
+    """Data set; camvid has nothing to convert, but can be packed and checked."""
     data_root: Path | None = None
     """Folder of the data set. Default: $CITYSCAPES_DATASET for cityscapes, else data/<dataset>."""
     workers: int = os.cpu_count() or 1
     """Threads that convert images."""
     overwrite: bool = False
     """Convert again what is there already."""
+    pack: bool = False
+    """Also write the train and val images into packed files, from which training reads crops
+    without decoding; the same pixels, as much disk as uncompressed images take."""
+    zip: list[Path] = field(default_factory=list)
+    """Official archives to pack from, one --zip each; nothing is unpacked."""
+    check: bool = False
+    """Only look for faults: files missing or of the wrong kind, size, structure or checksum."""
+    decode: bool = False
+    """With --check: decode every file and compare the ids too."""
 
     def __post_init__(self) -> None:
         check(self, "workers", lambda workers: workers >= 1, "at least 1")
@@ -67,7 +100,7 @@ def preprocess(root: Path, *, workers: int, overwrite: bool) -> None:
             for count in read_ahead(work, files[split], workers=workers, ahead=2 * workers):
                 counts[split] += count
                 bar.update()
-    write_json(weights_file, class_weights(counts["train"], images=len(files["train"])))
+    write_weights(root, counts["train"], images=len(files["train"]))
     print(f"{root / 'meta'}: {len(pending)} label images, class_weights.json")
 
 
@@ -89,17 +122,26 @@ def convert(files: Files, *, root: Path, redo: set[str]) -> np.ndarray:
         write_png(path, train_ids)
     else:
         train_ids = read_ids(path, np.uint8)
-    return cv2.calcHist([train_ids], [0], None, [256], [0, 256]).ravel().astype(np.int64)
+    return count_labels(train_ids)
+
+
+def count_labels(label: np.ndarray) -> np.ndarray:
+    """(H,W) uint8 -> (256,) int64 pixels of each value."""
+    return cv2.calcHist([label], [0], None, [256], [0, 256]).ravel().astype(np.int64)
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
     """Whole or not at all."""
     temporary = path.with_name(f".tmp-{path.name}")
     try:
-        temporary.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
+        temporary.write_bytes(cv2.imencode(".png", pixels, PLAIN)[1].tobytes())
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error}). Free the place") from error
+
+
+def write_weights(root: Path, counts: np.ndarray, *, images: int) -> None:
+    write_json(root / "meta" / "class_weights.json", class_weights(counts, images=images))
 
 
 def class_weights(counts: np.ndarray, *, images: int) -> dict[str, object]:
@@ -120,10 +162,105 @@ def class_weights(counts: np.ndarray, *, images: int) -> dict[str, object]:
     }
 
 
+def pack_data(name: str, root: Path, archives: list[Path], *, workers: int) -> None:
+    """Packed files of train and val, and from archives the class weights."""
+    for split in SPLITS:
+        if archives:
+            dataset = zipped_cityscapes(archives, split)
+        else:
+            dataset = build_dataset(name, root, split, packed=False)
+        pack_split(dataset, packed_path(root, split), root, workers=workers)
+    if archives:
+        train = PackedFile(packed_path(root, "train"), CITYSCAPES)
+        counts = np.zeros(256, np.int64)
+        for index in range(len(train)):
+            counts += count_labels(train.planes(index)["label"])
+        make_folder(root / "meta")
+        write_weights(root, counts, images=len(train))
+
+
+def pack_split(dataset: SegmentationDataset, path: Path, root: Path, *, workers: int) -> None:
+    """Write a split's packed file, or what an interrupted run left to write."""
+    sizes = list(read_ahead(image_size, [x.image for x in dataset.files], workers=workers))
+    planes = ["image", "label" if dataset.files[0].instance is None else "instance"]
+    sources = [source_sizes(files, root) for files in dataset.files]
+    header = make_header(dataset.names, sizes, sources, planes, dataset.classes)
+    if is_packed(path, header):
+        print(f"{path}: complete already")
+        return
+    needed, free = (count / 2**30 for count in require_space(path, header))
+    print(f"{path}: {len(dataset)} images, {needed:.1f} GiB to write, {free:.1f} GiB free")
+    read = partial(read_ahead, dataset.__getitem__, workers=workers, ahead=2 * workers)
+    with progress(len(dataset), unit="image", label=f"pack {path.stem}") as bar:
+        pack(path, header, read, on_image=lambda done: bar.update(done - bar.n))
+
+
+def source_sizes(files: Files, root: Path) -> dict[str, int]:
+    """Bytes of the files a sample comes from, by their path below `root`."""
+    found = (path for path in (files.image, files.label, files.instance) if path is not None)
+    return dict(
+        (path.info.filename, path.size)
+        if isinstance(path, Member)
+        else (path.relative_to(root).as_posix(), path.stat().st_size)
+        for path in found
+    )
+
+
+def find_all(name: str, root: Path, split: str) -> dict[str, dict[str, Path]]:
+    """Every file of a split, whether it has its counterparts or not: kind -> image name -> path."""
+    if name == "camvid":
+        folders = {"image": (root / split, "*.[pj][np]g", 0)}
+        folders["label"] = (root / f"{split}annot", "*.png", 0)
+    else:
+        images, labels = (first_folder(root, kind, split) for kind in ("leftImg8bit", "gtFine"))
+        folders = {"image": (images, "*/*_leftImg8bit.png", 1)}
+        if split != "test":
+            folders["label"] = (labels, "*/*_gtFine_labelIds.png", 2)
+            folders["instance"] = (labels, "*/*_gtFine_instanceIds.png", 2)
+    return {
+        kind: {path.stem.rsplit("_", words)[0]: path for path in sorted(folder.glob(pattern))}
+        for kind, (folder, pattern, words) in folders.items()
+    }
+
+
+def check_data(name: str, root: Path, *, decode: bool, workers: int) -> None:
+    """Print every fault of the files and the packed files; UserError if there is one."""
+    classes = DATASETS[name][1]
+    decoders = {
+        "image": read_image,
+        "label": lambda path: to_train_ids(read_ids(path, np.uint8), classes.id_to_train, path),
+        "instance": lambda path: labels_of(read_ids(path, np.uint16), classes, path),
+    }
+    files = found = 0
+    for split in DATA_SPLITS:
+        by_kind, packed = find_all(name, root, split), packed_path(root, split)
+        images, expected = len(by_kind["image"]), COUNTS.get(name, {}).get(split)
+        if images and expected and images != expected:
+            found += 1
+            print(f"{root}: {images} {split} images, {name} has {expected}")
+        found += check_split(split, by_kind, decoders if decode else {}, workers=workers)
+        files += sum(map(len, by_kind.values()))
+        if packed.is_file():
+            files += 1
+            found += check_packed(packed, classes)
+    if not files:
+        raise UserError(f"{root}: no {name} files. Name the data set's folder with --data_root")
+    if found:
+        raise UserError(f"{root}: {found} faults, listed above. Replace these files")
+    print(f"{root}: {files} files, no fault")
+
+
 def main() -> None:
-    config = parse(PreprocessConfig, __doc__)
+    argv = ["--zip+" if word == "--zip" else word for word in sys.argv[1:]]  # one --zip per archive
+    config = parse(PreprocessConfig, __doc__, argv)
     root = resolve_data_root(config.dataset, config.data_root)
-    preprocess(root, workers=config.workers, overwrite=config.overwrite)
+    if config.check:
+        check_data(config.dataset, root, decode=config.decode, workers=config.workers)
+        return
+    if not config.zip and config.dataset != "camvid":
+        preprocess(root, workers=config.workers, overwrite=config.overwrite)
+    if config.pack or config.zip:
+        pack_data(config.dataset, root, config.zip, workers=config.workers)
 
 
 if __name__ == "__main__":

@@ -53,33 +53,34 @@ def sample_params(
 
 
 def crop_sample(
-    image: np.ndarray, label: np.ndarray, params: SampleParams, crop: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """(H,W,3), (H,W) uint8 -> crop (h,w,3), (h,w); padded right and below, label 255 there."""
+    image: np.ndarray,
+    label: np.ndarray,
+    params: SampleParams,
+    out_image: np.ndarray,
+    out_label: np.ndarray,
+) -> None:
+    """(H,W,3), (H,W) uint8 -> fill a crop, (h,w,3) and (h,w); right and below it is padded.
+
+    Only the window is read, so images may be views of a file. Padding has label 255.
+    """
     rows = slice(params.top, params.top + params.height)
     columns = slice(params.left, params.left + params.width)
     height, width = params.resized
-    shrink = height < params.height
-    image = resize(
-        image[rows, columns], (height, width), cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
-    )
-    label = resize(label[rows, columns], (height, width), cv2.INTER_NEAREST_EXACT)
-    if params.flip:
-        image, label = image[:, ::-1], label[:, ::-1]
-    if (height, width) == crop:
-        return np.ascontiguousarray(image), np.ascontiguousarray(label)
-    padded_image = np.full((*crop, 3), PADDING, np.uint8)
-    padded_label = np.full(crop, IGNORE, np.uint8)
-    padded_image[:height, :width] = image
-    padded_label[:height, :width] = label
-    return padded_image, padded_label
-
-
-def resize(pixels: np.ndarray, size: tuple[int, int], interpolation: int) -> np.ndarray:
-    """(H,W[,3]) uint8 -> `size` = (height, width)."""
-    if pixels.shape[:2] == size:
-        return pixels
-    return cv2.resize(pixels, size[::-1], interpolation=interpolation)
+    # Between half and full size bilinear sampling skips no pixel, and INTER_AREA takes 5 x as long.
+    shrink = cv2.INTER_AREA if 2 * height < params.height else cv2.INTER_LINEAR
+    for pixels, out, interpolation, padding in (
+        (image, out_image, shrink, PADDING),
+        (label, out_label, cv2.INTER_NEAREST_EXACT, IGNORE),
+    ):
+        inside = out[:height, :width]
+        if (height, width) == (params.height, params.width):
+            np.copyto(inside, pixels[rows, columns])
+        else:
+            cv2.resize(pixels[rows, columns], (width, height), inside, 0, 0, interpolation)
+        if params.flip:
+            cv2.flip(inside, 1, inside)
+        out[height:] = padding
+        out[:height, width:] = padding
 
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
