@@ -167,7 +167,8 @@ def train(config: Config) -> None:
                     raise UserError(f"{folder}: loss {row['loss']} at step {step}. Lower --base_lr")
                 bar.set_postfix_str(log.summary(row, world.device), refresh=False)
                 if hint and row["data_wait"] > SLOW_DATA:
-                    bar.write(f"{row['data_wait']:.0%} of the time waits for data. {hint}")
+                    words = f"{row['data_wait']:.0%} of the time waits for data. {hint}"
+                    bar.write(words, file=sys.stderr)
                     hint = ""
 
             eval_due = last or step % config.eval_every == 0

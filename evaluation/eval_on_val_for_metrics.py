@@ -128,11 +128,12 @@ def evaluate_checkpoint(config: EvalConfig) -> None:
     swap_in(new_pictures, pictures)
     print(scores.table())
     print(f"\npredictions: {predictions}\npictures and scores.json: {pictures}")
-    if dataset_name != "camvid":
-        truth = first_folder(root, "gtFine", "val").parents[1]
+    truth = first_folder(root, "gtFine", "val")
+    if truth.is_dir():  # not where only packed files are
         print(
-            f"official score: CITYSCAPES_DATASET={truth} CITYSCAPES_RESULTS={predictions} "
-            f"CITYSCAPES_EXPORT_DIR={pictures} csEvalPixelLevelSemanticLabeling"
+            f"official score: CITYSCAPES_DATASET={truth.parents[1]} "
+            f"CITYSCAPES_RESULTS={predictions} CITYSCAPES_EXPORT_DIR={pictures} "
+            "csEvalPixelLevelSemanticLabeling"
         )
 
 

@@ -151,7 +151,7 @@ def test_bad_data_is_named_in_one_line(tmp_path):
     image.write_bytes(image.read_bytes()[:300])
     for workers in ("0", "2"):
         done = run("train.py", *arguments, "--overwrite", "true", "--workers", workers)
-        fails(done, image.name, "damaged")
+        fails(done, image.name, "not a whole PNG", "--check true")
 
 
 def test_label_ids_out_of_range_in_camvid(tmp_path):

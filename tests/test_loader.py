@@ -92,6 +92,18 @@ def test_read_ahead_keeps_the_order(workers):
     ]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_batches_on_a_gpu_are_those_on_the_cpu():
+    expected = list(batches().run(0, 9))
+    found = batches(workers=2, device=torch.device("cuda")).run(0, 9)
+    for one, other in zip(found, expected, strict=True):
+        torch.cuda._sleep(10**7)  # the main stream is busy while the next batch is copied
+        assert one.keys == other.keys and one.images.is_cuda
+        assert torch.equal(one.images.cpu(), other.images)
+        assert torch.equal(one.labels.cpu(), other.labels)
+
+
 def test_dropout_seeds_differ_between_steps_and_ranks():
     seeds = {dropout_seed(s, step, rank) for s in (0, 1) for step in range(50) for rank in (0, 1)}
     assert len(seeds) == 200

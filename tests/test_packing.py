@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import random
 import shutil
 import signal
 import zipfile
@@ -117,6 +116,16 @@ def test_a_run_goes_on_from_the_other_source_with_the_same_bits(root, tmp_path):
     assert all(torch.equal(whole["model"][key], part["model"][key]) for key in whole["model"])
 
 
+def test_waiting_for_image_files_is_told_once_with_what_helps(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("train.SLOW_DATA", -1.0)
+    train(tiny(root, tmp_path, run_name="files", steps=3))
+    assert capsys.readouterr().err.count("preprocess_data.py --pack true") == 1
+    pack(root)
+    train(tiny(root, tmp_path, run_name="packed", steps=3))
+    printed = capsys.readouterr()
+    assert "--pack true" not in printed.err and f"packed file {root}" in printed.out
+
+
 def test_a_second_run_writes_nothing_and_a_changed_source_is_seen(root, capsys):
     pack(root)
     before = packed_path(root, "train").stat().st_mtime_ns
@@ -205,13 +214,13 @@ def pack_and_die(root: Path, left: int) -> None:
 def test_killed_at_any_byte_and_run_again_gives_the_same_file(root):
     """20 kills at random bytes; half of the time what is left is itself gone on with and killed."""
     pack(root)
-    path, rng = packed_path(root, "train"), random.Random(0)
+    path, rng = packed_path(root, "train"), np.random.default_rng(0)
     part, expected = packing.part_path(path), path.read_bytes()
     kills, sizes = 0, set()
     while kills < 20:
         path.unlink(missing_ok=True)
         victim = multiprocessing.get_context("fork").Process(
-            target=pack_and_die, args=(root, rng.randrange(len(expected)))
+            target=pack_and_die, args=(root, int(rng.integers(len(expected))))
         )
         victim.start()
         victim.join(60)

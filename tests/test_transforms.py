@@ -71,18 +71,59 @@ def test_image_and_label_stay_in_step(scale):
         assert (cropped[inner] == found[inner, None] * 10).all()
 
 
-def test_scaling_the_window_equals_scaling_the_image_inside():
-    """window-then-scale against scale-then-window: the same pixels up to the window's rim."""
-    generator = np.random.default_rng(0)
-    coarse = generator.integers(0, 256, (40, 60, 3)).astype(np.uint8)
-    image = cv2.resize(coarse, (960, 640), interpolation=cv2.INTER_CUBIC)
-    params = sample_params(3, 0, 0, size=(640, 960), crop=(128, 128), scale=(0.5, 0.5), flip=False)
-    ours, _ = cropped_from(image, np.zeros((640, 960), np.uint8), params, (128, 128))
-    whole = cv2.resize(image, (480, 320), interpolation=cv2.INTER_AREA)
-    top, left = params.top // 2, params.left // 2
-    theirs = whole[top : top + 128, left : left + 128].astype(int)
-    odd = params.top % 2 + params.left % 2  # an odd offset is half a scaled pixel
-    assert np.abs(ours.astype(int) - theirs).max() <= (2 if odd == 0 else 40)
+@pytest.mark.parametrize("factor", [0.3, 0.5, 0.77, 1.0, 1.31, 2.0])
+def test_scaling_the_window_is_scaling_the_image_but_for_a_shift_of_a_pixel(factor):
+    """window-then-scale against scale-then-crop, the peers' order.
+
+    The pixels say where they come from: channel 0 is x, channel 1 is y.
+    """
+    y, x = np.mgrid[:240, :250].astype(np.uint8)
+    image, label = np.dstack([x, y, x]), np.zeros((240, 250), np.uint8)
+    crop = (48, 60)
+    whole = cv2.resize(
+        image, (round(250 * factor), round(240 * factor)),
+        interpolation=cv2.INTER_AREA if factor < 0.5 else cv2.INTER_LINEAR,
+    )  # fmt: skip
+    shifts = []
+    for index in range(100):
+        params = sample_params(
+            3, 0, index, size=(240, 250), crop=crop, scale=(factor, factor), flip=False
+        )
+        ours, _ = cropped_from(image, label, params, crop)
+        assert params.resized == crop
+        top, left = round(params.top * factor), round(params.left * factor)
+        theirs = whole[top : top + crop[0], left : left + crop[1]]
+        ours = ours[: theirs.shape[0], : theirs.shape[1]]
+        inside = (slice(1, -1), slice(1, -1))  # at the rim one of them has no neighbour
+        shifts.append(np.abs(ours.astype(float) - theirs)[inside].max() * factor)
+    assert max(shifts) <= 1.5 + factor, "1.5 output pixels, and one grey level for rounding"
+    assert (max(shifts) == 0) == (factor in (1.0, 2.0)), "no difference where nothing is rounded"
+
+
+def distance_from_uniform(values: list[float]) -> float:
+    """Kolmogorov and Smirnov's statistic times sqrt(n): above 1.63 in one of 100 cases."""
+    ordered, n = np.sort(values), len(values)
+    steps = np.arange(n + 1) / n
+    gap = max(np.abs(ordered - steps[1:]).max(), np.abs(ordered - steps[:-1]).max())
+    return gap * n**0.5
+
+
+def test_scales_windows_and_flips_are_spread_evenly():
+    low, high, size, crop = 0.5, 2.0, (9000, 12000), (1000, 1500)
+    drawn = [
+        sample_params(
+            0, index // 500, index % 500, size=size, crop=crop, scale=(low, high), flip=True
+        )
+        for index in range(2000)
+    ]
+    factors = [(crop[0] / params.height - low) / (high - low) for params in drawn]
+    assert distance_from_uniform(factors) < 1.63
+    assert distance_from_uniform([p.top / (size[0] - p.height) for p in drawn]) < 1.63
+    assert distance_from_uniform([p.left / (size[1] - p.width) for p in drawn]) < 1.63
+    assert abs(np.mean([params.flip for params in drawn]) - 0.5) < 2.58 * 0.5 / 2000**0.5
+    tops = np.array([p.top / (size[0] - p.height) for p in drawn])
+    for other in (factors, [p.left / (size[1] - p.width) for p in drawn], [p.flip for p in drawn]):
+        assert abs(np.corrcoef(tops, other)[0, 1]) < 0.06
 
 
 def test_normalize_gives_channels_last_floats_around_zero():

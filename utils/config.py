@@ -4,6 +4,7 @@ Imports no torch: `--help` and a mistyped option answer at once.
 """
 
 import re
+import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -143,7 +144,13 @@ class OneLineParser(ArgumentParser):
 def parse(
     config_class: type[ConfigClass], description: str, argv: list[str] | None = None
 ) -> ConfigClass:
-    """Command line, over `--config FILE.yaml` -> `config_class`; UserError on a mistake."""
+    """Command line, over `--config FILE.yaml` -> `config_class`; UserError on a mistake.
+
+    An option that is a list is given once per item: jsonargparse writes that `--name+ ITEM`.
+    """
+    lists = {f"--{field.name}" for field in fields(config_class) if field.default_factory is list}
+    given = sys.argv[1:] if argv is None else argv
+    argv = [f"{word}+" if word in lists else word for word in given]
     parser = OneLineParser(description=description.split("\n", 1)[0])
     parser.add_argument(
         "--config", action="config", help="YAML file of options; flags override it."

@@ -251,8 +251,7 @@ def check_data(name: str, root: Path, *, decode: bool, workers: int) -> None:
 
 
 def main() -> None:
-    argv = ["--zip+" if word == "--zip" else word for word in sys.argv[1:]]  # one --zip per archive
-    config = parse(PreprocessConfig, __doc__, argv)
+    config = parse(PreprocessConfig, __doc__)
     root = resolve_data_root(config.dataset, config.data_root)
     if config.check:
         check_data(config.dataset, root, decode=config.decode, workers=config.workers)
