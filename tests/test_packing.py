@@ -332,7 +332,8 @@ def test_the_command_packs_checks_and_names_faults(root, tmp_path):
     done = run("utils/preprocess_data.py", "--dataset", "synthetic", *data, "--check", "true")
     assert done.returncode == 0 and "23 files, no fault" in done.stdout, done.stdout + done.stderr
     path = packed_path(root, "train")
-    content = bytearray(path.read_bytes())
+    whole = path.read_bytes()
+    content = bytearray(whole)
     content[-5000] ^= 1
     path.write_bytes(content)
     done = run("utils/preprocess_data.py", *data, "--check", "true")
@@ -340,6 +341,8 @@ def test_the_command_packs_checks_and_names_faults(root, tmp_path):
     assert f"{path}: image aachen_000003_000019 damaged" in done.stdout
     assert "4 train images, cityscapes has 2975" in done.stdout
     assert "3 faults" in done.stderr and "Traceback" not in done.stderr
+    again = run("utils/preprocess_data.py", *data, "--pack", "true", "--overwrite", "true")
+    assert again.returncode == 0 and path.read_bytes() == whole
     archives = write_zips(root, tmp_path)
     zips = [word for path in archives for word in ("--zip", path)]
     done = run("utils/preprocess_data.py", "--data_root", tmp_path / "new", *zips)

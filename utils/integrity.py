@@ -128,7 +128,8 @@ def check_packed(path: Path, classes: LabelTable) -> int:
     with progress(len(packed), unit="image", label=f"check {path.name}") as bar:
         for name in packed.damaged():
             if name:
-                bar.write(f"{path}: image {name} damaged (checksum)", file=sys.stdout)
+                advice = "--pack true --overwrite true writes it again"
+                bar.write(f"{path}: image {name} damaged (checksum); {advice}", file=sys.stdout)
                 found += 1
             bar.update()
     return found

@@ -68,7 +68,7 @@ class PreprocessConfig:
     workers: int = os.cpu_count() or 1
     """Threads that convert images."""
     overwrite: bool = False
-    """Convert again what is there already."""
+    """Convert and pack again what is there already."""
     pack: bool = False
     """Also write the train and val images into packed files, from which training reads crops
     without decoding; the same pixels, as much disk as uncompressed images take."""
@@ -81,6 +81,8 @@ class PreprocessConfig:
 
     def __post_init__(self) -> None:
         check(self, "workers", lambda workers: workers >= 1, "at least 1")
+        if self.zip and self.dataset == "camvid":
+            raise ValueError("--zip takes the archives of cityscapes only")
 
 
 def preprocess(root: Path, *, workers: int, overwrite: bool) -> None:
@@ -162,14 +164,19 @@ def class_weights(counts: np.ndarray, *, images: int) -> dict[str, object]:
     }
 
 
-def pack_data(name: str, root: Path, archives: list[Path], *, workers: int) -> None:
+def pack_data(
+    name: str, root: Path, archives: list[Path], *, workers: int, overwrite: bool = False
+) -> None:
     """Packed files of train and val, and from archives the class weights."""
     for split in SPLITS:
         if archives:
             dataset = zipped_cityscapes(archives, split)
         else:
             dataset = build_dataset(name, root, split, packed=False)
-        pack_split(dataset, packed_path(root, split), root, workers=workers)
+        path = packed_path(root, split)
+        if overwrite:
+            path.unlink(missing_ok=True)
+        pack_split(dataset, path, root, workers=workers)
     if archives:
         train = PackedFile(packed_path(root, "train"), CITYSCAPES)
         counts = np.zeros(256, np.int64)
@@ -259,7 +266,8 @@ def main() -> None:
     if not config.zip and config.dataset != "camvid":
         preprocess(root, workers=config.workers, overwrite=config.overwrite)
     if config.pack or config.zip:
-        pack_data(config.dataset, root, config.zip, workers=config.workers)
+        options = {"workers": config.workers, "overwrite": config.overwrite}
+        pack_data(config.dataset, root, config.zip, **options)
 
 
 if __name__ == "__main__":
