@@ -1,16 +1,215 @@
-"""Logits at the model's stride -> the most likely class at full size."""
+"""Logits at the model's stride -> the most likely class at full size, without full-size logits.
 
+Bilinear values between four neighbouring logits are convex combinations of them. So where the same
+class wins at all four, it wins everywhere between them, and only the other cells are computed; of
+a cell's classes only those that can win. This file needs torch, numpy and nothing else.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
 import torch
 from torch.nn import functional as F
+
+MIXED = 0.35  # share of cells without a common winner above which computing all pixels is faster
+CELL = 8  # pixels of a cell's side
+PIXELS = 1 << 18  # computed at once: what caches hold
+SLAB = 32  # rows
+BAND = 128  # columns
 
 
 def upsample_argmax(
     logits: torch.Tensor, size: tuple[int, int], *, align_corners: bool = False
 ) -> torch.Tensor:
-    """(N,K,h,w) logits -> (N,H,W) uint8 classes: bilinear to `size` = (H,W), then argmax.
+    """(N,K,h,w) logits -> (N,H,W) uint8 classes: bilinear to `size` = (H,W), then argmax; K <= 256.
+
+    Equal to upsample_argmax_reference up to ties within rounding. Fast on the CPU only: 30 to 53
+    times as fast there on logits of objects, 11 times on noise, with 6 MiB instead of 152
+    (benchmarks/bench_ops.py, 19 classes at 1024x2048).
+    """
+    if logits.device.type != "cpu":
+        return upsample_argmax_reference(logits, size, align_corners=align_corners)
+    wide = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+    small = tuple(wide.shape[2:])
+    # Cells of many pixels are divided: on a finer grid that holds the old one nothing changes.
+    parts = max(1, round(min(size[0] / small[0], size[1] / small[1]) / CELL))
+    if parts > 1:
+        finer = [(length - 1) * parts + 1 for length in small]
+        wide = F.interpolate(wide, finer, mode="bilinear", align_corners=True)
+    rows, columns = (
+        make_axis(*lengths, parts, align_corners=align_corners)
+        for lengths in zip(small, size, strict=True)
+    )
+    labels = [fast_argmax(image, rows, columns) for image in wide.contiguous().numpy()]
+    return torch.from_numpy(np.stack(labels))
+
+
+def upsample_argmax_reference(
+    logits: torch.Tensor, size: tuple[int, int], *, align_corners: bool = False
+) -> torch.Tensor:
+    """What upsample_argmax must give, in two lines.
 
     Compared in float32 at least: bfloat16 makes ties between neighbouring classes.
     """
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     full = F.interpolate(wide, size, mode="bilinear", align_corners=align_corners)
     return full.argmax(1).to(torch.uint8)
+
+
+class Axis(NamedTuple):
+    """Rows or columns of the output: (1 - weight) * source[first] + weight * source[second].
+
+    A cell is the pixels between two neighbours of the source; those before its first or behind
+    its last one make several.
+    """
+
+    first: np.ndarray  # (H,)
+    second: np.ndarray  # (H,)
+    weight: np.ndarray  # (H,) float32
+    pixels: np.ndarray  # (cells,span) pixels of a cell; its last one repeated up to the widest's
+
+
+def make_axis(small: int, large: int, parts: int, *, align_corners: bool) -> Axis:
+    """PyTorch's rule for bilinear interpolation from `small` to `large` pixels.
+
+    parts: into how many the distance between two neighbours of the source was divided.
+    """
+    places = np.arange(large, dtype=np.float32)
+    if align_corners:
+        source = places * np.float32((small - 1) / max(large - 1, 1))
+    else:
+        source = (places + np.float32(0.5)) * np.float32(small / large) - np.float32(0.5)
+    last = (small - 1) * parts
+    source = np.clip(source * np.float32(parts), -1, last)
+    cell = np.floor(source).astype(np.intp)  # -1 before the first source
+    source, first = np.maximum(source, 0), np.maximum(cell, 0)
+    second = np.clip(cell + 1, 0, last)
+    _, start, index, count = np.unique(
+        cell, return_index=True, return_inverse=True, return_counts=True
+    )
+    longest = count[1:-1].max(initial=1)  # the pixels before the first source may be many more
+    piece = index * large + (np.arange(large) - start[index]) // longest
+    _, start, count = np.unique(piece, return_index=True, return_counts=True)
+    pixels = start[:, None] + np.minimum(np.arange(count.max()), count[:, None] - 1)
+    return Axis(first, second, (source - first).astype(np.float32), pixels)
+
+
+def fast_argmax(logits: np.ndarray, rows: Axis, columns: Axis) -> np.ndarray:
+    """(K,h,w) -> (H,W) uint8."""
+    winner = coarse_argmax(logits)
+    (top, below), (left, right) = (
+        (axis.first[axis.pixels[:, 0]], axis.second[axis.pixels[:, 0]]) for axis in (rows, columns)
+    )
+    corners = winner[np.ix_(top, left)]
+    mixed = np.zeros(corners.shape, bool)
+    for y, x in ((top, right), (below, left), (below, right)):
+        mixed |= winner[np.ix_(y, x)] != corners
+    if mixed.mean() > MIXED:
+        return all_pixels(logits, rows, columns)
+    labels = np.take(winner, columns.first, axis=1)
+    labels = np.take(labels, rows.first, axis=0)
+    mixed_cells(logits, rows, columns, mixed, labels)
+    return labels
+
+
+def coarse_argmax(values: np.ndarray) -> np.ndarray:
+    """(K,...) -> (...) uint8: np.argmax over the first axis, class by class."""
+    best, labels = values[0].copy(), np.zeros(values.shape[1:], np.uint8)
+    for kind in range(1, len(values)):
+        take_better(values[kind], best, labels, np.uint8(kind))
+    return labels
+
+
+def take_better(
+    values: np.ndarray, best: np.ndarray, labels: np.ndarray, kind: np.ndarray | np.uint8
+) -> None:
+    """Where `values` are larger, they become `best` and `kind` the label.
+
+    Classes come in rising order, so the label of a later winner is the larger one.
+    """
+    won = np.greater(values, best).view(np.uint8)
+    won *= kind
+    np.maximum(labels, won, out=labels)
+    np.maximum(best, values, out=best)
+
+
+def mixed_cells(
+    logits: np.ndarray, rows: Axis, columns: Axis, mixed: np.ndarray, labels: np.ndarray
+) -> None:
+    """Compute the pixels of the cells marked in `mixed` (cells of rows, cells of columns)."""
+    every_y, every_x = np.nonzero(mixed)
+    at_once = max(1, PIXELS // (rows.pixels.shape[1] * columns.pixels.shape[1]))
+    for start in range(0, len(every_y), at_once):
+        y, x = (cells[start : start + at_once] for cells in (every_y, every_x))
+        lines, places = rows.pixels[y, 0], columns.pixels[x, 0]
+        corners = np.stack([
+            logits[:, i, j]
+            for i in (rows.first[lines], rows.second[lines])
+            for j in (columns.first[places], columns.second[places])
+        ])  # fmt: skip
+        # A class that is everywhere below another one's lowest corner cannot win: (K,n) bool.
+        candidate = corners.max(0) >= corners.min(0).max(0)
+        count = candidate.sum(0)
+        order = np.argsort(-count, kind="stable")  # cells with many candidates first
+        y, x, count = y[order], x[order], count[order]
+        ys, xs = rows.pixels[y].T, columns.pixels[x].T
+        found = best_candidates(
+            corners[:, :, order], candidate[:, order], count, rows.weight[ys], columns.weight[xs]
+        )
+        labels[ys[:, None], xs[None]] = found
+
+
+def best_candidates(
+    corners: np.ndarray, candidate: np.ndarray, count: np.ndarray, wy: np.ndarray, wx: np.ndarray
+) -> np.ndarray:
+    """Winners inside n cells, which are sorted by falling `count` of candidates.
+
+    corners (4,K,n), candidate (K,n), weights (Sy,n) and (Sx,n) -> (Sy,Sx,n) uint8.
+    """
+    cell, kind = np.nonzero(candidate.T)  # by cell, then by class
+    nth = np.arange(len(cell)) - np.repeat(np.cumsum(count) - count, count)
+    kinds = np.zeros((count[0], len(count)), np.intp)  # the nth candidate of each cell
+    kinds[nth, cell] = kind
+    shape = (len(wy), len(wx), len(count))
+    best = np.full(shape, -np.inf, corners.dtype)
+    labels = np.zeros(shape, np.uint8)
+    for number in range(count[0]):
+        n = int(np.searchsorted(-count, -number))  # cells that have so many candidates
+        kind = kinds[number, :n]
+        top_left, top_right, left, right = corners[:, kind, np.arange(n)]
+        top = top_left + (top_right - top_left) * wx[:, :n]
+        below = left + (right - left) * wx[:, :n]
+        values = (below - top)[None] * wy[:, None, :n]
+        values += top[None]
+        take_better(values, best[..., :n], labels[..., :n], kind.astype(np.uint8))
+    return labels
+
+
+def all_pixels(logits: np.ndarray, rows: Axis, columns: Axis) -> np.ndarray:
+    """Every pixel of every class, a slab of rows at a time: both directions as small matmuls."""
+    classes, width = len(logits), len(columns.first)
+    bands = [band_matrix(columns, start, start + BAND) for start in range(0, width, BAND)]
+    labels = np.zeros((len(rows.first), width), np.uint8)
+    for start in range(0, len(labels), SLAB):
+        down, source = band_matrix(rows, start, start + SLAB)
+        lines = logits[:, source].reshape(-1, logits.shape[2])
+        wide = np.concatenate([lines[:, inside] @ across.T for across, inside in bands], 1)
+        wide = wide.reshape(classes, -1, width)
+        part = labels[start : start + SLAB]
+        best = down @ wide[0]
+        values = np.empty_like(best)
+        for kind in range(1, classes):
+            np.matmul(down, wide[kind], out=values)
+            take_better(values, best, part, np.uint8(kind))
+    return labels
+
+
+def band_matrix(axis: Axis, start: int, stop: int) -> tuple[np.ndarray, slice]:
+    """Weights (pixels,sources) of pixels start..stop-1, and the sources that they need."""
+    first, second, weight = (values[start:stop] for values in axis[:3])
+    source = slice(first[0], second[-1] + 1)
+    matrix = np.zeros((len(first), source.stop - source.start), weight.dtype)
+    line = np.arange(len(first))
+    matrix[line, first - source.start] = 1 - weight
+    matrix[line, second - source.start] += weight
+    return matrix, source
