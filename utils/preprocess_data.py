@@ -265,6 +265,8 @@ def main() -> None:
         return
     if not config.zip and config.dataset != "camvid":
         preprocess(root, workers=config.workers, overwrite=config.overwrite)
+    elif not config.pack and not config.zip:
+        print(f"{config.dataset}: nothing to convert; --pack true packs it")
     if config.pack or config.zip:
         options = {"workers": config.workers, "overwrite": config.overwrite}
         pack_data(config.dataset, root, config.zip, **options)
