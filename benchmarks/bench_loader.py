@@ -2,16 +2,13 @@
 
     python benchmarks/bench_loader.py [DATA_ROOT] [ROUNDS]
 
-Random scale 0.5 to 2, crop, mirror, from 1024x2048 image and label files; no photometric distortion
-on any side. Peers deliver what they deliver to their users: floats where they normalise on the
-CPU, uint8 where they do not. Times are process CPU time of one thread, medians over interleaved
-rounds over the same images. The raw cache is a peer too: whole images in an uncompressed file,
-scaled, then cropped. Works on copies in a temporary folder: as drawn (more noise and a faster
-encoder than camera files have), and smoothed and encoded by Pillow so that files have the size of
-Cityscapes' own, 2.1 MiB.
-
-Then: threads against memcpy with threads, and first (cold) reads against second (warm) ones; both
-wall time.
+Random scale 0.5 to 2, crop, mirror, from 1024x2048 files; no photometric distortion on any side.
+Peers deliver what their users get: floats where they normalise on the CPU, else uint8. Process CPU
+time of one thread, medians over interleaved rounds over the same images. The raw cache, a peer too,
+has whole images in an uncompressed file, scaled, then cropped, uint8 out as ours. Images are as
+drawn (more noise and a faster encoder than camera files have), and copies that are smoothed and
+encoded by Pillow, so that they have the size of Cityscapes' own, 2.1 MiB. Then, in wall time:
+threads against memcpy with threads, and first (cold) reads against second (warm) ones.
 """
 
 import os
@@ -21,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -55,8 +52,8 @@ Peer = Callable[[Files, Crop, np.random.Generator], object]
 def torchvision_v1(files: Files, crop: Crop, rng: np.random.Generator) -> object:
     """As torchvision's reference training does it: Pillow images, functional transforms."""
     image, label = Image.open(files.image).convert("RGB"), Image.open(files.label)
-    size = [round(length * rng.uniform(*SCALE)) for length in (image.height,)]
-    size = [size[0], round(image.width * size[0] / image.height)]
+    factor = rng.uniform(*SCALE)
+    size = [round(image.height * factor), round(image.width * factor)]
     image = F1.resize(image, size)
     label = F1.resize(label, size, interpolation=F1.InterpolationMode.NEAREST)
     if rng.random() < 0.5:
@@ -90,50 +87,53 @@ def albumentations_2(files: Files, crop: Crop, _rng: np.random.Generator) -> obj
     return albumentations_transform(crop)(image=image, mask=label)
 
 
-def albumentations_transform(crop: Crop, cache: dict = {}) -> albumentations.Compose:  # noqa: B006
-    if crop not in cache:
-        cache[crop] = albumentations.Compose([
-            albumentations.RandomScale((SCALE[0] - 1, SCALE[1] - 1), p=1),
-            albumentations.PadIfNeeded(*crop, border_mode=0, fill=0, fill_mask=IGNORE),
-            albumentations.RandomCrop(*crop),
-            albumentations.HorizontalFlip(),
-            albumentations.Normalize(MEAN, STD),
-        ])  # fmt: skip
-    return cache[crop]
+@cache
+def albumentations_transform(crop: Crop) -> albumentations.Compose:
+    return albumentations.Compose([
+        albumentations.RandomScale((SCALE[0] - 1, SCALE[1] - 1), p=1),
+        albumentations.PadIfNeeded(*crop, border_mode=0, fill=0, fill_mask=IGNORE),
+        albumentations.RandomCrop(*crop),
+        albumentations.HorizontalFlip(),
+        albumentations.Normalize(MEAN, STD),
+    ])  # fmt: skip
+
+
+def random_window(label: np.ndarray, crop: Crop, rng: np.random.Generator) -> tuple:
+    starts = [int(rng.integers(max(1, s - c + 1))) for s, c in zip(label.shape, crop, strict=True)]
+    return tuple(slice(p, p + c) for p, c in zip(starts, crop, strict=True))
 
 
 def scale_then_crop(
-    image: np.ndarray, label: np.ndarray, crop: Crop, rng: np.random.Generator
+    image: np.ndarray, label: np.ndarray, crop: Crop, rng: np.random.Generator, tries: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """mmsegmentation's pipeline in OpenCV: whole image scaled, at most 75 % of one class."""
+    """Whole image scaled in OpenCV; the first of `tries` crops with at most 75 % of one class."""
     factor = rng.uniform(*SCALE)
     size = (round(image.shape[1] * factor), round(image.shape[0] * factor))
     image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
     label = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
-    for _ in range(10):
-        top, left = (
-            int(rng.integers(max(1, length - part + 1)))
-            for length, part in zip(label.shape, crop, strict=True)
-        )
-        part = label[top : top + crop[0], left : left + crop[1]]
-        counts = np.bincount(part.ravel(), minlength=256)[:255]
+    for left_over in reversed(range(tries)):
+        window = random_window(label, crop, rng)
+        if not left_over:
+            break
+        counts = cv2.calcHist([label[window]], [0], None, [256], [0, 256])[:255]
         if counts.max() < 0.75 * max(1, counts.sum()):
             break
-    image = image[top : top + crop[0], left : left + crop[1]]
+    image, label = image[window], label[window]
     if rng.random() < 0.5:
-        image, part = cv2.flip(image, 1), cv2.flip(part, 1)
-    below, right = crop[0] - part.shape[0], crop[1] - part.shape[1]
+        image, label = cv2.flip(image, 1), cv2.flip(label, 1)
+    below, right = crop[0] - label.shape[0], crop[1] - label.shape[1]
     if below or right:
         border = (0, below, 0, right, cv2.BORDER_CONSTANT)
         image = cv2.copyMakeBorder(image, *border, value=0)
-        part = cv2.copyMakeBorder(part, *border, value=IGNORE)
-    return np.ascontiguousarray(image.transpose(2, 0, 1)), part.astype(np.int64)
+        label = cv2.copyMakeBorder(label, *border, value=IGNORE)
+    return np.ascontiguousarray(image), np.ascontiguousarray(label)
 
 
 def mmsegmentation_like(files: Files, crop: Crop, rng: np.random.Generator) -> object:
-    """OpenCV, uint8 out: mmsegmentation 1.x normalises on the device."""
-    image = cv2.imread(str(files.image))
-    return scale_then_crop(image, cv2.imread(str(files.label), cv2.IMREAD_UNCHANGED), crop, rng)
+    """OpenCV, uint8 out, CHW: mmsegmentation 1.x normalises on the device."""
+    image, label = cv2.imread(str(files.image)), cv2.imread(str(files.label), -1)
+    image, label = scale_then_crop(image, label, crop, rng, tries=10)
+    return np.ascontiguousarray(image.transpose(2, 0, 1)), label.astype(np.int64)
 
 
 def fregu856_like(files: Files, crop: Crop, rng: np.random.Generator) -> object:
@@ -145,8 +145,7 @@ def fregu856_like(files: Files, crop: Crop, rng: np.random.Generator) -> object:
     factor = rng.uniform(*SCALE)
     size = (round(image.shape[1] * factor), round(image.shape[0] * factor))
     image, label = (cv2.resize(x, size, interpolation=cv2.INTER_NEAREST) for x in (image, label))
-    place = [int(rng.integers(max(1, s - c + 1))) for s, c in zip(label.shape, crop, strict=True)]
-    window = tuple(slice(p, p + c) for p, c in zip(place, crop, strict=True))
+    window = random_window(label, crop, rng)
     image, label = (image[window] / 255.0 - MEAN) / STD, label[window]
     image = torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32))
     return image, torch.from_numpy(label.astype(np.int64))

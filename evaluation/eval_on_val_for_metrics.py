@@ -103,7 +103,7 @@ def evaluate_checkpoint(config: EvalConfig) -> None:
     index = {name: number for number, name in enumerate(dataset.names)}
 
     def write(name: str, _counts: Counts, labels: np.ndarray) -> None:
-        save_png(new_predictions / f"{name}_pred_label_img.png", dataset.classes.ids[labels])
+        save_png(new_predictions / f"{name}_pred_label_img.png", dataset.classes.to_ids(labels))
         if config.overlays:
             image = dataset.image(index[name])
             save_png(

@@ -56,7 +56,7 @@ def evaluate(
             sums = upsample_cross_entropy(logits, truth, class_weights=class_weights)
             losses += torch.stack(sums).double().cpu()
             labels = upsample_argmax(logits, size)[0].cpu().numpy()
-            ids = classes.ids[labels]
+            ids = classes.to_ids(labels)
             counted[index] = count_pixels(truth_of(sample, classes), ids, classes, border=border)
             if on_image is not None:
                 on_image(sample["name"], counted[index], labels)
@@ -83,6 +83,4 @@ def truth_of(sample: dict, classes: LabelTable) -> np.ndarray:
     """(H,W) instance ids, or ids where a set has no instances; ignored pixels get the last id."""
     if "instance" in sample:
         return sample["instance"]
-    to_ids = np.full(256, classes.num_ids - 1, np.uint8)
-    to_ids[: classes.num_classes] = classes.ids
-    return to_ids[sample["label"]]
+    return classes.to_ids(sample["label"])

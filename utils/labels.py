@@ -29,6 +29,12 @@ class LabelTable:
     def num_classes(self) -> int:
         return len(self.names)
 
+    def to_ids(self, labels: np.ndarray) -> np.ndarray:
+        """(H,W) uint8 train ids -> (H,W) uint8 ids; ignored pixels get the last id."""
+        table = np.full(256, self.num_ids - 1, np.uint8)
+        table[: self.num_classes] = self.ids
+        return cv2.LUT(labels, table)
+
     def draw(self, labels: np.ndarray) -> np.ndarray:
         """(H,W) uint8 train ids -> (H,W,3) uint8 RGB; ignored pixels are black."""
         palette = np.zeros((256, 3), np.uint8)

@@ -42,6 +42,7 @@ from datasets import (
     zipped_cityscapes,
 )
 from datasets import SPLITS as DATA_SPLITS
+from evaluation.counts import histogram
 from utils.archives import Member
 from utils.config import check, parse
 from utils.errors import UserError, run_command
@@ -124,12 +125,7 @@ def convert(files: Files, *, root: Path, redo: set[str]) -> np.ndarray:
         write_png(path, train_ids)
     else:
         train_ids = read_ids(path, np.uint8)
-    return count_labels(train_ids)
-
-
-def count_labels(label: np.ndarray) -> np.ndarray:
-    """(H,W) uint8 -> (256,) int64 pixels of each value."""
-    return cv2.calcHist([label], [0], None, [256], [0, 256]).ravel().astype(np.int64)
+    return histogram(train_ids)
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
@@ -181,7 +177,7 @@ def pack_data(
         train = PackedFile(packed_path(root, "train"), CITYSCAPES)
         counts = np.zeros(256, np.int64)
         for index in range(len(train)):
-            counts += count_labels(train.planes(index)["label"])
+            counts += histogram(train.planes(index)["label"])
         make_folder(root / "meta")
         write_weights(root, counts, images=len(train))
 
