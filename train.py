@@ -175,9 +175,7 @@ def train(config: Config) -> None:
             if eval_due:
                 distributed.copy_buffers_from_main(run.model, world)
                 sheet = ContactSheet(val_set)
-                run.model.eval()
                 scores = validate(run.model, on_image=sheet.add)
-                run.model.train()
                 run.note(scores.miou)
                 row |= {"val_loss": scores.loss, "miou": scores.miou}
                 clock.restart()

@@ -19,7 +19,6 @@ if __name__ == "__main__":  # run by path, Python looks for modules in evaluatio
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
-import torch
 
 from datasets import build_dataset, read_class_weights
 from evaluation.counts import Counts
@@ -111,7 +110,7 @@ def evaluate_checkpoint(config: EvalConfig) -> None:
             )
 
     scores = evaluate(
-        model.to(world.device, memory_format=torch.channels_last),
+        model.to(world.device),
         dataset,
         world=world,
         scales=config.scales or trained["eval_scales"],

@@ -1,6 +1,7 @@
 """Predict every image of a data set and score the predictions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 
 from datasets import Dataset
 from evaluation.counts import Counts, count_pixels
-from evaluation.inference import predict_logits
+from evaluation.inference import inference_copy, predict_logits
 from evaluation.metrics import Scores, compute_scores
 from model.ops.upsample_argmax import upsample_argmax
 from model.ops.upsample_cross_entropy import upsample_cross_entropy
@@ -35,33 +36,44 @@ def evaluate(
 ) -> Scores:
     """Scores over the whole split, at the labels' own size; every image counts exactly once.
 
-    `model` must be in evaluation mode, on world.device. Processes take every size-th image, add up
-    integers and gather rows of instances, so any number of them gives the same scores.
-    border: width in pixels of the zone for boundary IoU, 0 for none. on_image(name, counts, labels)
-    gets each image's counts and its (H,W) uint8 predicted train ids, in this process.
+    `model`, on world.device, is left as it is: a copy in evaluation mode predicts. Processes take
+    every size-th image, add up integers and gather rows of instances, so any number of them gives
+    the same scores. `workers` threads read ahead, as many count and call on_image(name, counts,
+    labels) with an image's counts and its (H,W) uint8 predicted train ids, in any order.
+    border: width in pixels of the zone for boundary IoU, 0 for none.
     """
     classes, device = dataset.classes, world.device
-    counted: dict[int, Counts] = {}
-    losses = torch.zeros(2, dtype=torch.float64)
-    indices = range(world.rank, len(dataset), world.size)
-    with progress(len(indices), unit="image", label="evaluate", enabled=world.is_main) as bar:
-        samples = read_ahead(dataset.__getitem__, indices, workers=workers)
-        for index, sample in zip(indices, samples, strict=True):
+    network = inference_copy(model)
+    losses = torch.zeros(2, dtype=torch.float64, device=device)
+    indices, ahead = range(world.rank, len(dataset), world.size), workers + 2
+
+    def predicted() -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+        for sample in read_ahead(dataset.__getitem__, indices, workers=workers, ahead=ahead):
             images, truth = (
                 torch.tensor(sample[kind])[None].to(device) for kind in ("image", "label")
             )
             size = sample["label"].shape
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-                logits = predict_logits(model, images, size=size, scales=scales, flip=flip)
+                logits = predict_logits(network, images, size=size, scales=scales, flip=flip)
             sums = upsample_cross_entropy(logits, truth, class_weights=class_weights)
-            losses += torch.stack(sums).double().cpu()
-            labels = upsample_argmax(logits, size)[0].cpu().numpy()
-            ids = classes.to_ids(labels)
-            counted[index] = count_pixels(truth_of(sample, classes), ids, classes, border=border)
-            if on_image is not None:
-                on_image(sample["name"], counted[index], labels)
+            losses.add_(torch.stack(sums))
+            yield sample, upsample_argmax(logits, size)[0].cpu().numpy()
+
+    def count(prediction: tuple[dict[str, Any], np.ndarray]) -> Counts:
+        sample, labels = prediction
+        ids = classes.to_ids(labels)
+        counts = count_pixels(truth_of(sample, classes), ids, classes, border=border)
+        if on_image is not None:
+            on_image(sample["name"], counts, labels)
+        return counts
+
+    counted: dict[int, Counts] = {}
+    with progress(len(indices), unit="image", label="evaluate", enabled=world.is_main) as bar:
+        results = read_ahead(count, predicted(), workers=workers, ahead=ahead)
+        for index, counts in zip(indices, results, strict=True):
+            counted[index] = counts
             bar.update()
-    loss_sum, weight_sum = sum_over_ranks(losses.to(device), world).tolist()
+    loss_sum, weight_sum = sum_over_ranks(losses, world).tolist()
     loss = loss_sum / weight_sum if weight_sum else 0.0
     return compute_scores(total_over_ranks(counted, classes, world), classes, loss=loss)
 

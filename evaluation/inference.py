@@ -1,12 +1,15 @@
 """A checkpoint file -> a network; images -> label maps."""
 
+import copy
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from model import build_model
 from model.ops.upsample_argmax import upsample_argmax
@@ -21,6 +24,21 @@ def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     network = build_model(**state["network"])
     network.load_state_dict(weights)
     return network.eval(), state
+
+
+def inference_copy(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode, channels last, each BatchNorm folded into its convolution.
+
+    A BatchNorm2d is taken to follow the Conv2d that its module names just before it, as in
+    torchvision's blocks. One copy for each state of the weights: it does not follow them.
+    """
+    network = copy.deepcopy(model).eval().requires_grad_(False)
+    for module in network.modules():
+        for (conv_name, conv), (norm_name, norm) in pairwise([*module.named_children()]):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
+                setattr(module, norm_name, nn.Identity())
+    return network.to(memory_format=torch.channels_last)
 
 
 @torch.inference_mode()

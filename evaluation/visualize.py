@@ -43,7 +43,7 @@ class ContactSheet:
         self.dataset = dataset
         indices = np.linspace(0, len(dataset) - 1, images).round().astype(int).tolist()
         self.wanted = {dataset.names[index]: index for index in indices}
-        self.rows: list[np.ndarray] = []
+        self.rows: dict[str, np.ndarray] = {}
 
     def add(self, name: str, _counts: Counts, labels: np.ndarray) -> None:
         """`evaluate`'s on_image: keep the images that the sheet shows."""
@@ -54,13 +54,14 @@ class ContactSheet:
         pictures = (image, draw(truth), draw(labels), error_map(truth, labels))
         size = (SHEET_WIDTH, round(SHEET_WIDTH * image.shape[0] / image.shape[1]))
         small = [cv2.resize(picture, size, interpolation=cv2.INTER_AREA) for picture in pictures]
-        self.rows.append(np.hstack(small))
+        self.rows[name] = np.hstack(small)
 
     def save(self, path: Path) -> None:
         """Titles, a row per image, and every class's colour and name below."""
         path.parent.mkdir(exist_ok=True)
         below = legend(self.dataset.classes, width=SHEET_WIDTH * len(TITLES))
-        save_png(path, np.vstack([titles(), *self.rows, below]))
+        rows = [self.rows[name] for name in self.wanted if name in self.rows]
+        save_png(path, np.vstack([titles(), *rows, below]))
 
 
 def titles() -> np.ndarray:

@@ -1,9 +1,11 @@
 """Prediction and evaluation against plain definitions; pictures in the right colours."""
 
+import copy
 import tracemalloc
 
 import cv2
 import numpy as np
+import pytest
 import torch
 from conftest import randomize, write_cityscapes
 from PIL import Image
@@ -12,7 +14,7 @@ from torch.nn import functional as F
 from datasets import build_dataset
 from evaluation.counts import Counts
 from evaluation.evaluate import evaluate
-from evaluation.inference import predict, predict_logits, rescale
+from evaluation.inference import inference_copy, predict, predict_logits, rescale
 from evaluation.visualize import ContactSheet, error_map, overlay, save_png
 from model import build_model
 from utils.distributed import World
@@ -56,6 +58,22 @@ def test_scales_and_flip_average_probabilities():
     expected = (sum(full) / 4).log()
     found = predict_logits(model, pictures, size=size, scales=(0.5, 1.0), flip=True)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+def test_the_inference_copy_predicts_the_same_and_leaves_the_model_alone(backbone):
+    model = build_model("deeplabv3", num_classes=19, backbone=backbone, output_stride=16, aux=True)
+    randomize(model)
+    model.train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    copied, inputs = inference_copy(model), normalize(images())
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in copied.modules())
+    with torch.no_grad():
+        found, expected = copied(inputs)["out"], copy.deepcopy(model).eval()(inputs)["out"]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert (expected - expected.mean((2, 3), keepdim=True)).std() > 0.01
+    assert model.training and all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
 def test_a_half_scale_prediction_still_has_full_size():
@@ -126,11 +144,13 @@ def test_error_map_marks_wrong_right_and_ignored():
 def test_a_contact_sheet_shows_images_spread_over_the_set(cityscapes_root, tmp_path):
     dataset = build_dataset("cityscapes", cityscapes_root, "val")
     sheet = ContactSheet(dataset, images=2)
-    for index in range(len(dataset)):
+    for index in reversed(range(len(dataset))):  # threads finish in any order
         sheet.add(dataset.files[index].name, None, dataset[index]["label"])
     sheet.save(tmp_path / "samples" / "sheet.png")
     picture = cv2.imread(str(tmp_path / "samples" / "sheet.png"))
     assert picture.shape[1] == 4 * 480 and len(sheet.rows) == 2
-    truth, prediction = sheet.rows[0][:, 480:960], sheet.rows[0][:, 960:1440]
+    first = sheet.rows[dataset.names[0]]
+    truth, prediction = first[:, 480:960], first[:, 960:1440]
+    assert np.array_equal(picture[36:][: len(first), :, ::-1], first)
     inside = prediction.any(2) & truth.any(2)
     assert np.array_equal(truth[inside], prediction[inside])

@@ -93,7 +93,7 @@ def wait(future: Future[Result]) -> Result:
         return future.result(timeout=READ_TIMEOUT)
     except TimeoutError as error:
         raise UserError(
-            f"data set: nothing read for {READ_TIMEOUT:.0f} s. Check the disk or network drive"
+            f"data set: no answer for {READ_TIMEOUT:.0f} s. Check the disk or network drive"
         ) from error
 
 
