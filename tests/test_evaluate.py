@@ -118,7 +118,7 @@ def test_memory_for_pixels_does_not_grow_with_the_number_of_images(tmp_path):
             return {"out": images.new_zeros(len(images), 19, 8, 16)}
 
     peaks, files = [], dataset.files
-    for number in (6, 24):
+    for number in (12, 24):  # more than are held at once
         dataset.files = files[:number]
         tracemalloc.start()
         evaluate(Constant(), dataset, world=ALONE, workers=2)
