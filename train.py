@@ -42,7 +42,7 @@ from utils.transforms import normalize
 
 # What may change when a run goes on; another value of any other option is another training.
 FREE_ON_RESUME = {"run_name", "resume", "overwrite", "log_root", "data_root", "device", "workers"}
-FREE_ON_RESUME |= {"log_every", "save_every", "eval_every", "patience"}
+FREE_ON_RESUME |= {"compile", "log_every", "save_every", "eval_every", "patience"}
 SLOW_DATA = 0.2  # share of the time spent waiting for data from which it is worth a word
 PACK_HINT = "More --workers, or python utils/preprocess_data.py --pack true, make it faster"
 
@@ -53,7 +53,8 @@ def build_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
         "adamw": torch.optim.AdamW,
     }
     create = kinds[config.optimizer]
-    return create(model.parameters(), lr=config.base_lr, weight_decay=config.weight_decay)
+    decay = config.weight_decay
+    return create(model.parameters(), lr=config.base_lr, weight_decay=decay, fused=True)
 
 
 def training_step(
@@ -79,7 +80,7 @@ def train(config: Config) -> None:
     world = distributed.start(config.device)
     cv2.setNumThreads(0)  # the loader's threads are the parallelism
     torch.backends.cudnn.benchmark = True
-    autocast = world.use_bf16(config.precision)
+    autocast, compiled = world.use_bf16(config.precision), world.use_compile(config.compile)
 
     root = resolve_data_root(config.dataset, config.data_root)
     config = replace(config, data_root=root)
@@ -106,6 +107,8 @@ def train(config: Config) -> None:
         floor=config.min_lr / config.base_lr,
     )
     parallel = DistributedDataParallel(run.model) if world.size > 1 else run.model
+    if compiled:
+        parallel.compile()  # in place: the state_dict keeps its keys
     batches = Batches(
         train_set,
         batch_size=config.batch_size,
@@ -134,6 +137,8 @@ def train(config: Config) -> None:
     config = replace(config, run_name=folder.name, resume=None, overwrite=False)
     log = RunLogger(folder, config, start=start, enabled=world.is_main)
     if world.is_main:
+        if compiled:
+            print("the first step compiles the network: a minute or more", file=sys.stderr)
         print(
             f"{config.model} {config.backbone} output stride {config.output_stride}, "
             f"{len(train_set)} train and {len(val_set)} val images of {root}, {train_set.source}, "

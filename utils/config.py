@@ -97,6 +97,9 @@ class Config:
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the network; auto takes bf16 on GPUs that have it, else fp32."""
+    compile: bool | None = None
+    """Compile the network with torch.compile, which takes a minute or more at the start. Default:
+    on GPUs where a compiler is installed."""
     seed: int = 0
     """Seed of initial weights, data order, augmentation and dropout."""
 

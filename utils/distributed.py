@@ -4,6 +4,8 @@ import os
 import signal
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib.util import find_spec
+from shutil import which
 from typing import Any
 
 import torch
@@ -29,6 +31,17 @@ class World:
         if precision == "auto":
             return self.device.type == "cuda" and torch.cuda.is_bf16_supported()
         return precision == "bf16"
+
+    def use_compile(self, wanted: bool | None) -> bool:
+        """Whether to use torch.compile; None: on a GPU, if what it needs is installed."""
+        on_gpu = self.device.type == "cuda"
+        able = any(map(which, ("g++", "clang++", "cl"))) and (
+            not on_gpu or bool(find_spec("triton"))
+        )
+        if wanted and not able:
+            needs = "Triton and a C++ compiler" if on_gpu else "a C++ compiler"
+            raise UserError(f"--compile true: needs {needs}. Install g++, or leave --compile out")
+        return on_gpu and able if wanted is None else wanted
 
 
 def start(device: str) -> World:

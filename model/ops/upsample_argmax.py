@@ -147,25 +147,60 @@ def mixed_cells(
             for i in (rows.first[lines], rows.second[lines])
             for j in (columns.first[places], columns.second[places])
         ])  # fmt: skip
-        # A class that is everywhere below another one's lowest corner cannot win: (K,n) bool.
-        candidate = corners.max(0) >= corners.min(0).max(0)
+        candidate = can_win(corners)
         count = candidate.sum(0)
         order = np.argsort(-count, kind="stable")  # cells with many candidates first
-        y, x, count = y[order], x[order], count[order]
-        ys, xs = rows.pixels[y].T, columns.pixels[x].T
-        found = best_candidates(
-            corners[:, :, order], candidate[:, order], count, rows.weight[ys], columns.weight[xs]
-        )
-        labels[ys[:, None], xs[None]] = found
+        many = np.searchsorted(-count[order], -2)  # most have two
+        for cells, best in ((order[:many], best_of_many), (order[many:], better_of_two)):
+            if len(cells):
+                ys, xs = rows.pixels[y[cells]].T, columns.pixels[x[cells]].T
+                weights = rows.weight[ys], columns.weight[xs]
+                found = best(corners[:, :, cells], candidate[:, cells], *weights)
+                labels[ys[:, None], xs[None]] = found
 
 
-def best_candidates(
-    corners: np.ndarray, candidate: np.ndarray, count: np.ndarray, wy: np.ndarray, wx: np.ndarray
+def can_win(corners: np.ndarray) -> np.ndarray:
+    """(4,K,n) logits at the cells' corners -> (K,n) bool, False where a class cannot win inside.
+
+    It cannot where its highest corner is below another one's lowest, nor where at every corner it
+    is below the mean of the corners' winners: one of them is always as high as their mean.
+    """
+    winners = corners.argmax(1)  # (4,n)
+    mean = sum(corners[:, winner, np.arange(len(winner))] for winner in winners) / 4  # (4,n)
+    possible = corners.max(0) >= corners.min(0).max(0)
+    return possible & (corners >= mean[:, None]).any(0)
+
+
+def better_of_two(
+    corners: np.ndarray, candidate: np.ndarray, wy: np.ndarray, wx: np.ndarray
 ) -> np.ndarray:
-    """Winners inside n cells, which are sorted by falling `count` of candidates.
+    """Where each cell has two candidates: the sign of their difference. As best_of_many."""
+    first, cell = candidate.argmax(0), np.arange(candidate.shape[1])
+    second = len(candidate) - 1 - candidate[::-1].argmax(0)
+    won = interpolate(corners[:, second, cell] - corners[:, first, cell], wy, wx) > 0
+    labels = won.view(np.uint8) * (second - first).astype(np.uint8)
+    labels += first.astype(np.uint8)
+    return labels
+
+
+def interpolate(corners: np.ndarray, wy: np.ndarray, wx: np.ndarray) -> np.ndarray:
+    """(4,n) values at corners, weights (Sy,n) and (Sx,n) -> (Sy,Sx,n)."""
+    top_left, top_right, left, right = corners
+    top = top_left + (top_right - top_left) * wx
+    below = left + (right - left) * wx
+    values = (below - top)[None] * wy[:, None]
+    values += top[None]
+    return values
+
+
+def best_of_many(
+    corners: np.ndarray, candidate: np.ndarray, wy: np.ndarray, wx: np.ndarray
+) -> np.ndarray:
+    """Winners inside n cells, which are sorted by falling number of candidates.
 
     corners (4,K,n), candidate (K,n), weights (Sy,n) and (Sx,n) -> (Sy,Sx,n) uint8.
     """
+    count = candidate.sum(0)
     cell, kind = np.nonzero(candidate.T)  # by cell, then by class
     nth = np.arange(len(cell)) - np.repeat(np.cumsum(count) - count, count)
     kinds = np.zeros((count[0], len(count)), np.intp)  # the nth candidate of each cell
@@ -176,11 +211,7 @@ def best_candidates(
     for number in range(count[0]):
         n = int(np.searchsorted(-count, -number))  # cells that have so many candidates
         kind = kinds[number, :n]
-        top_left, top_right, left, right = corners[:, kind, np.arange(n)]
-        top = top_left + (top_right - top_left) * wx[:, :n]
-        below = left + (right - left) * wx[:, :n]
-        values = (below - top)[None] * wy[:, None, :n]
-        values += top[None]
+        values = interpolate(corners[:, kind, np.arange(n)], wy[:, :n], wx[:, :n])
         take_better(values, best[..., :n], labels[..., :n], kind.astype(np.uint8))
     return labels
 
