@@ -1,5 +1,6 @@
 # make demo   train and score on synthetic street scenes, about four minutes on two CPU cores
 # make test   run the tests      make lint   check the style      make lock   renew the lock files
+# make bench  measure this machine against the peers, half an hour on two CPU cores
 # Each makes .venv first when needed. Another interpreter: make demo PYTHON=python3.13
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ BIN := .venv/bin
 UV := $(BIN)/uv
 LOGS := training_logs
 
-.PHONY: demo test test-slow lint lock
+.PHONY: demo test test-slow bench lint lock
 
 demo: .venv/ready
 	$(BIN)/python utils/synthetic.py
@@ -23,6 +24,15 @@ test: .venv/ready-dev
 
 test-slow: .venv/ready-dev
 	$(BIN)/python -m pytest -m slow
+
+bench: .venv/ready-dev
+	$(BIN)/python utils/synthetic.py
+	$(BIN)/python utils/preprocess_data.py --dataset synthetic --pack true
+	$(BIN)/python benchmarks/bench_ops.py
+	$(BIN)/python benchmarks/bench_eval.py
+	$(BIN)/python benchmarks/bench_step.py
+	$(BIN)/python benchmarks/bench_step.py --profile
+	$(BIN)/python benchmarks/table.py
 
 lint: .venv/ready-dev
 	$(BIN)/ruff check .

@@ -35,12 +35,13 @@ from torchvision.transforms import functional as F1
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from datasets import Files, PackedDataset, SegmentationDataset, build_dataset, image_size
+from benchmarks.measure import median_seconds, pack_into
+from datasets import Files, PackedDataset, SegmentationDataset, build_dataset
 from utils.errors import run_command
 from utils.files import REPOSITORY
 from utils.labels import IGNORE
 from utils.loader import Batches
-from utils.packing import PackedFile, make_header, pack
+from utils.packing import PackedFile
 from utils.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 SCALE = (0.5, 2.0)
@@ -172,15 +173,6 @@ def camera_like(dataset: SegmentationDataset, folder: Path) -> SegmentationDatas
     return SegmentationDataset(copies, dataset.classes, label_lut=None)
 
 
-def pack_into(folder: Path, dataset: SegmentationDataset) -> PackedDataset:
-    sizes = [image_size(files.image) for files in dataset.files]
-    sources: list[dict[str, int]] = [{}] * len(dataset)
-    header = make_header(dataset.names, sizes, sources, ["image", "label"], dataset.classes)
-    path = folder / "train.pack"
-    pack(path, header, lambda indices: map(dataset.__getitem__, indices), on_image=lambda _: None)
-    return PackedDataset(PackedFile(path, dataset.classes), dataset.classes)
-
-
 def batches(dataset: object, crop: Crop, **changes: object) -> Batches:
     options = {
         "batch_size": 8, "crop": crop, "scale": SCALE, "flip": True, "seed": 0, "workers": 0,
@@ -219,14 +211,7 @@ def per_sample(
     sides["ours, PNG files"] = partial(ours, from_png)
     sides["ours, packed"] = partial(ours, from_pack)
     sides["memcpy of the crop"] = lambda n: np.copyto(target[n % 8], source[n % 16])
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds + 3):
-        for name, side in sides.items():
-            begin = time.process_time()
-            side(number)
-            if number >= 3:
-                seconds[name].append(time.process_time() - begin)
-    times = {name: statistics.median(values) for name, values in seconds.items()}
+    times = median_seconds(sides, rounds, warm_up=3)
     best = min(times[name] for name in PEERS)
     print(f"{f'crop {crop[0]}x{crop[1]}':<42} {'ms':>7} {'packed is':>12} {'PNG is':>10}")
     for name, value in times.items():
@@ -302,7 +287,7 @@ def main() -> None:
         del packed  # the pages of an open mapping would stay in memory
         for path in Path(folder).iterdir():
             forget(path)
-        again = PackedFile(Path(folder) / "train.pack", dataset.classes)
+        again = PackedFile(Path(folder) / "set.pack", dataset.classes)
         cold_and_warm(camera, PackedDataset(again, dataset.classes), (768, 768))
 
 

@@ -216,13 +216,15 @@ def bench_loss(device: torch.device) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, default=REPOSITORY / "data" / "synthetic")
-    parser.add_argument("--checkpoint", type=Path, action="append", default=[])
+    parser.add_argument("--checkpoint", type=Path, action="append", help="default: demo, camvid")
     given = parser.parse_args()
+    runs = (REPOSITORY / "training_logs" / run for run in ("demo", "camvid"))
+    usual = [path for run in runs if (path := run / "checkpoints" / "best.pth").is_file()]
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     device = choose_device()
     print(f"{machine(device)}, torch {torch.__version__}, numpy {np.__version__}\n")
-    record("argmax", bench_argmax(given.root, given.checkpoint, device), device)
+    record("argmax", bench_argmax(given.root, given.checkpoint or usual, device), device)
     record("loss", bench_loss(device), device)
 
 

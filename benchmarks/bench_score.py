@@ -29,6 +29,7 @@ import numpy as np
 import torch
 import torchmetrics
 
+from benchmarks.measure import median_seconds
 from evaluation.counts import Counts, count_pixels
 from evaluation.metrics import compute_scores
 from evaluation.official import largest_difference, official_results
@@ -73,15 +74,8 @@ def per_pair(pairs: list[Pair], rounds: int) -> dict[str, float]:
             held[i][1], held[i][0], CITYSCAPES, border=11
         ),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds + 1):
-        for index in range(len(pairs)):
-            for name, side in sides.items():
-                begin = time.process_time()
-                side(index)
-                if number:  # the first round warms up
-                    seconds[name].append(time.process_time() - begin)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    turns = {name: lambda n, side=side: side(n % len(pairs)) for name, side in sides.items()}
+    return median_seconds(turns, rounds * len(pairs), warm_up=len(pairs))
 
 
 def scaling(pairs: list[Pair], rounds: int) -> dict[str, list[float]]:

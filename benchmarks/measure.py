@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from tqdm import trange
 
+from datasets import PackedDataset, SegmentationDataset, image_size
 from utils.files import REPOSITORY, write_json
+from utils.packing import PackedFile, make_header, pack
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless")
@@ -74,6 +76,17 @@ def resident_mib(kind: str) -> float:
     """VmRSS, now, or VmHWM, the peak."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split(f"{kind}:")[1].split()[0]) / 1024
+
+
+def pack_into(folder: Path, dataset: SegmentationDataset) -> PackedDataset:
+    """A packed copy of `dataset`."""
+    sizes = [image_size(files.image) for files in dataset.files]
+    truth = "label" if dataset.files[0].instance is None else "instance"
+    sources: list[dict[str, int]] = [{}] * len(dataset)
+    header = make_header(dataset.names, sizes, sources, ["image", truth], dataset.classes)
+    path = folder / "set.pack"
+    pack(path, header, lambda indices: map(dataset.__getitem__, indices), on_image=lambda _: None)
+    return PackedDataset(PackedFile(path, dataset.classes), dataset.classes)
 
 
 def choose_device() -> torch.device:

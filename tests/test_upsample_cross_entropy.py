@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from model.losses import SegmentationLoss
-from model.ops import upsample_cross_entropy as module
+from model.ops import bilinear
 from model.ops.upsample_cross_entropy import (
     hard_pixels,
     upsample_cross_entropy,
@@ -55,11 +55,30 @@ def test_loss_and_gradient_are_the_reference_s(
         torch.testing.assert_close(ours, theirs.to(ours.dtype), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("scale", [1.0, 30.0, 1000.0])
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("class_weights", [None, WEIGHTS.double()], ids=["plain", "weighted"])
+@pytest.mark.parametrize("small, large", SIZES)
+def test_the_loss_alone_is_the_reference_s(small, large, class_weights, align_corners, scale):
+    """By progressions; at 1000 classes are too far apart for them."""
+    logits, labels = logits_and_labels(small, large, dtype=torch.float64)
+    options = {"class_weights": class_weights, "align_corners": align_corners}
+    found = upsample_cross_entropy(logits * scale, labels, **options)
+    expected = upsample_cross_entropy_reference(logits * scale, labels, **options)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs.to(ours.dtype), rtol=1e-9, atol=1e-9)
+    weights = None if class_weights is None else WEIGHTS
+    single, _ = upsample_cross_entropy(
+        (logits * scale).float(), labels, class_weights=weights, align_corners=align_corners
+    )
+    torch.testing.assert_close(single, expected[0].float(), rtol=2e-6, atol=1e-5)
+
+
 @pytest.mark.parametrize("slab, band", [(1, 1), (700, 3), (1 << 30, 1 << 30)])
 def test_every_way_of_cutting_gives_the_same(monkeypatch, slab, band):
     """One row or all rows at once; one column or all of them."""
-    monkeypatch.setattr(module, "SLAB", slab)
-    monkeypatch.setattr(module, "BAND", band)
+    monkeypatch.setattr(bilinear, "SLAB", slab)
+    monkeypatch.setattr(bilinear, "BAND", band)
     for small, large in SIZES:
         logits, labels = logits_and_labels(small, large, dtype=torch.float64)
         for align_corners in (False, True):
@@ -116,22 +135,21 @@ def test_half_precision_is_computed_in_float32(dtype):
     torch.testing.assert_close(found[0], expected[0], rtol=0, atol=0)
     torch.testing.assert_close(found[2], expected[2].to(dtype), rtol=0, atol=0)
     with torch.autocast("cpu", torch.bfloat16):  # must not reach the matrix products inside
-        torch.testing.assert_close(
-            upsample_cross_entropy(logits, labels)[0], found[0], rtol=0.01, atol=0
-        )
         inside = with_gradient(upsample_cross_entropy, logits, labels)
     outside = with_gradient(upsample_cross_entropy, logits, labels)
     assert all(torch.equal(a, b) for a, b in zip(inside, outside, strict=True))
 
 
-def test_the_same_bits_every_time_and_without_a_gradient():
+def test_the_same_bits_every_time():
     logits, labels = logits_and_labels((24, 32), (190, 250))
     first = with_gradient(upsample_cross_entropy, logits, labels)
     for _ in range(3):
         again = with_gradient(upsample_cross_entropy, logits, labels)
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    loss_sum, _ = upsample_cross_entropy(logits, labels)
-    assert not loss_sum.requires_grad and loss_sum == first[0]
+    loss_sum, weight_sum = upsample_cross_entropy(logits, labels)  # by progressions
+    assert not loss_sum.requires_grad and weight_sum == first[1]
+    assert torch.equal(loss_sum, upsample_cross_entropy(logits, labels)[0])
+    torch.testing.assert_close(loss_sum, first[0], rtol=1e-6, atol=0)
 
 
 def test_channels_last_logits_and_wide_labels():
@@ -142,7 +160,10 @@ def test_channels_last_logits_and_wide_labels():
         found = with_gradient(upsample_cross_entropy, strided, labels.to(kind))
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     other = labels.long().masked_fill(labels == 255, -100)
-    assert upsample_cross_entropy(logits, other, ignore_index=-100)[0] == expected[0]
+    found = with_gradient(upsample_cross_entropy, logits, other, ignore_index=-100)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    alone = upsample_cross_entropy(logits, other, ignore_index=-100)
+    torch.testing.assert_close(alone[0], expected[0], rtol=1e-6, atol=0)
 
 
 def test_a_label_that_is_no_class_is_refused():

@@ -2,9 +2,11 @@
 
 Bilinear values between four neighbouring logits are convex combinations of them. So where the same
 class wins at all four, it wins everywhere between them, and only the other cells are computed; of
-a cell's classes only those that can win. This file needs torch, numpy and nothing else.
+a cell's classes only those that can win. This file needs torch, numpy and nothing else (and, on
+NVIDIA GPUs, triton_argmax.py with bilinear.py).
 """
 
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
@@ -23,10 +25,14 @@ def upsample_argmax(
 ) -> torch.Tensor:
     """(N,K,h,w) logits -> (N,H,W) uint8 classes: bilinear to `size` = (H,W), then argmax; K <= 256.
 
-    Equal to upsample_argmax_reference up to ties within rounding. Fast on the CPU only: 30 to 53
-    times as fast there on logits of objects, 11 times on noise, with 6 MiB instead of 152
-    (benchmarks/bench_ops.py, 19 classes at 1024x2048).
+    Equal to upsample_argmax_reference up to ties within rounding. On a CPU 60 times as fast on
+    logits of objects, 10 times on noise, with a tenth of the memory (docs/results.md); on an NVIDIA
+    GPU one Triton kernel, not measured yet; elsewhere the reference.
     """
+    if logits.device.type == "cuda" and logits.dtype != torch.float64 and find_spec("triton"):
+        from model.ops.triton_argmax import triton_argmax  # Linux wheels have Triton, others not
+
+        return triton_argmax(logits.detach(), size, align_corners=align_corners)
     if logits.device.type != "cpu":
         return upsample_argmax_reference(logits, size, align_corners=align_corners)
     wide = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
