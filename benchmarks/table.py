@@ -1,6 +1,6 @@
 """benchmarks/results/*.json -> the tables in README.md and docs/results.md.
 
-    python benchmarks/table.py            part of make bench; the tests hold the pages to it
+python benchmarks/table.py            part of make bench; the tests hold the pages to it
 """
 
 import json
@@ -14,84 +14,165 @@ from utils.errors import UserError, run_command
 from utils.files import REPOSITORY
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
+BEGIN, END = "<!-- made by benchmarks/table.py -->", "<!-- end -->"
 Rows = list[list[Any]]
 
 
 def main() -> None:
+    for page in PAGES:
+        path = REPOSITORY / page
+        path.write_text(filled(page), encoding="utf-8")
+        print(f"-> {page}")
+
+
+def filled(page: str) -> str:
+    """The page with its tables between the two marks."""
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise UserError(f"{page}: needs {BEGIN} and {END} once. Put them where the tables belong")
     machines = [json.loads(path.read_text("utf-8")) for path in sorted(RESULTS.glob("*.json"))]
-    for name, make in PAGES.items():
-        page = REPOSITORY / name
-        page.write_text(filled(page.read_text("utf-8"), make(machines), page), encoding="utf-8")
-        print(f"-> {page.relative_to(REPOSITORY)}")
+    tables = "\n".join(PAGES[page](held) for held in machines)
+    return f"{text.split(BEGIN)[0]}{BEGIN}\n\n{tables}\n{END}{text.split(END)[1]}"
 
 
-def filled(text: str, content: str, page: Path) -> str:
-    """`text` with `content` between its two marks."""
-    begin, end = "<!-- made by benchmarks/table.py -->", "<!-- end -->"
-    if text.count(begin) != 1 or end not in text:
-        raise UserError(f"{page}: needs one {begin} ... {end}. Put it where the tables belong")
-    before, rest = text.split(begin)
-    return f"{before}{begin}\n\n{content}\n{end}{rest.split(end, 1)[1]}"
+def readme(held: dict) -> str:
+    """What a user gains, and what the configs need."""
+    figures = {name: section["figures"] for name, section in held.items() if name != "machine"}
+    rows = [["", "peer", "peer", "here", "faster", "memory, peer and here"]]
+    maps = figures.get("argmax", [])
+    for row in [*maps[:1], *(row for row in maps if "checkpoint" in row["case"])]:
+        rows.append([f"logits to label map, {row['case']}", "interpolate, argmax", *pair(row)])
+    for row in figures.get("loss", [])[:1]:
+        rows.append([f"loss and gradient, {row['case']}", "interpolate, cross_entropy", *pair(row)])
+    whole = {row["side"]: row for row in figures.get("evaluation", [])}
+    if whole:
+        peer, ours = whole["fregu856's evaluation + csEval"], whole["ours, packed"]
+        both = [f"{side['ms_per_image']:.0f} ms" for side in (peer, ours)]
+        gain = times(peer["packed_is"])
+        rows.append(["evaluating an image, network left out", "fregu856, csEval", *both, gain, ""])
+    rows += [row for measured in figures.get("step", []) for row in sides(measured)]
+    return f"{held['machine']}:\n\n{table(rows)}\n{needs(figures.get('profile', []))}"
 
 
-def short(machines: list[dict]) -> str:
-    """For the README: what a user gains, and what the configs need."""
-    parts = []
-    for held in machines:
-        parts.append(f"On {held['machine']}:\n\n{table(gains(held))}")
-        parts.append(table(needs(held["profile"]["figures"])))
+def pair(row: dict) -> list[str]:
+    """Milliseconds of peer and ours, gain, memory."""
+    both = [f"{row['ms'][side]:.3g} ms" for side in ("torch", "ours")]
+    memory = "{extra_mib_torch:.0f}, {extra_mib_ours:.0f} MiB".format(**row)
+    return [*both, times(row["gain"]), memory]
+
+
+def sides(measured: dict) -> Rows:
+    """A row for every peer of a network."""
+    backbone, stride = measured["network"].split("-")
+    size = "x".join(map(str, measured["size"]))
+    what = (
+        f"{measured['kind']}, ResNet-{backbone[6:]} stride {stride}, {measured['images']} x {size}"
+    )
+    ours, rows = measured["sides"]["ours"], []
+    for name, side in measured["sides"].items():
+        if not name.startswith(("ours", "forward")):
+            both = [f"{one['ms']:.3g} ms" for one in (side, ours)]
+            memory = f"{side['extra_mib']}, {ours['extra_mib']} MiB"
+            rows.append([what, name, *both, times(side["ours_is_faster"]), memory])
+    return rows
+
+
+def needs(profile: list[dict]) -> str:
+    rows = [["config", "batch", "peak memory", "images/s", "hours, steps of the recipe"]]
+    for row in profile:
+        hours = f"{row['hours_of_recipe']:.3g}, {row['steps_of_recipe']}"
+        numbers = [f"{row['peak_gib']:.1f} GiB", f"{row['images_per_second']:.3g}", hours]
+        rows.append([f"`{row['config']}`", row["batch"], *numbers])
+    return table(rows)
+
+
+def results(held: dict) -> str:
+    """Everything that was measured."""
+    parts = [f"### {held['machine']}\n"]
+    for name, make in SECTIONS.items():
+        if name not in held:
+            continue
+        versions = ", ".join(f"{key} {value}" for key, value in held[name]["versions"].items())
+        parts.append(f"`{held[name]['command']}`, {held[name]['date']}; {versions}:\n")
+        parts.append(table(make(held[name]["figures"])))
     return "\n".join(parts)
 
 
-def gains(held: dict) -> Rows:
-    rows = [["", "peer", "peer, ms", "ours, ms", "ours is", "memory, peer", "ours"]]
-    for row in held["argmax"]["figures"]:
-        case = f"label map 1024x2048 from logits: {row['case']}"
-        rows.append([case, "F.interpolate, argmax", *against(row, "torch")])
-    for row in held["loss"]["figures"]:
-        case = f"loss and gradient, {row['case']}"
-        rows.append([case, "F.interpolate, F.cross_entropy", *against(row, "torch")])
-    whole = {row["side"]: row for row in held["evaluation"]["figures"]}
-    peer, ours = whole["fregu856's evaluation + csEval"], whole["ours, packed"]
-    rows.append([
-        "evaluation without its network, an image", "fregu856/deeplabv3, csEval",
-        f"{peer['ms_per_image']:.0f}", f"{ours['ms_per_image']:.0f}", times(peer["packed_is"]), "", "",
-    ])  # fmt: skip
-    for measured in held["step"]["figures"]:
-        sides, size = measured["sides"], "x".join(map(str, measured["size"]))
-        for side in sides:
-            if not side.startswith(("ours", "forward")):
-                case = f"{measured['kind']}, {label(measured['network'])}, {measured['images']} x {size}"
-                mine = sides["ours"]
-                rows.append([
-                    case, side, f"{sides[side]['ms']:.0f}", f"{mine['ms']:.0f}",
-                    times(sides[side]["ours_is_faster"]),
-                    f"{sides[side]['extra_mib']} MiB", f"{mine['extra_mib']} MiB",
-                ])  # fmt: skip
+def argmax_rows(figures: list[dict]) -> Rows:
+    rows = [["ms per image", *figures[0]["ms"], "gain over torch", "differing pixels", "extra MiB"]]
+    for row in figures:
+        count = f"{row['differing_pixels']} of {row['of_pixels'] / 1e6:.1f} million"
+        if row["differing_pixels"]:
+            count += f", gap {row['largest_gap']:.1e}"
+        memory = f"{row['extra_mib_ours']} of {row['extra_mib_torch']}"
+        rows.append(
+            [row["case"], *map(number, row["ms"].values()), times(row["gain"]), count, memory]
+        )
     return rows
 
 
-def against(row: dict, side: str) -> list[str]:
-    memory = [f"{row[f'extra_mib_{name}']:.0f} MiB" for name in (side, "ours")]
-    return [f"{row['ms'][side]:.1f}", f"{row['ms']['ours']:.1f}", times(row["gain"]), *memory]
-
-
-def needs(profile: list[dict]) -> Rows:
-    rows = [["config", "batch", "memory", "images/s", "hours of the whole recipe"]]
-    for row in profile:
-        hours = f"{row['hours_of_recipe']:.3g} ({row['steps_of_recipe']} steps)"
-        speed = f"{row['images_per_second']:.2f}"
-        rows.append([f"`{row['config']}`", row["batch"], f"{row['peak_gib']:.1f} GiB", speed, hours])
+def loss_rows(figures: list[dict]) -> Rows:
+    rows = [["ms", *figures[0]["ms"], "gain", "extra MiB", "gradient error of torch, ours"]]
+    for row in figures:
+        memory = f"{row['extra_mib_ours']} of {row['extra_mib_torch']}"
+        errors = f"{row['gradient_error_torch']:.1e}, {row['gradient_error_ours']:.1e}"
+        rows.append(
+            [row["case"], *map(number, row["ms"].values()), times(row["gain"]), memory, errors]
+        )
     return rows
+
+
+def evaluation_rows(figures: list[dict]) -> Rows:
+    rows = [["an image, network left out", "ms", "packed is"]]
+    return rows + [[x["side"], x["ms_per_image"], times(x["packed_is"])] for x in figures]
+
+
+def parts_rows(figures: dict[str, float]) -> Rows:
+    whole = sum(figures.values())
+    names = [f"{name} {value / whole:.1%}" for name, value in figures.items()]
+    return [["an image with the network, ms", "shares"], [f"{whole:.0f}", ", ".join(names)]]
+
+
+def step_rows(figures: list[dict]) -> Rows:
+    rows = [
+        [
+            "",
+            "side",
+            "ms",
+            "images/s",
+            "extra MiB",
+            "GFLOP an image",
+            "of the matrix product",
+            "ours",
+        ]
+    ]
+    for measured in figures:
+        size = "x".join(map(str, measured["size"]))
+        what = f"{measured['network']}, {measured['kind']}, {measured['images']} x {size}"
+        for name, side in measured["sides"].items():
+            share = side["gflop_per_second"] / measured["matrix_product_gflop_per_second"]
+            numbers = [number(side["ms"]), side["images_per_second"], side["extra_mib"]]
+            rest = [side["gflop_per_image"], f"{share:.0%}", times(side["ours_is_faster"])]
+            rows.append([what, name, *numbers, *rest])
+    return rows
+
+
+def profile_rows(figures: list[dict]) -> Rows:
+    rows = [["config", "batch", "step, ms", "shares of a step", "evaluation, ms an image"]]
+    for row in figures:
+        step = sum(row["ms"].values())
+        shares = ", ".join(f"{name} {value / step:.1%}" for name, value in row["ms"].items())
+        evaluation = row["evaluation_ms_per_image"]
+        rows.append([f"`{row['config']}`", row["batch"], f"{step:.0f}", shares, evaluation])
+    return rows
+
+
+def number(value: float) -> str:
+    return f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
 def times(value: float) -> str:
     return f"**{value:.2f} x**" if value < 3 else f"**{value:.1f} x**"
-
-
-def label(network: str) -> str:
-    backbone, stride = network.split("-")
-    return f"{backbone.replace('resnet', 'R')} stride {stride}"
 
 
 def table(rows: Rows) -> str:
@@ -100,8 +181,15 @@ def table(rows: Rows) -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"README.md": short}
-
+SECTIONS = {
+    "argmax": argmax_rows,
+    "loss": loss_rows,
+    "evaluation": evaluation_rows,
+    "evaluation_parts_ms": parts_rows,
+    "step": step_rows,
+    "profile": profile_rows,
+}
+PAGES = {"README.md": readme, "docs/results.md": results}
 
 if __name__ == "__main__":
     run_command(main)

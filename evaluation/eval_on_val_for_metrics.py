@@ -62,10 +62,12 @@ class EvalConfig:
     boundary_width: int | None = None
     """Also compute boundary IoU, counting pixels this close to a border; Cheng et al. (2021) take
     0.5 % of the diagonal on Cityscapes: 11."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the network; auto takes bf16 on GPUs that have it, else fp32: as training."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto takes CUDA when there is a GPU."""
     workers: int = 2
-    """Threads that read images; 0 reads in the main thread."""
+    """Threads that read images, and as many that count and write; 0: all in the main thread."""
 
     def __post_init__(self) -> None:
         check(self, "workers", lambda workers: workers >= 0, "at least 0")
@@ -116,7 +118,7 @@ def evaluate_checkpoint(config: EvalConfig) -> None:
         scales=config.scales or trained["eval_scales"],
         flip=config.flip,
         class_weights=weights,
-        autocast=False,
+        autocast=world.use_bf16(config.precision),
         workers=config.workers,
         border=config.boundary_width or 0,
         on_image=write,

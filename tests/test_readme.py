@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.table import BEGIN, END, filled
+from benchmarks.table import PAGES as TABLES
 from evaluation.eval_on_val_for_metrics import EvalConfig
 from evaluation.score import parse_options
 from utils.config import Config, parse
@@ -45,6 +47,14 @@ def test_commands_are_understood(page, tmp_path):
                 for word in arguments
             ]
             parse(CONFIGS[script], "", arguments)
+
+
+@pytest.mark.parametrize("page", TABLES)
+def test_tables_are_those_of_the_measured_files(page):
+    """benchmarks/table.py has nothing to change, and something to show."""
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    assert filled(page) == text
+    assert " x**" in text.split(BEGIN)[1].split(END)[0]
 
 
 def test_the_readme_has_commands_to_check():

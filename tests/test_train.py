@@ -130,3 +130,25 @@ def test_imagenet_weights_reach_the_training(cityscapes_root, tmp_path):
     torch.save({key: value for key, value in weights.items() if "layer4" not in key}, path)
     with pytest.raises(UserError, match=r"no layer4.*resnet18"):
         train(tiny(cityscapes_root, tmp_path, run_name="other", backbone_weights=str(path)))
+
+
+@pytest.mark.slow
+def test_a_compiled_training_learns_the_same_and_leaves_the_same_files(cityscapes_root, tmp_path):
+    """Dropout draws other numbers when compiled, so its losses are close, not equal."""
+    rows, states = [], []
+    for compiled in (True, False):
+        config = tiny(cityscapes_root, tmp_path, run_name=str(compiled), compile=compiled)
+        train(config)
+        rows.append([float(row["loss"]) for row in metrics(tmp_path / str(compiled))])
+        states.append(load_checkpoint(tmp_path / str(compiled) / "checkpoints" / "last.pth"))
+    assert rows[0] == pytest.approx(rows[1], rel=0.1)
+    assert [*states[0]["model"]] == [*states[1]["model"]]
+    config = tiny(cityscapes_root, tmp_path, run_name="True", resume="auto", compile=False)
+    train(config)  # finished: nothing to do, and the option may change
+
+
+def test_compile_without_a_compiler_is_one_line(cityscapes_root, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="needs a C.. compiler. Install g"):
+        train(tiny(cityscapes_root, tmp_path, compile=True))
+    assert not (tmp_path / "run").exists()

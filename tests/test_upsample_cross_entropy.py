@@ -169,7 +169,7 @@ def test_channels_last_logits_and_wide_labels():
 def test_a_label_that_is_no_class_is_refused():
     logits, labels = logits_and_labels((3, 4), (24, 32))
     labels[1, 5, 5] = 5
-    with pytest.raises((IndexError, RuntimeError), match="out of (bounds|range)"):
+    with pytest.raises(IndexError, match="out of range for 5 classes"):
         upsample_cross_entropy(logits, labels)
 
 

@@ -243,9 +243,9 @@ def valid_classes(labels: torch.Tensor, ignore_index: int) -> tuple[torch.Tensor
 
 def check_labels(labels: torch.Tensor, classes: int, ignore_index: int) -> None:
     """IndexError for a label that is neither a class nor ignore_index."""
-    wrong = labels[(labels != ignore_index) & ((labels < 0) | (labels >= classes))]
-    if len(wrong):
-        raise IndexError(f"label {wrong[0]} is out of range for {classes} classes")
+    low, high = labels.masked_fill(labels == ignore_index, 0).aminmax()
+    if low < 0 or high >= classes:
+        raise IndexError(f"labels {low} to {high} are out of range for {classes} classes")
 
 
 def in_float32(logits: torch.Tensor) -> torch.Tensor:
