@@ -16,6 +16,7 @@ own, and splits the time of a step; those of Cityscapes on data/synthetic, which
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import time
@@ -270,7 +271,9 @@ def profile(path: Path, steps: int) -> dict:
     per_image = (time.perf_counter() - begin) / few
     step = sum(seconds.values())
     epochs = config.epochs
-    total = config.steps if epochs is None else round(epochs * len(train_set) / config.batch_size)
+    total = (
+        config.steps if epochs is None else math.ceil(epochs * len(train_set) / config.batch_size)
+    )
     return {
         "config": path.relative_to(REPOSITORY / "configs").as_posix(),
         "batch": f"{config.batch_size} x {config.crop[0]}x{config.crop[1]}",

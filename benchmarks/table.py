@@ -47,7 +47,7 @@ def readme(held: dict) -> str:
     whole = {row["side"]: row for row in figures.get("evaluation", [])}
     if whole:
         peer, ours = whole["fregu856's evaluation + csEval"], whole["ours, packed"]
-        both = [f"{side['ms_per_image']:.0f} ms" for side in (peer, ours)]
+        both = [milliseconds(side["ms_per_image"]) for side in (peer, ours)]
         gain = times(peer["packed_is"])
         rows.append(["evaluating an image, network left out", "fregu856, csEval", *both, gain, ""])
     rows += [row for measured in figures.get("step", []) for row in sides(measured)]
@@ -56,7 +56,7 @@ def readme(held: dict) -> str:
 
 def pair(row: dict) -> list[str]:
     """Milliseconds of peer and ours, gain, memory."""
-    both = [f"{row['ms'][side]:.3g} ms" for side in ("torch", "ours")]
+    both = [milliseconds(row["ms"][side]) for side in ("torch", "ours")]
     memory = "{extra_mib_torch:.0f}, {extra_mib_ours:.0f} MiB".format(**row)
     return [*both, times(row["gain"]), memory]
 
@@ -71,16 +71,16 @@ def sides(measured: dict) -> Rows:
     ours, rows = measured["sides"]["ours"], []
     for name, side in measured["sides"].items():
         if not name.startswith(("ours", "forward")):
-            both = [f"{one['ms']:.3g} ms" for one in (side, ours)]
+            both = [milliseconds(one["ms"]) for one in (side, ours)]
             memory = f"{side['extra_mib']}, {ours['extra_mib']} MiB"
             rows.append([what, name, *both, times(side["ours_is_faster"]), memory])
     return rows
 
 
 def needs(profile: list[dict]) -> str:
-    rows = [["config", "batch", "peak memory", "images/s", "hours, steps of the recipe"]]
+    rows = [["config", "batch", "peak memory", "images/s", "hours for the whole recipe, its steps"]]
     for row in profile:
-        hours = f"{row['hours_of_recipe']:.3g}, {row['steps_of_recipe']}"
+        hours = f"{number(row['hours_of_recipe'])}, {row['steps_of_recipe']}"
         numbers = [f"{row['peak_gib']:.1f} GiB", f"{row['images_per_second']:.3g}", hours]
         rows.append([f"`{row['config']}`", row["batch"], *numbers])
     return table(rows)
@@ -167,8 +167,12 @@ def profile_rows(figures: list[dict]) -> Rows:
     return rows
 
 
+def milliseconds(value: float) -> str:
+    return f"{number(value)} ms" if value < 1000 else f"{value / 1000:.2f} s"
+
+
 def number(value: float) -> str:
-    return f"{value:.1f}" if value < 100 else f"{value:.0f}"
+    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
 def times(value: float) -> str:

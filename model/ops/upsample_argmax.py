@@ -6,6 +6,7 @@ a cell's classes only those that can win. This file needs torch, numpy and nothi
 NVIDIA GPUs, triton_argmax.py with bilinear.py).
 """
 
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -75,6 +76,7 @@ class Axis(NamedTuple):
     pixels: np.ndarray  # (cells,span) pixels of a cell; its last one repeated up to the widest's
 
 
+@lru_cache(maxsize=16)
 def make_axis(small: int, large: int, parts: int, *, align_corners: bool) -> Axis:
     """PyTorch's rule for bilinear interpolation from `small` to `large` pixels.
 
