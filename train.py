@@ -12,7 +12,6 @@ samples/, TensorBoard events, checkpoints/best.pth and last.pth.
 
 import math
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,18 +26,19 @@ from datasets import SegmentationDataset, build_dataset, read_class_weights
 from evaluation.evaluate import evaluate
 from evaluation.visualize import ContactSheet
 from model import build_model
+from model.layers import freeze_norms
 from model.losses import SegmentationLoss
 from utils import checkpoint, distributed
 from utils.checkpoint import Run
 from utils.config import Config, parse, plain
-from utils.distributed import StopRequest
+from utils.distributed import StopRequest, World
 from utils.errors import UserError, run_command
 from utils.files import resolve_data_root, resolve_log_root
-from utils.loader import Batch, Batches, dropout_seed
+from utils.loader import Batches, dropout_seed
 from utils.logger import RunLogger, StepClock, default_run_name, open_folder
-from utils.optim import poly_schedule
+from utils.optim import AveragedWeights, build_optimizer, poly_schedule
 from utils.progress import progress
-from utils.transforms import normalize
+from utils.step import training_step
 
 # What may change when a run goes on; another value of any other option is another training.
 FREE_ON_RESUME = {"run_name", "resume", "overwrite", "log_root", "data_root", "device", "workers"}
@@ -47,57 +47,34 @@ SLOW_DATA = 0.2  # share of the time spent waiting for data from which it is wor
 PACK_HINT = "More --workers, or python utils/preprocess_data.py --pack true, make it faster"
 
 
-def build_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
-    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
-        "sgd": partial(torch.optim.SGD, momentum=0.9),
-        "adamw": torch.optim.AdamW,
-    }
-    create = kinds[config.optimizer]
-    decay = config.weight_decay
-    return create(model.parameters(), lr=config.base_lr, weight_decay=decay, fused=True)
-
-
-def training_step(
-    model: nn.Module,
-    criterion: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    *,
-    autocast: bool,
-) -> torch.Tensor:
-    """One update; the batch's loss as a scalar that stays on the device."""
-    with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=autocast):
-        outputs = model(normalize(batch.images))
-    loss = criterion(outputs, batch.labels)["loss"]
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss.detach()
-
-
 def train(config: Config) -> None:
     """The whole training, from a fresh start or from the checkpoint that --resume names."""
     world = distributed.start(config.device)
     cv2.setNumThreads(0)  # the loader's threads are the parallelism
     torch.backends.cudnn.benchmark = True
-    autocast, compiled = world.use_bf16(config.precision), world.use_compile(config.compile)
+    amp, compiled = world.amp_dtype(config.precision), world.use_compile(config.compile)
 
     root = resolve_data_root(config.dataset, config.data_root)
     config = replace(config, data_root=root)
     train_set, val_set = (build_dataset(config.dataset, root, split) for split in ("train", "val"))
     class_weights = read_class_weights(root, train_set.classes) if config.class_weights else None
-    images_per_step = config.batch_size * world.size
+    images_per_step = config.batch_size * config.accumulate * world.size
     total = config.steps
     if config.epochs is not None:
         total = math.ceil(config.epochs * len(train_set) / images_per_step)
 
     folder, state = find_run(config)
-    run = build_run(config, train_set.classes.names, world.device, state)
+    run = build_run(config, train_set.classes.names, world, state)
     start = run.step
     if start >= total:
         print(f"{folder}: finished at step {total}. Start a new --run_name to train longer")
         return
-    criterion = SegmentationLoss(class_weights=class_weights).to(world.device)
+    criterion = SegmentationLoss(
+        class_weights=class_weights,
+        label_smoothing=config.label_smoothing,
+        hard_threshold=config.hard_threshold,
+        hard_min_kept=config.hard_min_kept,
+    ).to(world.device)
     schedule = poly_schedule(
         run.optimizer,
         start=start,
@@ -120,7 +97,13 @@ def train(config: Config) -> None:
         device=world.device,
         rank=world.rank,
         world=world.size,
-    ).run(start, total)
+        photometric=config.photometric,
+        max_class_share=config.max_class_share,
+    ).run(start * config.accumulate, total * config.accumulate)
+    update = partial(
+        training_step, parallel, criterion, run.optimizer,
+        amp=amp, scaler=run.scaler, clip=config.clip_grad,
+    )  # fmt: skip
 
     validate = partial(
         evaluate,
@@ -128,7 +111,7 @@ def train(config: Config) -> None:
         world=world,
         scales=config.eval_scales,
         class_weights=criterion.class_weights,
-        autocast=autocast,
+        amp=amp,
         workers=config.workers,
     )
 
@@ -150,10 +133,11 @@ def train(config: Config) -> None:
     with StopRequest() as stop, log, bar:
         for step in range(start + 1, total + 1):
             with clock.waiting():
-                batch = next(batches)
+                micro_batches = [next(batches) for _ in range(config.accumulate)]
             torch.manual_seed(dropout_seed(config.seed, step, world.rank))
-            loss = training_step(parallel, criterion, run.optimizer, batch, autocast=autocast)
-            run.add_loss(loss)
+            run.add_loss(update(micro_batches))
+            if run.ema is not None:
+                run.ema.update(run.model, step)
             run.step, learning_rate = step, schedule.get_last_lr()[0]
             schedule.step()
             bar.update()
@@ -178,9 +162,10 @@ def train(config: Config) -> None:
 
             eval_due = last or step % config.eval_every == 0
             if eval_due:
-                distributed.copy_buffers_from_main(run.model, world)
                 sheet = ContactSheet(val_set)
-                scores = validate(run.model, on_image=sheet.add)
+                shown = run.model if run.ema is None else run.ema.model
+                distributed.copy_buffers_from_main(shown, world)
+                scores = validate(shown, on_image=sheet.add)
                 run.note(scores.miou)
                 row |= {"val_loss": scores.loss, "miou": scores.miou}
                 clock.restart()
@@ -227,9 +212,9 @@ def find_run(config: Config) -> tuple[Path, dict[str, Any] | None]:
 
 
 def build_run(
-    config: Config, classes: tuple[str, ...], device: torch.device, state: dict[str, Any] | None
+    config: Config, classes: tuple[str, ...], world: World, state: dict[str, Any] | None
 ) -> Run:
-    """Model and optimizer at step 0, or as `state`, a checkpoint, holds them."""
+    """Model, average and optimizer at step 0, or as `state`, a checkpoint, holds them."""
     torch.manual_seed(config.seed)
     network = {
         "name": config.model,
@@ -243,10 +228,25 @@ def build_run(
     if state is None:
         weights = checkpoint.load_backbone_weights(config.backbone_weights, config.backbone)
     model = build_model(**network, backbone_weights=weights)
-    model = model.to(device, memory_format=torch.channels_last)
-    optimizer = build_optimizer(model, config)
-    loss_sum = torch.zeros((), device=device)
+    if config.sync_bn and world.size > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if config.freeze_bn:
+        freeze_norms(model)
+    model = model.to(world.device, memory_format=torch.channels_last)
+    optimizer = build_optimizer(
+        model,
+        config.optimizer,
+        base_lr=config.base_lr,
+        weight_decay=config.weight_decay,
+        head_lr_factor=config.head_lr_factor,
+        decay_norm=config.decay_norm,
+    )
+    loss_sum = torch.zeros((), device=world.device)
     run = Run(model, optimizer, network, plain(config), list(classes), loss_sum)
+    if config.ema is not None:
+        run.ema = AveragedWeights(model, config.ema)
+    if config.precision == "fp16":
+        run.scaler = torch.amp.GradScaler(world.device.type)
     if state is not None:
         run.restore(state)
     return run

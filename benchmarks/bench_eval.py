@@ -162,9 +162,9 @@ def with_network(root: Path) -> dict:
         for part, function in parts.items():
             target = patch.object(evaluation, function, timed(getattr(evaluation, function), part))
             target.start()
-        begin = time.perf_counter()
+        begin, world = time.perf_counter(), World(0, 1, device)
         evaluation.evaluate(
-            model, packed, world=World(0, 1, device), workers=0, autocast=device.type == "cuda",
+            model, packed, world=world, workers=0, amp=world.amp_dtype("auto"),
             on_image=lambda name, _, ids: write(folder / f"{name}.png", CITYSCAPES.to_ids(ids)),
         )  # fmt: skip
         total = (time.perf_counter() - begin) / len(packed)

@@ -49,7 +49,8 @@ def losses(dataset: str, steps: int) -> tuple[list[float], list[float]]:
         batch = next(batches)
         images = normalize(batch.images).contiguous().double()
         theirs = F.cross_entropy(reference(images), batch.labels.long(), ignore_index=255)
-        ours = criterion(model(images), batch.labels)["loss"]
+        loss_sum, weight_sum = criterion(model(images), batch.labels)
+        ours = loss_sum / weight_sum
         for loss, optimizer, curve in zip((theirs, ours), optimizers, curves, strict=True):
             optimizer.zero_grad()
             loss.backward()

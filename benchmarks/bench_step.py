@@ -50,12 +50,14 @@ from evaluation.evaluate import evaluate
 from evaluation.inference import inference_copy, predict
 from model import build_model
 from model.losses import SegmentationLoss
-from train import build_optimizer, build_run, training_step
+from train import build_run
 from utils.config import Config, parse
 from utils.distributed import World
 from utils.errors import run_command
 from utils.files import REPOSITORY, resolve_data_root
 from utils.loader import Batch, Batches
+from utils.optim import build_optimizer
+from utils.step import training_step
 from utils.transforms import normalize
 
 NETWORKS = ("resnet18-8", "resnet18-16", "resnet50-16", "resnet50-8", "resnet101-8")
@@ -125,11 +127,12 @@ def our_step(backbone: str, stride: int, batch: Batch) -> Step:
     """train.py's."""
     device = batch.images.device
     model = our_network(backbone, stride).to(device, memory_format=torch.channels_last)
-    optimizer, criterion = build_optimizer(model, Config()), SegmentationLoss()
+    optimizer = build_optimizer(model, "sgd", base_lr=0.01, weight_decay=5e-4)
+    criterion = SegmentationLoss()
     if device.type == "cuda":
         model.compile()
-    autocast = device.type == "cuda"
-    return lambda _: training_step(model, criterion, optimizer, batch, autocast=autocast)
+    amp = World(0, 1, device).amp_dtype("auto")
+    return lambda _: training_step(model, criterion, optimizer, [batch], amp=amp)
 
 
 def our_predictions(backbone: str, stride: int, batch: Batch) -> dict[str, Step]:
@@ -222,7 +225,7 @@ def profile(path: Path, steps: int) -> dict:
     world = World(0, 1, device)
     root = resolve_data_root(config.dataset, config.data_root)
     train_set, val_set = (build_dataset(config.dataset, root, split) for split in ("train", "val"))
-    run = build_run(config, train_set.classes.names, device, None)
+    run = build_run(config, train_set.classes.names, world, None)
     weights = read_class_weights(root, train_set.classes) if config.class_weights else None
     criterion = SegmentationLoss(class_weights=weights).to(device)
     if device.type == "cuda":
@@ -247,7 +250,7 @@ def profile(path: Path, steps: int) -> dict:
         train_set, batch_size=config.batch_size, crop=config.crop, scale=config.scale,
         flip=config.flip, seed=config.seed, workers=config.workers, device=device,
     ).run(0, steps + 1)  # fmt: skip
-    autocast = world.use_bf16(config.precision)
+    amp = world.amp_dtype(config.precision)
     forward, loss = marked(run.model, "forward"), marked(criterion, "loss")
     seconds = dict.fromkeys(("data", "forward", "loss", "backward", "optimizer"), 0.0)
     for number in range(steps + 1):
@@ -255,7 +258,7 @@ def profile(path: Path, steps: int) -> dict:
         mark("start")
         batch = next(batches)
         mark("data")
-        training_step(forward, loss, run.optimizer, batch, autocast=autocast)
+        training_step(forward, loss, run.optimizer, [batch], amp=amp)
         if number:  # the first one warms up
             for (_, begin), (name, end) in pairwise(marks):
                 seconds[name] += (end - begin) / steps
@@ -264,9 +267,7 @@ def profile(path: Path, steps: int) -> dict:
         memory = torch.cuda.max_memory_allocated(device) / 2**20
     few = min(len(val_set), 4 if device.type == "cpu" else len(val_set))
     begin = time.perf_counter()
-    evaluate(
-        run.model, FirstOf(val_set, few), world=world, scales=config.eval_scales, autocast=autocast
-    )
+    evaluate(run.model, FirstOf(val_set, few), world=world, scales=config.eval_scales, amp=amp)
     wait_for(device)
     per_image = (time.perf_counter() - begin) / few
     step = sum(seconds.values())

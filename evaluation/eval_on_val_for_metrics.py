@@ -118,7 +118,7 @@ def evaluate_checkpoint(config: EvalConfig) -> None:
         scales=config.scales or trained["eval_scales"],
         flip=config.flip,
         class_weights=weights,
-        autocast=world.use_bf16(config.precision),
+        amp=world.amp_dtype(config.precision),
         workers=config.workers,
         border=config.boundary_width or 0,
         on_image=write,

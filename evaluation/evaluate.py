@@ -13,7 +13,7 @@ from evaluation.inference import inference_copy, predict_logits
 from evaluation.metrics import Scores, compute_scores
 from model.ops.upsample_argmax import upsample_argmax
 from model.ops.upsample_cross_entropy import upsample_cross_entropy
-from utils.distributed import World, gather_over_ranks, sum_over_ranks
+from utils.distributed import World, autocast, gather_over_ranks, sum_over_ranks
 from utils.labels import LabelTable
 from utils.loader import read_ahead
 from utils.progress import progress
@@ -29,7 +29,7 @@ def evaluate(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     class_weights: torch.Tensor | None = None,
-    autocast: bool = False,
+    amp: torch.dtype | None = None,
     workers: int = 2,
     border: int = 0,
     on_image: OnImage | None = None,
@@ -40,7 +40,8 @@ def evaluate(
     every size-th image, add up integers and gather rows of instances, so any number of them gives
     the same scores. `workers` threads read ahead, as many count and call on_image(name, counts,
     labels) with an image's counts and its (H,W) uint8 predicted train ids, in any order.
-    border: width in pixels of the zone for boundary IoU, 0 for none.
+    amp: what autocast computes in, None for float32. border: width in pixels of the zone for
+    boundary IoU, 0 for none.
     """
     classes, device = dataset.classes, world.device
     network = inference_copy(model)
@@ -53,7 +54,7 @@ def evaluate(
                 torch.tensor(sample[kind])[None].to(device) for kind in ("image", "label")
             )
             size = sample["label"].shape
-            with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            with autocast(device, amp):
                 logits = predict_logits(network, images, size=size, scales=scales, flip=flip)
             sums = upsample_cross_entropy(logits, truth, class_weights=class_weights)
             losses.add_(torch.stack(sums))

@@ -16,11 +16,17 @@ from model.ops.upsample_argmax import upsample_argmax
 from utils.checkpoint import load_checkpoint
 from utils.transforms import normalize
 
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+
 
 def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of a checkpoint in evaluation mode, on the CPU, and the rest of the file."""
+    """The network of a checkpoint in evaluation mode, on the CPU, and the rest of the file.
+
+    Its averaged weights, where the training kept any.
+    """
     state = load_checkpoint(path)
     weights = state.pop("model")
+    weights = state.pop("ema", None) or weights
     network = build_model(**state["network"])
     network.load_state_dict(weights)
     return network.eval(), state
@@ -29,13 +35,13 @@ def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
 def inference_copy(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode, channels last, each BatchNorm folded into its convolution.
 
-    A BatchNorm2d is taken to follow the Conv2d that its module names just before it, as in
+    A BatchNorm is taken to follow the Conv2d that its module names just before it, as in
     torchvision's blocks. One copy for each state of the weights: it does not follow them.
     """
     network = copy.deepcopy(model).eval().requires_grad_(False)
     for module in network.modules():
         for (conv_name, conv), (norm_name, norm) in pairwise([*module.named_children()]):
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, NORMS):
                 setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
                 setattr(module, norm_name, nn.Identity())
     return network.to(memory_format=torch.channels_last)

@@ -10,3 +10,10 @@ def conv_norm_relu(
     padding = dilation * (kernel // 2)
     conv = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False)
     return [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+
+
+def freeze_norms(model: nn.Module) -> None:
+    """BatchNorm keeps its statistics and weights from now on, in training mode too."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval().requires_grad_(False)

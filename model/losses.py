@@ -1,40 +1,60 @@
 """The training criterion."""
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
-from model.ops.upsample_cross_entropy import upsample_cross_entropy
+from model.ops.upsample_cross_entropy import hard_pixels, upsample_cross_entropy
 
 
 class SegmentationLoss(nn.Module):
-    """Mean cross entropy over all labelled pixels of all processes, plus the auxiliary head's."""
+    """Cross entropy of the upsampled logits, plus the auxiliary head's."""
 
     def __init__(
-        self, *, class_weights: torch.Tensor | None = None, aux_weight: float = 0.4
+        self,
+        *,
+        class_weights: torch.Tensor | None = None,
+        aux_weight: float = 0.4,
+        label_smoothing: float = 0.0,
+        hard_threshold: float | None = None,
+        hard_min_kept: int = 0,
     ) -> None:
-        """class_weights: (K,) float32; pixel weights of a weighted mean."""
+        """class_weights: (K,) float32; pixel weights of a weighted mean.
+
+        With hard_threshold only the pixels count whose class has at most this probability, and the
+        hard_min_kept worst of the batch in any case (see hard_pixels).
+        """
         super().__init__()
         self.register_buffer("class_weights", class_weights, persistent=False)
         self.aux_weight = aux_weight
+        self.label_smoothing = label_smoothing
+        self.hard_threshold = hard_threshold
+        self.hard_min_kept = hard_min_kept
 
     def forward(
         self, outputs: dict[str, torch.Tensor], labels: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        """{"out"[, "aux"]: (N,K,h,w)}, (N,H,W) uint8 -> {"loss", "out"[, "aux"]} scalars.
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """{"out"[, "aux"]: (N,K,h,w)}, (N,H,W) uint8 -> (loss_sum, weight_sum), this process's.
 
-        The mean is over the labelled pixels of the *global* batch, so that 2 processes with 4
-        images each train like one with 8. Gradients are averaged over processes (DDP); the factor
-        `world` undoes that.
+        Sums: whoever knows all micro-batches and processes divides (train.training_step). Both
+        heads learn from the pixels that are hard for the main one.
         """
-        world = dist.get_world_size() if dist.is_initialized() else 1
-        means = {}
-        for name, logits in outputs.items():
-            loss_sum, weight_sum = upsample_cross_entropy(
-                logits, labels, class_weights=self.class_weights
+        if self.hard_threshold is not None:
+            labels = hard_pixels(
+                outputs["out"].detach(),
+                labels,
+                threshold=self.hard_threshold,
+                min_kept=self.hard_min_kept,
             )
-            if world > 1:
-                dist.all_reduce(weight_sum)
-            # The smallest positive divisor keeps 0 / 0, a batch without a labelled pixel, at 0.
-            means[name] = world * loss_sum / weight_sum.clamp_min(torch.finfo(torch.float32).tiny)
-        return {"loss": means["out"] + self.aux_weight * means.get("aux", 0.0), **means}
+        sums = {
+            name: upsample_cross_entropy(
+                logits,
+                labels,
+                class_weights=self.class_weights,
+                label_smoothing=self.label_smoothing,
+            )
+            for name, logits in outputs.items()
+        }
+        loss_sum, weight_sum = sums["out"]
+        if "aux" in sums:
+            loss_sum = loss_sum + self.aux_weight * sums["aux"][0]
+        return loss_sum, weight_sum

@@ -18,8 +18,9 @@ from model import build_model
 from model.losses import SegmentationLoss
 from utils import distributed
 from utils.loader import Batches
+from utils.optim import build_optimizer
 from utils.preprocess_data import preprocess
-from utils.transforms import normalize
+from utils.step import training_step
 
 
 def work(root: str, result: str) -> None:
@@ -35,9 +36,8 @@ def work(root: str, result: str) -> None:
         workers=1, device=world.device, rank=world.rank, world=world.size,
     )  # fmt: skip
     batch = next(batches.run(0, 1))
-    loss = SegmentationLoss()(parallel(normalize(batch.images)), batch.labels)["loss"]
-    loss.backward()
-    mean = distributed.sum_over_ranks(loss.detach().clone(), world) / world.size
+    optimizer = build_optimizer(model, "sgd", base_lr=0.0, weight_decay=0.0)
+    mean = training_step(parallel, SegmentationLoss(), optimizer, [batch])
     gradients = [p.grad.double().norm().item() for p in model.parameters()]
     if world.rank == 1:  # what BatchNorm statistics of another process look like
         nn.init.normal_(next(model.buffers()))

@@ -1,5 +1,7 @@
 """What only an NVIDIA GPU can show: python -m pytest -m gpu"""
 
+from functools import partial
+
 import pytest
 import torch
 from conftest import randomize
@@ -12,10 +14,10 @@ from model.ops.upsample_cross_entropy import (
     upsample_cross_entropy,
     upsample_cross_entropy_reference,
 )
-from train import build_optimizer, training_step
-from utils.config import Config
 from utils.distributed import World
 from utils.loader import Batch
+from utils.optim import build_optimizer
+from utils.step import training_step
 
 pytestmark = [
     pytest.mark.gpu,
@@ -56,13 +58,13 @@ def test_a_step_never_waits_for_the_device(compiled):
     model = build_model("deeplabv3", num_classes=19).cuda().to(memory_format=torch.channels_last)
     if compiled:
         model.compile()
-    optimizer, criterion, crops = build_optimizer(model, Config()), SegmentationLoss(), batch()
-    losses = [training_step(model, criterion, optimizer, crops, autocast=True) for _ in range(3)]
+    optimizer = build_optimizer(model, "sgd", base_lr=0.01, weight_decay=5e-4)
+    criterion, crops = SegmentationLoss(hard_threshold=0.7, hard_min_kept=1000), [batch()] * 2
+    step = partial(training_step, model, criterion, optimizer, crops, amp=torch.bfloat16, clip=10.0)
+    losses = [step() for _ in range(3)]
     torch.cuda.set_sync_debug_mode("error")
     try:
-        losses += [
-            training_step(model, criterion, optimizer, crops, autocast=True) for _ in range(20)
-        ]
+        losses += [step() for _ in range(20)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert losses[-1] < losses[0]

@@ -43,17 +43,28 @@ def assert_same_bits(one, other):
 
 def final_state(folder):
     state = load_checkpoint(folder / "checkpoints" / "last.pth")
-    return {key: state[key] for key in ("model", "optimizer", "step", "loss_sum", "best_miou")}
+    names = ("model", "ema", "optimizer", "scaler", "step", "loss_sum", "best_miou")
+    return {name: state[name] for name in names}
 
 
-@pytest.fixture(scope="module", params=[(5, 100), (8, 8)], ids=["saved", "evaluated"])
+EVERYTHING = {
+    "ema": 0.9, "accumulate": 2, "precision": "fp16", "photometric": True, "optimizer": "adamw",
+    "max_class_share": 0.5, "head_lr_factor": 2.0, "decay_norm": False, "clip_grad": 1.0,
+    "aux": True, "hard_threshold": 0.5, "hard_min_kept": 100, "label_smoothing": 0.1,
+}  # fmt: skip
+
+
+@pytest.fixture(
+    scope="module", params=[(5, 100, {}), (8, 8, {}), (5, 100, EVERYTHING)],
+    ids=["saved", "evaluated", "every option"],
+)  # fmt: skip
 def uninterrupted(request, cityscapes_root, tmp_path_factory):
     """Ten steps in one go, with a checkpoint half-way, between two rows of metrics.csv."""
-    save_every, eval_every = request.param
+    save_every, eval_every, options = request.param
     log_root = tmp_path_factory.mktemp("logs")
     config = tiny(
         cityscapes_root, log_root, steps=10, log_every=3,
-        save_every=save_every, eval_every=eval_every,
+        save_every=save_every, eval_every=eval_every, **options,
     )  # fmt: skip
     train(config)
     return config, log_root / "run"

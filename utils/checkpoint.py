@@ -16,6 +16,7 @@ from utils.distributed import World, sum_over_ranks
 from utils.errors import UserError
 from utils.files import REPOSITORY
 from utils.logger import describe_environment
+from utils.optim import AveragedWeights
 
 FORMAT = 1
 PRETRAINED = REPOSITORY / "pretrained_models"
@@ -32,6 +33,8 @@ class Run:
     config: dict[str, Any]
     classes: list[str]
     loss_sum: torch.Tensor  # of the steps since the last row of metrics.csv
+    ema: AveragedWeights | None = None
+    scaler: torch.amp.GradScaler | None = None  # of fp16
     loss_steps: int = 0  # their number
     step: int = 0
     best_miou: float = -1.0
@@ -65,6 +68,8 @@ class Run:
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema and self.ema.model.state_dict(),
+            "scaler": self.scaler and self.scaler.state_dict(),
             "loss_sum": self.loss_sum,
             "environment": describe_environment(),
             **{name: getattr(self, name) for name in self.PLAIN},
@@ -73,6 +78,9 @@ class Run:
     def restore(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for part, held in ((self.ema and self.ema.model, "ema"), (self.scaler, "scaler")):
+            if part is not None:
+                part.load_state_dict(state[held])
         self.loss_sum.copy_(state["loss_sum"])
         for name in self.PLAIN:
             setattr(self, name, state[name])

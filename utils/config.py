@@ -81,8 +81,34 @@ class Config:
     """Steps over which the learning rate rises linearly from zero."""
     weight_decay: float = 5e-4
     """L2 penalty of sgd, decoupled decay of adamw."""
+    head_lr_factor: float = 1.0
+    """Learning rate of everything behind the backbone, as a multiple of the backbone's."""
+    decay_norm: bool = True
+    """Also decay biases and normalisation weights."""
+    clip_grad: float | None = None
+    """Largest L2 norm of all gradients together; longer ones are shortened to it."""
+    accumulate: int = 1
+    """Micro-batches per step, each of --batch_size crops: the same training in less memory."""
+    ema: float | None = None
+    """Decay per step of an exponential moving average of weights and buffers, such as 0.999; where
+    given, evaluation and checkpoints' users take the average."""
+    freeze_bn: bool = False
+    """Keep all BatchNorm statistics and weights as they start."""
+    sync_bn: bool = False
+    """BatchNorm over the crops of all GPUs together."""
+
     class_weights: bool = True
     """Weigh the loss by the ENet class weights that utils/preprocess_data.py computed."""
+    label_smoothing: float = 0.0
+    """Share of every pixel's target that is spread evenly over all classes."""
+    hard_threshold: float | None = None
+    """Learn only from pixels whose class has at most this probability (hard example mining)."""
+    hard_min_kept: int = 100_000
+    """Pixels of a process's micro-batch that count in any case, the worst, with hard_threshold."""
+    photometric: bool = False
+    """Change brightness, contrast, saturation and hue of training crops at random."""
+    max_class_share: float = 1.0
+    """Draw a crop again, up to ten times, while one class fills more of its labelled pixels."""
 
     eval_every: int = 4000
     """Steps between evaluations on the val split; the last step always evaluates."""
@@ -95,8 +121,9 @@ class Config:
     patience: int | None = None
     """Stop after this many evaluations without a better mIoU."""
 
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the network; auto takes bf16 on GPUs that have it, else fp32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the network; auto takes bf16 on GPUs that have it, else fp32. fp16, for older
+    GPUs, scales the loss."""
     compile: bool | None = None
     """Compile the network with torch.compile, which takes a minute or more at the start. Default:
     on GPUs where a compiler is installed."""
@@ -106,14 +133,19 @@ class Config:
     def __post_init__(self) -> None:
         for name in ("workers", "warmup_steps", "seed"):
             check(self, name, lambda value: value >= 0, "at least 0")
-        for name in ("steps", "eval_every", "save_every", "log_every", "patience"):
+        for name in ("steps", "eval_every", "save_every", "log_every", "patience", "accumulate"):
             check(self, name, lambda value: value >= 1, "at least 1")
         check(self, "batch_size", lambda n: n >= 2, "at least 2 (BatchNorm after image pooling)")
-        for name in ("epochs", "base_lr", "power"):
+        for name in ("epochs", "base_lr", "power", "head_lr_factor", "clip_grad"):
             check(self, name, lambda value: 0 < value < float("inf"), "a number above 0")
         for name in ("min_lr", "weight_decay"):
             check(self, name, lambda value: 0 <= value < float("inf"), "a number of at least 0")
         check(self, "min_lr", lambda value: value <= self.base_lr, "at most base_lr")
+        check(self, "ema", lambda decay: 0 < decay < 1, "between 0 and 1")
+        check(self, "label_smoothing", lambda share: 0 <= share < 1, "at least 0, below 1")
+        check(self, "hard_threshold", lambda p: 0 < p <= 1, "above 0, at most 1")
+        check(self, "hard_min_kept", lambda pixels: pixels >= 0, "at least 0")
+        check(self, "max_class_share", lambda share: 0 < share <= 1, "above 0, at most 1")
         check(self, "crop", lambda size: min(size) >= 16, "two sizes of at least 16 pixels")
         check(self, "multi_grid", lambda grid: min(grid) >= 1, "three factors of at least 1")
         check(self, "scale", lambda s: 0.01 <= s[0] <= s[1] <= 100, "two factors, smaller first")

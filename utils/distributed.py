@@ -26,11 +26,15 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def use_bf16(self, precision: str) -> bool:
-        """Whether to compute in bfloat16; precision: auto (on GPUs that have it), fp32 or bf16."""
+    def amp_dtype(self, precision: str) -> torch.dtype | None:
+        """What autocast computes in; precision: auto (bf16 on GPUs that have it), bf16, fp16, fp32.
+
+        None for float32.
+        """
         if precision == "auto":
-            return self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return precision == "bf16"
+            able = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+            precision = "bf16" if able else "fp32"
+        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[precision]
 
     def use_compile(self, wanted: bool | None) -> bool:
         """Whether to use torch.compile; None: on a GPU, if what it needs is installed."""
@@ -65,6 +69,11 @@ def start(device: str) -> World:
 def stop(world: World) -> None:
     if world.size > 1:
         dist.destroy_process_group()
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    """A context that computes in `dtype`, or as it is for None."""
+    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 def sum_over_ranks(values: torch.Tensor, world: World) -> torch.Tensor:

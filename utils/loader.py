@@ -16,10 +16,17 @@ import numpy as np
 import torch
 
 from utils.errors import UserError
-from utils.transforms import crop_sample, sample_params
+from utils.transforms import (
+    SampleParams,
+    color_matrix,
+    crop_sample,
+    largest_class_share,
+    sample_params,
+)
 
 ORDER, DROPOUT = 1, 3  # keep these random streams apart from the augmentation's (2)
 READ_AHEAD = 2  # batches
+ATTEMPTS = 10  # windows drawn for a crop
 READ_TIMEOUT = 120.0  # seconds until a sample that does not arrive is an error
 Key = tuple[int, int]  # (epoch, index)
 Item = TypeVar("Item")
@@ -40,6 +47,7 @@ class Batch:
     images: torch.Tensor  # (N,H,W,3) uint8 RGB
     labels: torch.Tensor  # (N,H,W) uint8 train ids or 255
     keys: list[Key]
+    colors: torch.Tensor | None = None  # (N,3,4) float32, see color_matrix
 
 
 @lru_cache(maxsize=4)
@@ -113,6 +121,8 @@ class Batches:
         device: torch.device,
         rank: int = 0,
         world: int = 1,
+        photometric: bool = False,
+        max_class_share: float = 1.0,
     ) -> None:
         self.dataset = dataset
         self.crop = crop
@@ -120,6 +130,8 @@ class Batches:
         self.keys = partial(
             batch_indices, seed, rank=rank, world=world, batch_size=batch_size, n=len(dataset)
         )
+        self.colors = partial(color_matrix, seed) if photometric else None
+        self.max_class_share = max_class_share
         self.batch_size = batch_size
         self.workers = workers
         self.device = device
@@ -139,7 +151,8 @@ class Batches:
             torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
             for shape in ((self.batch_size, *self.crop, 3), (self.batch_size, *self.crop))
         )
-        batch = Batch(images, labels, self.keys(step))
+        colors = torch.empty(self.batch_size, 3, 4, pin_memory=pinned) if self.colors else None
+        batch = Batch(images, labels, self.keys(step), colors)
         return [(batch, place) for place in range(self.batch_size)]
 
     def fill(self, item: tuple[Batch, int]) -> Batch:
@@ -147,10 +160,21 @@ class Batches:
         batch, place = item
         epoch, index = batch.keys[place]
         sample = self.dataset[index]
-        params = self.augmentation(epoch, index, size=sample["image"].shape[:2])
+        params = self.window(epoch, index, sample["label"])
         out = batch.images.numpy()[place], batch.labels.numpy()[place]
         crop_sample(sample["image"], sample["label"], params, *out)
+        if batch.colors is not None:
+            batch.colors[place] = torch.from_numpy(self.colors(epoch, index))
         return batch
+
+    def window(self, epoch: int, index: int, label: np.ndarray) -> SampleParams:
+        """The first of ten draws in which no class has more than its share, or the last."""
+        for attempt in range(ATTEMPTS):
+            params = self.augmentation(epoch, index, size=label.shape, attempt=attempt)
+            share = self.max_class_share
+            if share == 1 or largest_class_share(label, params) <= share:
+                break
+        return params
 
 
 def copied_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
@@ -158,18 +182,22 @@ def copied_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Bat
     side = torch.cuda.Stream(device)
     waiting: deque[tuple[Batch, torch.cuda.Event]] = deque()
 
+    def tensors(batch: Batch) -> list[torch.Tensor]:
+        return [x for x in (batch.images, batch.labels, batch.colors) if x is not None]
+
     def hand_over() -> Batch:
         batch, copied = waiting.popleft()
         main = torch.cuda.current_stream(device)
         main.wait_event(copied)
-        for tensor in (batch.images, batch.labels):
+        for tensor in tensors(batch):
             tensor.record_stream(main)  # or its memory is reused while the main stream reads it
         return batch
 
     for batch in batches:
         with torch.cuda.stream(side):
-            images, labels = (x.to(device, non_blocking=True) for x in (batch.images, batch.labels))
-            waiting.append((Batch(images, labels, batch.keys), side.record_event()))
+            images, labels, *colors = (x.to(device, non_blocking=True) for x in tensors(batch))
+            moved = Batch(images, labels, batch.keys, *colors)
+            waiting.append((moved, side.record_event()))
         if len(waiting) > 1:
             yield hand_over()
     while waiting:

@@ -1,9 +1,45 @@
-"""The learning rate as a pure function of the step."""
+"""Parameter groups, the learning rate as a pure function of the step, and averaged weights."""
 
+import copy
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": partial(torch.optim.SGD, momentum=0.9),
+    "adamw": torch.optim.AdamW,
+}
+
+
+def build_optimizer(
+    model: nn.Module,
+    kind: str,
+    *,
+    base_lr: float,
+    weight_decay: float,
+    head_lr_factor: float = 1.0,
+    decay_norm: bool = True,
+) -> torch.optim.Optimizer:
+    """OPTIMIZERS[kind] over the trainable parameters.
+
+    head_lr_factor: times base_lr for all that is not in model.backbone (DeepLabV2's practice).
+    decay_norm: whether biases and normalisation weights decay as well.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rate = base_lr if name.startswith("backbone.") else base_lr * head_lr_factor
+            decay = weight_decay if decay_norm or parameter.ndim > 1 else 0.0
+            groups.setdefault((rate, decay), []).append(parameter)
+    lists: list[dict[str, Any]] = [
+        {"params": parameters, "lr": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
+    ]
+    return OPTIMIZERS[kind](lists, lr=base_lr, fused=True)
 
 
 def lr_factor(step: int, *, total: int, warmup: int, power: float, floor: float) -> float:
@@ -28,3 +64,25 @@ def poly_schedule(
     """The schedule as it stands before the first step (start 0), or after `start` steps."""
     factor = partial(lr_factor, total=total, warmup=warmup, power=power, floor=floor)
     return LambdaLR(optimizer, factor, last_epoch=start - 1)
+
+
+class AveragedWeights:
+    """An exponential moving average of a model's weights and buffers, as a second model."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """After optimizer step `step` (1, 2, ...); early ones count more, or the start would stay.
+
+        Counters (BatchNorm's num_batches_tracked) are copied.
+        """
+        decay = min(self.decay, (1 + step) / (10 + step))
+        ours, theirs = (m.state_dict() for m in (self.model, model))
+        floats = [name for name, value in ours.items() if value.is_floating_point()]
+        pairs = ([values[name] for name in floats] for values in (ours, theirs))
+        torch._foreach_lerp_(*pairs, 1 - decay)
+        for name in ours.keys() - floats:
+            ours[name].copy_(theirs[name])

@@ -11,7 +11,8 @@ from utils.labels import IGNORE
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, of uint8 values; torchvision's (0.485, ...) * 255
 IMAGENET_STD = (58.395, 57.12, 57.375)
-AUGMENTATION = 2  # keeps this random stream apart from the loader's
+AUGMENTATION, PHOTOMETRIC = 2, 4  # keep these random streams apart from the loader's
+LUMA = np.array([0.299, 0.587, 0.114])  # of RGB, ITU-R BT.601
 PADDING = (124, 116, 104)  # close to zero once normalised
 
 
@@ -36,13 +37,17 @@ def sample_params(
     crop: tuple[int, int],
     scale: tuple[float, float],
     flip: bool,
+    attempt: int = 0,
 ) -> SampleParams:
     """Augmentation of sample `index` in `epoch`: a pure function, the same on every machine.
+
+    `attempt` counts windows that were drawn before and refused.
 
     Scaling the whole image and then cropping would decode and scale pixels that are thrown away;
     the window that a crop of the scaled image covers is cut out first and scaled alone.
     """
-    rng = np.random.default_rng((AUGMENTATION, seed, epoch, index))
+    again = (attempt,) if attempt else ()
+    rng = np.random.default_rng((AUGMENTATION, seed, epoch, index, *again))
     factor = rng.uniform(*scale)
     window = [min(full, round(cut / factor)) for full, cut in zip(size, crop, strict=True)]
     window = [max(1, length) for length in window]
@@ -83,8 +88,41 @@ def crop_sample(
         out[:height, width:] = padding
 
 
+def largest_class_share(label: np.ndarray, params: SampleParams) -> float:
+    """Of the labelled pixels in the window, every fourth in both directions; 0 for none."""
+    rows = slice(params.top, params.top + params.height, 4)
+    columns = slice(params.left, params.left + params.width, 4)
+    counts = np.bincount(label[rows, columns].ravel(), minlength=256)[:IGNORE]
+    return float(counts.max() / max(counts.sum(), 1))
+
+
+def color_matrix(seed: int, epoch: int, index: int) -> np.ndarray:
+    """(3,4) float32: RGB -> RGB and offset, of sample `index` in `epoch`; a pure function.
+
+    Brightness +-32, contrast and saturation 0.5 to 1.5, hue +-18 degrees (SSD, arXiv 1512.02325,
+    section 2.2), each for half of the samples. All are linear in RGB; hue turns the colours about
+    the grey axis.
+    """
+    rng = np.random.default_rng((PHOTOMETRIC, seed, epoch, index))
+    low, high = np.array([[-32, 0.5, 0.5, -np.pi / 10], [32, 1.5, 1.5, np.pi / 10]])
+    drawn, used = rng.uniform(low, high), rng.random(4) < 0.5
+    brightness, contrast, saturation, angle = np.where(used, drawn, [0, 1, 1, 0])
+    saturate = saturation * np.eye(3) + (1 - saturation) * LUMA[None]
+    axis = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)  # Rodrigues' formula
+    turn = np.eye(3) + np.sin(angle) * axis + (1 - np.cos(angle)) * axis @ axis
+    matrix = contrast * turn @ saturate
+    return np.column_stack([matrix, matrix @ np.full(3, brightness)]).astype(np.float32)
+
+
+def distort(images: torch.Tensor, colors: torch.Tensor) -> torch.Tensor:
+    """(N,H,W,3) uint8, (N,3,4) -> the same size in float32, 0 to 255; on the images' device."""
+    pixels = images.flatten(1, 2).float()
+    pixels = torch.baddbmm(colors[:, None, :, 3], pixels, colors[:, :, :3].mT)
+    return pixels.clamp_(0, 255).view(images.shape)
+
+
 def normalize(images: torch.Tensor) -> torch.Tensor:
-    """(N,H,W,3) uint8 RGB -> (N,3,H,W) float32, channels_last, ImageNet mean 0 and deviation 1."""
+    """(N,H,W,3) RGB, 0 to 255 -> (N,3,H,W) float32, channels_last, ImageNet mean 0, deviation 1."""
     count, height, width, channels = images.shape
     # Lines as rows of 3W numbers: three channels alone are too few to compute fast (16 x, CPU).
     rows = images.reshape(count, height, width * channels).to(torch.float32, copy=True)
