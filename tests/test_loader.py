@@ -107,3 +107,37 @@ def test_batches_on_a_gpu_are_those_on_the_cpu():
 def test_dropout_seeds_differ_between_steps_and_ranks():
     seeds = {dropout_seed(s, step, rank) for s in (0, 1) for step in range(50) for rank in (0, 1)}
     assert len(seeds) == 200
+
+
+class HalfRoad:
+    """Two thirds of every image are of one class, the right third of many."""
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int) -> dict:
+        label = np.zeros((48, 96), np.uint8)
+        label[:, 64:] = 1 + np.arange(32) % 4
+        label[:6] = 255
+        return {"image": np.zeros((48, 96, 3), np.uint8), "label": label, "name": str(index)}
+
+
+def test_crops_of_one_class_are_drawn_again():
+    shares = []
+    for share in (1.0, 0.6):
+        found = batches(HalfRoad(), crop=(32, 32), max_class_share=share, batch_size=20)
+        labels = next(found.run(0, 1)).labels.numpy().reshape(20, -1)
+        counts = np.stack([np.bincount(crop, minlength=256)[:255] for crop in labels])
+        shares.append(counts.max(1) / counts.sum(1))
+    assert (shares[0] > 0.7).sum() >= 8 and (shares[1] > 0.7).sum() <= 2
+    kept = shares[0] < 0.6  # a window that was good at once stays
+    assert kept.sum() >= 3 and np.array_equal(shares[0][kept], shares[1][kept])
+
+
+def test_colours_belong_to_their_sample():
+    whole = batches(photometric=True)
+    first, second = whole.run(0, 2)
+    again = next(batches(photometric=True, workers=2).run(1, 2))
+    assert first.colors.shape == (2, 3, 4) and not torch.equal(first.colors[0], first.colors[1])
+    assert torch.equal(second.colors, again.colors)
+    assert next(batches().run(0, 1)).colors is None
