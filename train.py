@@ -225,9 +225,14 @@ def build_run(
         "aux": config.aux,
     }
     weights = None
-    if state is None:
+    if state is None and config.init_from is None:
         weights = checkpoint.load_backbone_weights(config.backbone_weights, config.backbone)
     model = build_model(**network, backbone_weights=weights)
+    if state is None and config.init_from is not None:
+        path = checkpoint.find_checkpoint(config.init_from, resolve_log_root(config.log_root))
+        left = checkpoint.take_over(model, path)
+        if world.is_main:
+            print(f"weights of {path}; random: {', '.join(left) or 'none'}")
     if config.sync_bn and world.size > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if config.freeze_bn:

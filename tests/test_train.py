@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -130,6 +131,25 @@ def test_imagenet_weights_reach_the_training(cityscapes_root, tmp_path):
     torch.save({key: value for key, value in weights.items() if "layer4" not in key}, path)
     with pytest.raises(UserError, match=r"no layer4.*resnet18"):
         train(tiny(cityscapes_root, tmp_path, run_name="other", backbone_weights=str(path)))
+
+
+def test_fine_tuning_takes_over_what_fits(finished, cityscapes_root, tmp_path, capsys):
+    _, folder = finished
+    trained = load_checkpoint(folder / "checkpoints" / "best.pth")["model"]
+    frozen = {"base_lr": 1e-30, "min_lr": 0.0, "weight_decay": 0.0, "steps": 1}
+    config = tiny(cityscapes_root, tmp_path, init_from=str(folder), **frozen)
+    train(config)
+    model, _ = load_model(tmp_path / "run" / "checkpoints" / "last.pth")
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, trained[name]), name
+    assert "random: none" in capsys.readouterr().out
+    other = {key: v[:11] if key.startswith("classifier.4") else v for key, v in trained.items()}
+    torch.save(other, tmp_path / "eleven.pth")
+    train(replace(config, init_from=str(tmp_path / "eleven.pth"), run_name="other"))
+    assert "random: classifier.4.weight, classifier.4.bias\n" in capsys.readouterr().out
+    torch.save({"a": torch.zeros(2)}, tmp_path / "foreign.pth")
+    with pytest.raises(UserError, match="no tensor fits"):
+        train(replace(config, init_from=str(tmp_path / "foreign.pth"), run_name="third"))
 
 
 @pytest.mark.slow

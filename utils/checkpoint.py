@@ -167,6 +167,26 @@ def read_tensors(path: Path) -> Any:
         raise UserError(f"{path}: not a readable weights file. Replace it") from error
 
 
+def take_over(model: nn.Module, path: Path) -> list[str]:
+    """Load those tensors of a checkpoint that fit by name and shape; the names of the others.
+
+    Averaged weights, where there are any; a plain state_dict is read as well.
+    """
+    content = read_tensors(path)
+    given = content if isinstance(content, dict) else {}
+    given = given.get("ema") or given.get("model") or given
+    own = model.state_dict()
+    fitting = {
+        name: value
+        for name, value in given.items()
+        if name in own and getattr(value, "shape", None) == own[name].shape
+    }
+    if not fitting:
+        raise UserError(f"{path}: no tensor fits this network. Name a checkpoint of its backbone")
+    model.load_state_dict({**own, **fitting})
+    return [name for name in own if name not in fitting]
+
+
 def find_checkpoint(spec: str | None, log_root: Path, *, prefer: str = "best.pth") -> Path:
     """A run's name, a run folder or a file -> checkpoint file; None means the newest run.
 

@@ -54,6 +54,10 @@ class Config:
     """'imagenet' (torchvision's weights, read from or downloaded to pretrained_models/),
     a file with a ResNet state_dict, or null for a random start."""
 
+    init_from: str | None = None
+    """Fine-tune: a run's name or folder, or a checkpoint file, also of other classes; tensors that
+    fit are taken over, the others start at random."""
+
     crop: tuple[int, int] = (512, 1024)
     """Height and width of a training crop in pixels."""
     scale: tuple[float, float] = (0.5, 2.0)
