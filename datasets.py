@@ -100,7 +100,31 @@ class PackedDataset:
         return sample
 
 
-Dataset = SegmentationDataset | PackedDataset
+class JoinedDataset:
+    """Several splits of one data set, one after the other."""
+
+    def __init__(self, parts: list[SegmentationDataset | PackedDataset]) -> None:
+        self.places = [(part, index) for part in parts for index in range(len(part))]
+        self.names = [name for part in parts for name in part.names]
+        self.classes = parts[0].classes
+        self.has_labels = all(part.has_labels for part in parts)
+        self.source = " and ".join(dict.fromkeys(part.source for part in parts))
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def image(self, index: int) -> np.ndarray:
+        """(H,W,3) uint8 RGB."""
+        part, place = self.places[index]
+        return part.image(place)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """As the part's."""
+        part, place = self.places[index]
+        return part[place]
+
+
+Dataset = SegmentationDataset | PackedDataset | JoinedDataset
 
 
 def read_image(path: Path | Member) -> np.ndarray:
@@ -249,10 +273,12 @@ DATASETS: dict[str, tuple[Callable[[Path, str], SegmentationDataset], LabelTable
 
 
 def build_dataset(name: str, root: Path, split: str, *, packed: bool = True) -> Dataset:
-    """Data set `name` of DATASETS below `root`; `split` is train, val or test.
+    """Data set `name` of DATASETS below `root`; `split` is train, val, test or trainval.
 
     Where utils/preprocess_data.py packed the split, the packed file is read, unless told not to.
     """
+    if split == "trainval":
+        return JoinedDataset([build_dataset(name, root, x, packed=packed) for x in SPLITS[:2]])
     if name not in DATASETS or split not in SPLITS:
         raise ValueError(f"no data set {name!r} split {split!r}; have {list(DATASETS)} x {SPLITS}")
     list_files, classes = DATASETS[name]

@@ -56,7 +56,7 @@ def train(config: Config) -> None:
 
     root = resolve_data_root(config.dataset, config.data_root)
     config = replace(config, data_root=root)
-    train_set, val_set = (build_dataset(config.dataset, root, split) for split in ("train", "val"))
+    train_set, val_set = (build_dataset(config.dataset, root, x) for x in (config.split, "val"))
     class_weights = read_class_weights(root, train_set.classes) if config.class_weights else None
     images_per_step = config.batch_size * config.accumulate * world.size
     total = config.steps

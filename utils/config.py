@@ -28,6 +28,9 @@ class Config:
     """Data set to train on."""
     data_root: Path | None = None
     """Folder of the data set. Default: $CITYSCAPES_DATASET for cityscapes, else data/<dataset>."""
+    split: Literal["train", "trainval"] = "train"
+    """Images to train on; trainval adds the val split, whose scores then mean nothing: for the test
+    server."""
     run_name: str | None = None
     """Name of the run's folder in --log_root. Default: data set, model, backbone, stride, time."""
     log_root: Path | None = None
