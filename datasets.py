@@ -107,16 +107,10 @@ class JoinedDataset:
         self.places = [(part, index) for part in parts for index in range(len(part))]
         self.names = [name for part in parts for name in part.names]
         self.classes = parts[0].classes
-        self.has_labels = all(part.has_labels for part in parts)
         self.source = " and ".join(dict.fromkeys(part.source for part in parts))
 
     def __len__(self) -> int:
         return len(self.places)
-
-    def image(self, index: int) -> np.ndarray:
-        """(H,W,3) uint8 RGB."""
-        part, place = self.places[index]
-        return part.image(place)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """As the part's."""
