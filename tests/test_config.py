@@ -1,5 +1,6 @@
 """Options: defaults, YAML files, one-line mistakes, help."""
 
+import json
 from dataclasses import fields
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from torch.distributed.run import get_args_parser
 
 from evaluation.eval_on_val_for_metrics import EvalConfig
 from model import build_model
+from train import train
 from utils.config import Config, parse, plain, write_config
 from utils.errors import UserError
 from utils.files import REPOSITORY, resolve_data_root
@@ -31,6 +33,18 @@ def test_every_shipped_config_is_read_and_builds_its_network(path):
     )
     assert model.backbone.output_stride == config.output_stride
     assert set(yaml.safe_load(path.read_text())) <= {field.name for field in fields(Config)}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_one_step_of_every_shipped_config(path, cityscapes_root, tmp_path):
+    """Its network, optimizer and options on small crops."""
+    small = ["--dataset", "cityscapes", "--data_root", str(cityscapes_root), "--run_name", "run"]
+    small += ["--log_root", str(tmp_path), "--device", "cpu", "--backbone_weights", "null"]
+    small += ["--crop", "[32,64]", "--batch_size", "2", "--workers", "0"]
+    config = parse(Config, "", ["--config", str(path), *small, "--steps", "1", "--epochs", "null"])
+    train(config)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["step"] == 1 and 0 <= results["miou"] <= 1
 
 
 def test_no_arguments_mean_the_cityscapes_recipe():
@@ -77,6 +91,14 @@ def test_a_written_config_reads_back_equal(tmp_path):
         ["--output_stride", "4"],
         ["--config", "nowhere.yaml"],
         ["--flip"],
+        ["--accumulate", "0"],
+        ["--ema", "1"],
+        ["--hard_threshold", "0"],
+        ["--label_smoothing", "1"],
+        ["--max_class_share", "0"],
+        ["--clip_grad", "0"],
+        ["--precision", "fp8"],
+        ["--split", "test"],
     ],
 )
 def test_a_mistake_is_one_user_error(arguments):
