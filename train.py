@@ -202,7 +202,8 @@ def find_run(config: Config) -> tuple[Path, dict[str, Any] | None]:
     spec = config.run_name if config.resume == "auto" else config.resume
     path = checkpoint.find_checkpoint(spec, log_root, prefer="last.pth").resolve()
     folder, state, now = path.parents[1], checkpoint.load_checkpoint(path), plain(config)
-    changed = [k for k in now if k not in FREE_ON_RESUME and now[k] != state["config"].get(k)]
+    held = plain(Config()) | state["config"]  # an older checkpoint lacks newer options
+    changed = [k for k in now if k not in FREE_ON_RESUME and now[k] != held[k]]
     if changed:
         raise UserError(
             f"{path}: made with another {', '.join(changed)}. Go on with "
