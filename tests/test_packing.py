@@ -14,13 +14,14 @@ import pytest
 import torch
 from conftest import run, tiny
 
-from datasets import PackedDataset, SegmentationDataset, build_dataset
+from datasets import PackedDataset, SegmentationDataset, build_dataset, read_class_weights
 from train import train
 from utils import packing
 from utils.errors import UserError
+from utils.labels import CAMVID
 from utils.loader import Batches
 from utils.packing import packed_path
-from utils.preprocess_data import pack_data
+from utils.preprocess_data import pack_data, weigh_camvid
 
 
 @pytest.fixture
@@ -75,7 +76,15 @@ def test_images_of_unequal_sizes_pack_and_train(tmp_path):
     pack(root, "camvid")
     for split in ("train", "val"):
         same_samples(*both("camvid", root, split))
-    config = tiny(root, tmp_path / "logs", dataset="camvid", class_weights=False, steps=2)
+    weigh_camvid(root, workers=2)
+    weights = read_class_weights(root, CAMVID)
+    labels = np.concatenate([
+        cv2.imread(str(path), cv2.IMREAD_UNCHANGED).ravel()
+        for path in sorted((root / "trainannot").glob("*.png"))
+    ])  # fmt: skip
+    share = np.bincount(labels, minlength=12)[:11] / labels.size  # 11 is void
+    np.testing.assert_allclose(weights, 1 / np.log(1.02 + share), rtol=1e-6)
+    config = tiny(root, tmp_path / "logs", dataset="camvid", steps=2)
     train(config)
     assert json.loads((tmp_path / "logs" / "run" / "results.json").read_text())["step"] == 2
 

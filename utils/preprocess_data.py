@@ -16,6 +16,7 @@ stopped.
 import math
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -63,7 +64,7 @@ class PreprocessConfig:
     """Options of preprocess_data.py."""
 
     dataset: Literal["cityscapes", "synthetic", "camvid"] = "cityscapes"
-    """Data set; camvid has nothing to convert, but can be packed and checked."""
+    """Data set; of camvid only the class weights are computed, its files need no conversion."""
     data_root: Path | None = None
     """Folder of the data set. Default: $CITYSCAPES_DATASET for cityscapes, else data/<dataset>."""
     workers: int = os.cpu_count() or 1
@@ -103,7 +104,7 @@ def preprocess(root: Path, *, workers: int, overwrite: bool) -> None:
             for count in read_ahead(work, files[split], workers=workers, ahead=2 * workers):
                 counts[split] += count
                 bar.update()
-    write_weights(root, counts["train"], images=len(files["train"]))
+    write_weights(root, counts["train"], CITYSCAPES.names, images=len(files["train"]))
     print(f"{root / 'meta'}: {len(pending)} label images, class_weights.json")
 
 
@@ -138,16 +139,29 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
         raise UserError(f"{path}: cannot be written ({error}). Free the place") from error
 
 
-def write_weights(root: Path, counts: np.ndarray, *, images: int) -> None:
-    write_json(root / "meta" / "class_weights.json", class_weights(counts, images=images))
+def weigh_camvid(root: Path, *, workers: int) -> None:
+    """CamVid's label files need no conversion; its class weights."""
+    dataset = build_dataset("camvid", root, "train", packed=False)
+    counts = np.zeros(256, np.int64)
+    with progress(len(dataset), unit="image", label="count") as bar:
+        for sample in read_ahead(dataset.__getitem__, range(len(dataset)), workers=workers):
+            counts += histogram(sample["label"])
+            bar.update()
+    write_weights(root, counts, dataset.classes.names, images=len(dataset))
+    print(f"{root / 'meta'}: class_weights.json; nothing to convert, --pack true packs it")
 
 
-def class_weights(counts: np.ndarray, *, images: int) -> dict[str, object]:
+def write_weights(root: Path, counts: np.ndarray, names: Sequence[str], *, images: int) -> None:
+    make_folder(root / "meta")
+    write_json(root / "meta" / "class_weights.json", class_weights(counts, names, images=images))
+
+
+def class_weights(counts: np.ndarray, names: Sequence[str], *, images: int) -> dict[str, object]:
     """(256,) pixel counts -> ENet's weights 1 / ln(1.02 + p), arXiv 1606.02147 section 5.2.
 
     p is the class's share of all pixels, ignored ones included.
     """
-    names, total = CITYSCAPES.names, counts.sum()
+    total = counts.sum()
     pixels = dict(zip(names, counts.tolist(), strict=False))
     absent = [name for name in names if pixels[name] == 0]
     if absent:
@@ -178,8 +192,7 @@ def pack_data(
         counts = np.zeros(256, np.int64)
         for index in range(len(train)):
             counts += histogram(train.planes(index)["label"])
-        make_folder(root / "meta")
-        write_weights(root, counts, images=len(train))
+        write_weights(root, counts, CITYSCAPES.names, images=len(train))
 
 
 def pack_split(dataset: SegmentationDataset, path: Path, root: Path, *, workers: int) -> None:
@@ -261,8 +274,8 @@ def main() -> None:
         return
     if not config.zip and config.dataset != "camvid":
         preprocess(root, workers=config.workers, overwrite=config.overwrite)
-    elif not config.pack and not config.zip:
-        print(f"{config.dataset}: nothing to convert; --pack true packs it")
+    elif not config.zip:
+        weigh_camvid(root, workers=config.workers)
     if config.pack or config.zip:
         options = {"workers": config.workers, "overwrite": config.overwrite}
         pack_data(config.dataset, root, config.zip, **options)
