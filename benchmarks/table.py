@@ -172,6 +172,8 @@ def milliseconds(value: float) -> str:
 
 
 def number(value: float) -> str:
+    if value < 1:
+        return f"{value:.2f}"
     return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
