@@ -50,14 +50,16 @@ def main() -> None:
     given = parser.parse_args()
     config = REPOSITORY / "configs" / "camvid" / "deeplabv3_resnet18_os16.yaml"
     base = replace(parse(Config, "", ["--config", str(config)]), **BUDGET)
-    rows = json.loads(PATH.read_text(encoding="utf-8")) if PATH.is_file() else []
-    done = {(row["variant"], row["seed"]) for row in rows}
     for seed in range(given.seeds):
         for name in given.only:
-            if (name, seed) not in done:
-                rows.append(measure(name, seed, base))
-                write_json(PATH, rows)
-    table(rows)
+            if not any((row["variant"], row["seed"]) == (name, seed) for row in held()):
+                row = measure(name, seed, base)
+                write_json(PATH, [*held(), row])  # read again: several processes may share the work
+    table(held())
+
+
+def held() -> list[dict]:
+    return json.loads(PATH.read_text(encoding="utf-8")) if PATH.is_file() else []
 
 
 def measure(name: str, seed: int, base: Config) -> dict:
