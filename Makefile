@@ -1,5 +1,6 @@
 # make demo   train and score on synthetic street scenes, about four minutes on two CPU cores
 # make test   run the tests      make lint   check the style      make lock   renew the lock files
+# make results   every run of training_logs/ as a table
 # make bench  measure this machine against the peers, half an hour on two CPU cores
 # Each makes .venv first when needed. Another interpreter: make demo PYTHON=python3.13
 
@@ -8,7 +9,7 @@ BIN := .venv/bin
 UV := $(BIN)/uv
 LOGS := training_logs
 
-.PHONY: demo test test-slow bench lint lock
+.PHONY: demo test test-slow bench results lint lock
 
 demo: .venv/ready
 	$(BIN)/python utils/synthetic.py
@@ -33,6 +34,9 @@ bench: .venv/ready-dev
 	$(BIN)/python benchmarks/bench_step.py
 	$(BIN)/python benchmarks/bench_step.py --profile
 	$(BIN)/python benchmarks/table.py
+
+results: .venv/ready
+	$(BIN)/python utils/results.py
 
 lint: .venv/ready-dev
 	$(BIN)/ruff check .

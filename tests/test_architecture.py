@@ -18,6 +18,7 @@ MAY_IMPORT |= {"evaluation": {"utils", "model", "datasets", "evaluation"}}
 # Commands inside a room: they may import everything, and nobody imports them.
 COMMANDS = {
     "utils.preprocess_data",
+    "utils.results",
     "utils.synthetic",
     "evaluation.eval_on_val_for_metrics",
     "evaluation.score",

@@ -13,6 +13,7 @@ from evaluation.score import parse_options
 from utils.config import Config, parse
 from utils.files import REPOSITORY
 from utils.preprocess_data import PreprocessConfig
+from utils.results import ResultsConfig
 from utils.synthetic import SyntheticConfig
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -20,6 +21,7 @@ CONFIGS = {
     "train.py": Config,
     "utils/preprocess_data.py": PreprocessConfig,
     "utils/synthetic.py": SyntheticConfig,
+    "utils/results.py": ResultsConfig,
     "evaluation/eval_on_val_for_metrics.py": EvalConfig,
 }
 COMMAND = re.compile(r"^ {4,}(?:python|torchrun)\s.*?(\S+\.py)(.*)$", re.MULTILINE)

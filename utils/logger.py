@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from utils.config import Config, write_config
+from utils.config import Config, plain, write_config
 from utils.errors import UserError
 from utils.files import make_folder, write_json
 from utils.plots import plot_curves
@@ -51,7 +51,8 @@ class RunLogger:
 
     def __init__(self, folder: Path, config: Config, *, start: int, enabled: bool) -> None:
         """Rows after step `start`, left by an interrupted run, are dropped."""
-        self.folder, self.enabled = folder, enabled
+        self.folder, self.config, self.enabled = folder, config, enabled
+        self.start, self.begin = start, time.perf_counter()
         self.rows = [row for row in read_metrics(folder) if int(row["step"]) <= start]
         if not enabled:
             return
@@ -88,9 +89,19 @@ class RunLogger:
         )
 
     def results(self, step: int, scores: dict[str, Any]) -> None:
-        """The latest evaluation to results.json; the curves so far to curves.png."""
+        """The latest evaluation to results.json, with what it came from; the curves so far.
+
+        `seconds` are this process's, which trained from step `start`.
+        """
         if self.enabled:
-            write_json(self.folder / "results.json", {"step": step, **scores})
+            ran = {
+                "step": step,
+                "start": self.start,
+                "seconds": time.perf_counter() - self.begin,
+                "config": plain(self.config),
+                "environment": describe_environment(),
+            }
+            write_json(self.folder / "results.json", {**scores, **ran})
             plot_curves(self.rows, self.folder / "curves.png")
 
 
