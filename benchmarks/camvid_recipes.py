@@ -4,7 +4,7 @@
 
 DeepLabV3-ResNet18 at stride 16, 5 epochs of 367 training images, 160x240 crops, the optimizer of
 configs/camvid; one option is changed at a time. Every finished run is written to
-benchmarks/results/camvid_recipes.json at once, and a second call goes on where the first one
+benchmarks/results/recipes/camvid.json at once, and a second call goes on where the first one
 stopped. mIoU of the last weights on the val images; the table gives mean and standard deviation.
 """
 
@@ -27,7 +27,7 @@ from utils.config import Config, parse
 from utils.errors import run_command
 from utils.files import REPOSITORY, write_json
 
-PATH = RESULTS / "camvid_recipes.json"
+PATH = RESULTS / "recipes" / "camvid.json"
 BUDGET = {"epochs": 5.0, "crop": (160, 240), "workers": 1, "eval_every": 10**9, "save_every": 10**9}
 VARIANTS: dict[str, dict] = {
     "baseline": {},
