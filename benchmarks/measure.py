@@ -31,14 +31,13 @@ def median_seconds(
     *,
     warm_up: int = 1,
     device: torch.device = CPU,
-    wall: bool = False,
 ) -> dict[str, float]:
     """Median seconds of side(number), number = 0, 1, ..., all sides in turns.
 
-    On a CPU the process's own time, which a busy machine disturbs least, unless `wall`; on a GPU
-    wall time with the device idle before and after.
+    On a CPU the process's own time, which a busy machine disturbs least; on a GPU wall time with the
+    device idle before and after.
     """
-    clock = time.perf_counter if wall or device.type == "cuda" else time.process_time
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in trange(-warm_up, calls, leave=False, unit="round", disable=None):
         for name, side in sides.items():
