@@ -34,7 +34,7 @@ def median_seconds(
 ) -> dict[str, float]:
     """Median seconds of side(number), number = 0, 1, ..., all sides in turns.
 
-    On a CPU the process's own time, which a busy machine disturbs least; on a GPU wall time with the
+    On a CPU the process's own time, which a busy machine disturbs least; on a GPU wall time, the
     device idle before and after.
     """
     clock = time.perf_counter if device.type == "cuda" else time.process_time
