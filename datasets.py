@@ -3,23 +3,20 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
-from PIL import Image
 
 from utils.archives import Member, find_members
 from utils.errors import UserError
-from utils.files import PALETTE, TAIL, decode_grey, first_folder, png_header, read_bytes
-from utils.labels import CAMVID, CITYSCAPES, INVALID, LabelTable, label_ids
+from utils.files import first_folder
+from utils.images import labels_of, read_ids, read_image, to_train_ids
+from utils.labels import CAMVID, CITYSCAPES, LabelTable
 from utils.packing import PackedFile, packed_path
 
 SPLITS = ("train", "val", "test")
-CHECK = "Replace it; python utils/preprocess_data.py --check true lists every fault"
 
 
 @dataclass(frozen=True)
@@ -53,18 +50,29 @@ class SegmentationDataset:
         """(H,W,3) uint8 RGB."""
         return read_image(self.files[index].image)
 
+    def label(self, index: int) -> np.ndarray:
+        """(H,W) uint8 train ids or 255."""
+        return self.truth(index)["label"]
+
+    def truth(self, index: int) -> dict[str, np.ndarray]:
+        """{"label": ...[, "instance": ...]} as in a sample; {} where there are none."""
+        files = self.files[index]
+        if files.instance is not None:
+            instance = read_ids(files.instance, np.uint16)
+            return {
+                "instance": instance,
+                "label": labels_of(instance, self.classes, files.instance),
+            }
+        if files.label is None:
+            return {}
+        label, lut = read_ids(files.label, np.uint8), self.label_lut
+        return {"label": label if lut is None else to_train_ids(label, lut, files.label)}
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         """{"image": (H,W,3) uint8 RGB, "label": (H,W) uint8 train ids or 255, "name": str
         [, "instance": (H,W) uint16 instance ids, val split of sets that have them]}."""
         files = self.files[index]
-        sample: dict[str, Any] = {"image": self.image(index), "name": files.name}
-        if files.instance is not None:
-            sample["instance"] = read_ids(files.instance, np.uint16)
-            sample["label"] = labels_of(sample["instance"], self.classes, files.instance)
-        elif files.label is not None:
-            label = read_ids(files.label, np.uint8)
-            lut = self.label_lut
-            sample["label"] = label if lut is None else to_train_ids(label, lut, files.label)
+        sample = {"image": self.image(index), "name": files.name, **self.truth(index)}
         for kind in ("label", "instance"):
             if kind in sample and sample[kind].shape != sample["image"].shape[:2]:
                 raise UserError(
@@ -94,10 +102,15 @@ class PackedDataset:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """As SegmentationDataset's; image, label and instance are read only."""
-        sample: dict[str, Any] = {"name": self.names[index], **self.packed.planes(index)}
-        if "instance" in sample:
-            sample["label"] = labels_of(sample["instance"], self.classes, self.packed.path)
-        return sample
+        planes = self.packed.planes(index)
+        return {"name": self.names[index], **planes, "label": self.label(index)}
+
+    def label(self, index: int) -> np.ndarray:
+        """(H,W) uint8 train ids or 255, read only."""
+        planes = self.packed.planes(index)
+        if "label" in planes:
+            return planes["label"]
+        return labels_of(planes["instance"], self.classes, self.packed.path)
 
 
 class JoinedDataset:
@@ -117,58 +130,13 @@ class JoinedDataset:
         part, place = self.places[index]
         return part[place]
 
+    def label(self, index: int) -> np.ndarray:
+        """As the part's."""
+        part, place = self.places[index]
+        return part.label(place)
+
 
 Dataset = SegmentationDataset | PackedDataset | JoinedDataset
-
-
-def read_image(path: Path | Member) -> np.ndarray:
-    """PNG or JPEG file -> (H,W,3) uint8 RGB. EXIF rotation is ignored: labels have none."""
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    content = np.frombuffer(read_bytes(path), np.uint8)
-    try:
-        image = cv2.imdecode(content, flags) if len(content) else None
-    except cv2.error as error:  # an absurd size
-        raise UserError(f"{path}: cannot be decoded ({error}). {CHECK}") from error
-    if image is None:
-        raise UserError(f"{path}: not a whole PNG or JPEG image. {CHECK}")
-    return image
-
-
-def image_size(path: Path | Member) -> tuple[int, int]:
-    """Height and width of a PNG or JPEG file, of which only the beginning is read."""
-    try:
-        with path.open("rb") as file, Image.open(file, formats=("PNG", "JPEG")) as image:
-            return image.height, image.width
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not a PNG or JPEG image. {CHECK}") from error
-
-
-def read_ids(path: Path | Member, dtype: type) -> np.ndarray:
-    """One-channel PNG -> (H,W) ids; palette files give their indices (cv2 would give colours)."""
-    content = read_bytes(path)
-    if png_header(content[:26], content[-TAIL:], path, advice=CHECK).color != PALETTE:
-        return decode_grey(content, path, dtype, advice=CHECK)
-    try:
-        with Image.open(BytesIO(content)) as image:
-            image.verify()  # checksums; an image that was verified must be opened again
-        with Image.open(BytesIO(content)) as image:
-            return np.asarray(image).astype(dtype)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path}: not a whole PNG image. {CHECK}") from error
-
-
-def to_train_ids(ids: np.ndarray, lut: np.ndarray, path: Path) -> np.ndarray:
-    """(H,W) uint8 ids -> (H,W) uint8 train ids; UserError names ids that `lut` leaves undefined."""
-    train_ids = cv2.LUT(ids, lut)
-    if (train_ids == INVALID).any():
-        found = ", ".join(map(str, np.unique(ids[train_ids == INVALID])))
-        raise UserError(f"{path}: undefined label ids {found}. Give the data set's own id files")
-    return train_ids
-
-
-def labels_of(instance: np.ndarray, classes: LabelTable, path: Path) -> np.ndarray:
-    """(H,W) uint16 instance ids -> (H,W) uint8 train ids."""
-    return to_train_ids(label_ids(instance), classes.id_to_train, path)
 
 
 def cityscapes(root: Path, split: str) -> SegmentationDataset:

@@ -30,11 +30,12 @@ from model.layers import freeze_norms
 from model.losses import SegmentationLoss
 from utils import checkpoint, distributed
 from utils.checkpoint import Run
+from utils.class_uniform import ClassUniform
 from utils.config import Config, parse, plain
 from utils.distributed import StopRequest, World
 from utils.errors import UserError, run_command
 from utils.files import resolve_data_root, resolve_log_root
-from utils.loader import Batches, dropout_seed
+from utils.loader import Batches, dropout_seed, read_labels
 from utils.logger import RunLogger, StepClock, default_run_name, open_folder
 from utils.optim import AveragedWeights, build_optimizer, poly_schedule
 from utils.progress import progress
@@ -86,6 +87,10 @@ def train(config: Config) -> None:
     parallel = DistributedDataParallel(run.model) if world.size > 1 else run.model
     if compiled:
         parallel.compile()  # in place: the state_dict keeps its keys
+    class_uniform = None
+    if config.class_uniform > 0:
+        labels = read_labels(train_set, workers=config.workers, enabled=world.is_main)
+        class_uniform = ClassUniform(labels, share=config.class_uniform, seed=config.seed)
     batches = Batches(
         train_set,
         batch_size=config.batch_size,
@@ -99,6 +104,7 @@ def train(config: Config) -> None:
         world=world.size,
         photometric=config.photometric,
         max_class_share=config.max_class_share,
+        class_uniform=class_uniform,
     ).run(start * config.accumulate, total * config.accumulate)
     update = partial(
         training_step, parallel, criterion, run.optimizer,

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from tqdm import trange
 
-from datasets import PackedDataset, SegmentationDataset, image_size
+from datasets import PackedDataset, SegmentationDataset
 from utils.files import REPOSITORY, write_json
+from utils.images import image_size
 from utils.packing import PackedFile, make_header, pack
 
 RESULTS = REPOSITORY / "benchmarks" / "results"

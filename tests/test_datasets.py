@@ -8,8 +8,9 @@ import pytest
 from conftest import write_cityscapes
 from PIL import Image
 
-from datasets import build_dataset, read_class_weights, read_ids, read_image
+from datasets import build_dataset, read_class_weights
 from utils.errors import UserError
+from utils.images import read_ids, read_image
 from utils.labels import CITYSCAPES, IGNORE, label_ids
 
 
@@ -154,3 +155,4 @@ def test_trainval_is_train_then_val(cityscapes_root):
     for index, part, place in ((3, parts[0], 3), (4, parts[1], 0), (6, parts[1], 2)):
         for kind in ("image", "label"):
             assert np.array_equal(whole[index][kind], part[place][kind])
+        assert np.array_equal(whole.label(index), part[place]["label"])

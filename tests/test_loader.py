@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from utils.class_uniform import TILE, ClassUniform, centroids
 from utils.errors import UserError
 from utils.loader import Batches, batch_indices, dropout_seed, read_ahead
 
@@ -141,3 +142,67 @@ def test_colours_belong_to_their_sample():
     assert first.colors.shape == (2, 3, 4) and not torch.equal(first.colors[0], first.colors[1])
     assert torch.equal(second.colors, again.colors)
     assert next(batches().run(0, 1)).colors is None
+
+
+def place_classes(h: int = 200, w: int = 300) -> np.ndarray:
+    """Class 0 all over, class 7 in one small spot, a stripe that is ignored."""
+    label = np.zeros((h, w), np.uint8)
+    label[150:160, 40:56] = 7
+    label[:, 280:] = 255
+    return label
+
+
+def test_centroids_lie_in_the_middle_of_each_class_and_tile():
+    found = centroids(place_classes())
+    assert found[found[:, 0] == 7].tolist() == [[7, 154, 46]]
+    assert len(found[found[:, 0] == 0]) == 6 and 255 not in found[:, 0]
+    for tile, (_, y, x) in zip(np.ndindex(2, 3), found[found[:, 0] == 0], strict=True):
+        assert (y // TILE, x // TILE) == tile
+
+
+class RareSpot:
+    """Ten images of class 0, one of which has a spot of class 7."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def label(self, index: int) -> np.ndarray:
+        return place_classes() if index == 3 else np.zeros((200, 300), np.uint8)
+
+    def __getitem__(self, index: int) -> dict:
+        image = np.full((200, 300, 3), index, np.uint8)
+        return {"image": image, "label": self.label(index), "name": str(index)}
+
+
+@pytest.mark.parametrize(("share", "low", "high"), [(0.0, 0, 3), (0.5, 20, 45), (1.0, 55, 80)])
+def test_class_uniform_crops_show_rare_classes(share, low, high):
+    """With a share of 1, half of 128 crops are cut around either class."""
+    dataset = RareSpot()
+    chosen = ClassUniform(map(dataset.label, range(10)), share=share, seed=0)
+    options = {"crop": (64, 64), "scale": (1.0, 1.0), "batch_size": 128, "class_uniform": chosen}
+    batch = next(batches(dataset, **options).run(0, 1))
+    shown = (batch.labels == 7).flatten(1).any(1)
+    assert low <= shown.sum() <= high
+    assert (batch.images[shown] == 3).all()
+    if share == 0:
+        plain = next(batches(dataset, **(options | {"class_uniform": None})).run(0, 1))
+        assert torch.equal(batch.images, plain.images) and torch.equal(batch.labels, plain.labels)
+
+
+def test_class_uniform_choices_are_a_pure_function():
+    labels = [place_classes() for _ in range(5)]
+    first, again, other = (ClassUniform(labels, share=0.5, seed=s) for s in (1, 1, 2))
+    keys = [(epoch, index) for epoch in range(4) for index in range(5)]
+    drawn = [[chosen.draw(*key) for key in keys] for chosen in (first, again, other)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    untouched = [
+        index
+        for (_, index), (image, around) in zip(keys, drawn[0], strict=True)
+        if around is None and image == index
+    ]
+    assert 4 < len(untouched) < 16
+
+
+def test_a_set_without_any_labelled_pixel_is_drawn_as_it_is():
+    nothing = ClassUniform([np.full((40, 40), 255, np.uint8)], share=1.0, seed=0)
+    assert nothing.draw(0, 0) == (0, None)

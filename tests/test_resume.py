@@ -51,6 +51,7 @@ EVERYTHING = {
     "ema": 0.9, "accumulate": 2, "precision": "fp16", "photometric": True, "optimizer": "adamw",
     "max_class_share": 0.5, "head_lr_factor": 2.0, "decay_norm": False, "clip_grad": 1.0,
     "aux": True, "hard_threshold": 0.5, "hard_min_kept": 100, "label_smoothing": 0.1,
+    "class_uniform": 0.5,
 }  # fmt: skip
 
 

@@ -36,6 +36,24 @@ def test_any_size_gives_a_full_crop(size, crop, low, more, index):
     assert (label[height:] == IGNORE).all() and (label[:, width:] == IGNORE).all()
 
 
+@settings(deadline=None, derandomize=True, max_examples=150)
+@given(size=st.tuples(side, side), crop=st.integers(16, 200), factor=st.floats(0.2, 4),
+       place=st.tuples(st.floats(0, 0.9), st.floats(0, 0.9)), index=st.integers(0, 9))  # fmt: skip
+def test_a_window_holds_the_pixel_it_is_drawn_around(size, crop, factor, place, index):
+    y, x = (int(share * length) for share, length in zip(place, size, strict=True))
+    params = sample_params(
+        0, 0, index, size=size, crop=(crop, crop), scale=(factor, factor), flip=True, around=(y, x)
+    )
+    assert 0 <= params.top <= y < params.top + params.height <= size[0]
+    assert 0 <= params.left <= x < params.left + params.width <= size[1]
+
+
+def test_the_pixel_a_window_is_drawn_around_lies_anywhere_in_it():
+    options = {"size": (1000, 1000), "crop": (64, 64), "scale": (1.0, 1.0), "flip": True}
+    tops = [sample_params(0, 0, i, around=(500, 20), **options).top for i in range(400)]
+    assert min(tops) <= 440 and max(tops) >= 497 and abs(np.mean(tops) - 468.5) < 4
+
+
 def test_parameters_are_a_pure_function_that_differs_between_samples():
     options = {"size": (500, 900), "crop": (64, 64), "scale": (0.5, 2.0), "flip": True}
     first = [sample_params(0, 0, index, **options) for index in range(50)]

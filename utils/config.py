@@ -112,6 +112,9 @@ class Config:
     """Learn only from pixels whose class has at most this probability (hard example mining)."""
     hard_min_kept: int = 100_000
     """Pixels of a process's micro-batch that count in any case, the worst, with hard_threshold."""
+    class_uniform: float = 0.0
+    """Share of the crops that are cut around a class drawn with equal chances instead of from the
+    next image; 0.5 shows rare classes often."""
     photometric: bool = False
     """Change brightness, contrast, saturation and hue of training crops at random."""
     max_class_share: float = 1.0
@@ -153,6 +156,7 @@ class Config:
         check(self, "hard_threshold", lambda p: 0 < p <= 1, "above 0, at most 1")
         check(self, "hard_min_kept", lambda pixels: pixels >= 0, "at least 0")
         check(self, "max_class_share", lambda share: 0 < share <= 1, "above 0, at most 1")
+        check(self, "class_uniform", lambda share: 0 <= share <= 1, "between 0 and 1")
         check(self, "crop", lambda size: min(size) >= 16, "two sizes of at least 16 pixels")
         check(self, "multi_grid", lambda grid: min(grid) >= 1, "three factors of at least 1")
         check(self, "scale", lambda s: 0.01 <= s[0] <= s[1] <= 100, "two factors, smaller first")

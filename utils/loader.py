@@ -15,7 +15,9 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 
+from utils.class_uniform import ClassUniform
 from utils.errors import UserError
+from utils.progress import progress
 from utils.transforms import (
     SampleParams,
     color_matrix,
@@ -34,10 +36,11 @@ Result = TypeVar("Result")
 
 
 class Dataset(Protocol):
-    """What a data set must offer: a length and decoded samples, from any thread."""
+    """What a data set must offer: a length, decoded samples and their labels, from any thread."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> dict[str, Any]: ...
+    def label(self, index: int) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,14 @@ def wait(future: Future[Result]) -> Result:
         ) from error
 
 
+def read_labels(dataset: Dataset, *, workers: int, enabled: bool = True) -> Iterator[np.ndarray]:
+    """All labels, (H,W) uint8 train ids each, in order; UserError names the first faulty one."""
+    with progress(len(dataset), unit="image", label="labels", enabled=enabled) as bar:
+        for label in read_ahead(dataset.label, range(len(dataset)), workers=workers):
+            bar.update()
+            yield label
+
+
 class Batches:
     """`batches.run(start, stop)` yields the batches of steps start..stop-1, from any step."""
 
@@ -123,6 +134,7 @@ class Batches:
         world: int = 1,
         photometric: bool = False,
         max_class_share: float = 1.0,
+        class_uniform: ClassUniform | None = None,
     ) -> None:
         self.dataset = dataset
         self.crop = crop
@@ -132,6 +144,7 @@ class Batches:
         )
         self.colors = partial(color_matrix, seed) if photometric else None
         self.max_class_share = max_class_share
+        self.class_uniform = class_uniform
         self.batch_size = batch_size
         self.workers = workers
         self.device = device
@@ -159,18 +172,25 @@ class Batches:
         """Read and augment one sample into its place."""
         batch, place = item
         epoch, index = batch.keys[place]
-        sample = self.dataset[index]
-        params = self.window(epoch, index, sample["label"])
+        shown, around = index, None
+        if self.class_uniform is not None:
+            shown, around = self.class_uniform.draw(epoch, index)
+        sample = self.dataset[shown]
+        params = self.window(epoch, index, sample["label"], around)
         out = batch.images.numpy()[place], batch.labels.numpy()[place]
         crop_sample(sample["image"], sample["label"], params, *out)
         if batch.colors is not None:
             batch.colors[place] = torch.from_numpy(self.colors(epoch, index))
         return batch
 
-    def window(self, epoch: int, index: int, label: np.ndarray) -> SampleParams:
+    def window(
+        self, epoch: int, index: int, label: np.ndarray, around: tuple[int, int] | None
+    ) -> SampleParams:
         """The first of ten draws in which no class has more than its share, or the last."""
         for attempt in range(ATTEMPTS):
-            params = self.augmentation(epoch, index, size=label.shape, attempt=attempt)
+            params = self.augmentation(
+                epoch, index, size=label.shape, attempt=attempt, around=around
+            )
             share = self.max_class_share
             if share == 1 or largest_class_share(label, params) <= share:
                 break

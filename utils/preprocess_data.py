@@ -34,11 +34,6 @@ from datasets import (
     SegmentationDataset,
     build_dataset,
     cityscapes_label_ids,
-    image_size,
-    labels_of,
-    read_ids,
-    read_image,
-    to_train_ids,
     train_id_path,
     zipped_cityscapes,
 )
@@ -48,9 +43,10 @@ from utils.archives import Member
 from utils.config import check, parse
 from utils.errors import UserError, run_command
 from utils.files import first_folder, make_folder, resolve_data_root, write_json
+from utils.images import image_size, labels_of, read_ids, read_image, to_train_ids
 from utils.integrity import check_packed, check_split
 from utils.labels import CITYSCAPES
-from utils.loader import read_ahead
+from utils.loader import read_ahead, read_labels
 from utils.packing import PackedFile, is_packed, make_header, pack, packed_path, require_space
 from utils.progress import progress
 
@@ -143,10 +139,8 @@ def weigh_camvid(root: Path, *, workers: int) -> None:
     """CamVid's label files need no conversion; its class weights."""
     dataset = build_dataset("camvid", root, "train", packed=False)
     counts = np.zeros(256, np.int64)
-    with progress(len(dataset), unit="image", label="count") as bar:
-        for sample in read_ahead(dataset.__getitem__, range(len(dataset)), workers=workers):
-            counts += histogram(sample["label"])
-            bar.update()
+    for label in read_labels(dataset, workers=workers):
+        counts += histogram(label)
     write_weights(root, counts, dataset.classes.names, images=len(dataset))
     print(f"{root / 'meta'}: class_weights.json; nothing to convert, --pack true packs it")
 

@@ -38,10 +38,12 @@ def sample_params(
     scale: tuple[float, float],
     flip: bool,
     attempt: int = 0,
+    around: tuple[int, int] | None = None,
 ) -> SampleParams:
     """Augmentation of sample `index` in `epoch`: a pure function, the same on every machine.
 
-    `attempt` counts windows that were drawn before and refused.
+    `attempt` counts windows that were drawn before and refused; the window holds the pixel
+    `around` (y, x) of the image, anywhere within it.
 
     Scaling the whole image and then cropping would decode and scale pixels that are thrown away;
     the window that a crop of the scaled image covers is cut out first and scaled alone.
@@ -52,7 +54,13 @@ def sample_params(
     window = [min(full, round(cut / factor)) for full, cut in zip(size, crop, strict=True)]
     window = [max(1, length) for length in window]
     resized = [min(cut, max(1, round(w * factor))) for w, cut in zip(window, crop, strict=True)]
-    top, left = (int(rng.integers(full - w + 1)) for full, w in zip(size, window, strict=True))
+    ranges = [(0, full - length) for full, length in zip(size, window, strict=True)]
+    if around is not None:
+        ranges = [
+            (max(low, pixel - length + 1), min(high, pixel))
+            for (low, high), pixel, length in zip(ranges, around, window, strict=True)
+        ]
+    top, left = (int(rng.integers(low, high + 1)) for low, high in ranges)
     mirrored = bool(rng.random() < 0.5) and flip
     return SampleParams(top, left, *window, resized=(resized[0], resized[1]), flip=mirrored)
 

@@ -1,0 +1,65 @@
+"""Image and id files of data sets, from folders or archives, decoded or refused in one line."""
+
+from io import BytesIO
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from utils.archives import Member
+from utils.errors import UserError
+from utils.files import PALETTE, TAIL, decode_grey, png_header, read_bytes
+from utils.labels import INVALID, LabelTable, label_ids
+
+CHECK = "Replace it; python utils/preprocess_data.py --check true lists every fault"
+
+
+def read_image(path: Path | Member) -> np.ndarray:
+    """PNG or JPEG file -> (H,W,3) uint8 RGB. EXIF rotation is ignored: labels have none."""
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    content = np.frombuffer(read_bytes(path), np.uint8)
+    try:
+        image = cv2.imdecode(content, flags) if len(content) else None
+    except cv2.error as error:  # an absurd size
+        raise UserError(f"{path}: cannot be decoded ({error}). {CHECK}") from error
+    if image is None:
+        raise UserError(f"{path}: not a whole PNG or JPEG image. {CHECK}")
+    return image
+
+
+def image_size(path: Path | Member) -> tuple[int, int]:
+    """Height and width of a PNG or JPEG file, of which only the beginning is read."""
+    try:
+        with path.open("rb") as file, Image.open(file, formats=("PNG", "JPEG")) as image:
+            return image.height, image.width
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: not a PNG or JPEG image. {CHECK}") from error
+
+
+def read_ids(path: Path | Member, dtype: type) -> np.ndarray:
+    """One-channel PNG -> (H,W) ids; palette files give their indices (cv2 would give colours)."""
+    content = read_bytes(path)
+    if png_header(content[:26], content[-TAIL:], path, advice=CHECK).color != PALETTE:
+        return decode_grey(content, path, dtype, advice=CHECK)
+    try:
+        with Image.open(BytesIO(content)) as image:
+            image.verify()  # checksums; an image that was verified must be opened again
+        with Image.open(BytesIO(content)) as image:
+            return np.asarray(image).astype(dtype)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path}: not a whole PNG image. {CHECK}") from error
+
+
+def to_train_ids(ids: np.ndarray, lut: np.ndarray, path: Path) -> np.ndarray:
+    """(H,W) uint8 ids -> (H,W) uint8 train ids; UserError names ids that `lut` leaves undefined."""
+    train_ids = cv2.LUT(ids, lut)
+    if (train_ids == INVALID).any():
+        found = ", ".join(map(str, np.unique(ids[train_ids == INVALID])))
+        raise UserError(f"{path}: undefined label ids {found}. Give the data set's own id files")
+    return train_ids
+
+
+def labels_of(instance: np.ndarray, classes: LabelTable, path: Path) -> np.ndarray:
+    """(H,W) uint16 instance ids -> (H,W) uint8 train ids."""
+    return to_train_ids(label_ids(instance), classes.id_to_train, path)
