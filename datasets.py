@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from utils.archives import Member, find_members
+from utils.custom import read_description
 from utils.errors import UserError
 from utils.files import first_folder
-from utils.images import labels_of, read_ids, read_image, to_train_ids
+from utils.images import image_size, labels_of, read_ids, read_image, to_train_ids
 from utils.labels import CAMVID, CITYSCAPES, LabelTable
 from utils.packing import PackedFile, packed_path
 
@@ -42,6 +43,7 @@ class SegmentationDataset:
         self.has_labels = files[0].label is not None or files[0].instance is not None
         self.classes = classes
         self.label_lut = label_lut  # (256,) uint8, or None where label files hold train ids already
+        self.checked = label_lut is None  # preprocessing has seen every label file
 
     def __len__(self) -> int:
         return len(self.files)
@@ -51,8 +53,10 @@ class SegmentationDataset:
         return read_image(self.files[index].image)
 
     def label(self, index: int) -> np.ndarray:
-        """(H,W) uint8 train ids or 255."""
-        return self.truth(index)["label"]
+        """(H,W) uint8 train ids or 255; UserError where it has not its image's size."""
+        label = self.truth(index)["label"]
+        self.require_size(index, label, image_size(self.files[index].image))
+        return label
 
     def truth(self, index: int) -> dict[str, np.ndarray]:
         """{"label": ...[, "instance": ...]} as in a sample; {} where there are none."""
@@ -71,21 +75,23 @@ class SegmentationDataset:
     def __getitem__(self, index: int) -> dict[str, Any]:
         """{"image": (H,W,3) uint8 RGB, "label": (H,W) uint8 train ids or 255, "name": str
         [, "instance": (H,W) uint16 instance ids, val split of sets that have them]}."""
-        files = self.files[index]
-        sample = {"image": self.image(index), "name": files.name, **self.truth(index)}
-        for kind in ("label", "instance"):
-            if kind in sample and sample[kind].shape != sample["image"].shape[:2]:
-                raise UserError(
-                    f"{getattr(files, kind) or files.instance}: {sample[kind].shape} pixels, its "
-                    f"image has {sample['image'].shape[:2]}. Give both the same size"
-                )
+        sample = {"image": self.image(index), "name": self.names[index], **self.truth(index)}
+        if "label" in sample:
+            self.require_size(index, sample["label"], sample["image"].shape[:2])
         return sample
+
+    def require_size(self, index: int, label: np.ndarray, size: tuple[int, int]) -> None:
+        if label.shape != size:
+            path = self.files[index].instance or self.files[index].label
+            raise UserError(
+                f"{path}: {label.shape} pixels, its image has {size}. Give both the same size"
+            )
 
 
 class PackedDataset:
     """The same samples, as views of a packed file; only the pixels that are used are read."""
 
-    has_labels = True
+    has_labels = checked = True
 
     def __init__(self, packed: PackedFile, classes: LabelTable) -> None:
         self.packed = packed
@@ -120,6 +126,7 @@ class JoinedDataset:
         self.places = [(part, index) for part in parts for index in range(len(part))]
         self.names = [name for part in parts for name in part.names]
         self.classes = parts[0].classes
+        self.checked = all(part.checked for part in parts)
         self.source = " and ".join(dict.fromkeys(part.source for part in parts))
 
     def __len__(self) -> int:
@@ -185,6 +192,14 @@ def camvid(root: Path, split: str) -> SegmentationDataset:
     return SegmentationDataset(files, CAMVID, label_lut=CAMVID.id_to_train)
 
 
+def custom(root: Path, split: str) -> SegmentationDataset:
+    """Image and label files as <root>/dataset.yaml describes them; test may lack its labels."""
+    described = read_description(root)
+    classes = described.label_table()
+    files = [Files(name, *pair) for name, *pair in described.samples(root, split)]
+    return SegmentationDataset(files, classes, label_lut=classes.id_to_train)
+
+
 def find_images(folder: Path, pattern: str, root: Path) -> list[Path]:
     """Sorted image files of a split; UserError when there are none."""
     images = sorted(folder.glob(pattern))
@@ -227,11 +242,18 @@ def zipped_cityscapes(archives: list[Path], split: str) -> SegmentationDataset:
     return SegmentationDataset(files, CITYSCAPES, label_lut=CITYSCAPES.id_to_train)
 
 
-DATASETS: dict[str, tuple[Callable[[Path, str], SegmentationDataset], LabelTable]] = {
-    "cityscapes": (cityscapes, CITYSCAPES),
-    "synthetic": (cityscapes, CITYSCAPES),
-    "camvid": (camvid, CAMVID),
+DATASETS: dict[str, Callable[[Path, str], SegmentationDataset]] = {
+    "cityscapes": cityscapes,
+    "synthetic": cityscapes,
+    "camvid": camvid,
+    "custom": custom,
 }
+LABEL_TABLES = {"cityscapes": CITYSCAPES, "synthetic": CITYSCAPES, "camvid": CAMVID}
+
+
+def label_table(name: str, root: Path) -> LabelTable:
+    """The classes of data set `name`; a custom one's stand in its dataset.yaml."""
+    return LABEL_TABLES.get(name) or read_description(root).label_table()
 
 
 def build_dataset(name: str, root: Path, split: str, *, packed: bool = True) -> Dataset:
@@ -243,10 +265,10 @@ def build_dataset(name: str, root: Path, split: str, *, packed: bool = True) -> 
         return JoinedDataset([build_dataset(name, root, x, packed=packed) for x in SPLITS[:2]])
     if name not in DATASETS or split not in SPLITS:
         raise ValueError(f"no data set {name!r} split {split!r}; have {list(DATASETS)} x {SPLITS}")
-    list_files, classes = DATASETS[name]
     path = packed_path(root, split)
     if not packed or not path.is_file():
-        return list_files(root, split)
+        return DATASETS[name](root, split)
+    classes = label_table(name, root)
     opened = PackedFile(path, classes)
     opened.require_current(root)
     return PackedDataset(opened, classes)
@@ -259,7 +281,7 @@ def read_class_weights(root: Path, classes: LabelTable) -> torch.Tensor:
         weights = json.loads(path.read_text(encoding="utf-8"))["class_weights"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"{path}: no class weights. Run python utils/preprocess_data.py, "
-            "or train with --class_weights false"
+            f"{path}: no class weights. Run python utils/preprocess_data.py with the same "
+            "--dataset and --data_root, or train with --class_weights false"
         ) from error
     return torch.tensor([weights[name] for name in classes.names])

@@ -12,6 +12,7 @@ samples/, TensorBoard events, checkpoints/best.pth and last.pth.
 
 import math
 import sys
+from collections import deque
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -121,6 +122,11 @@ def train(config: Config) -> None:
         workers=config.workers,
     )
 
+    if state is None:
+        for part in (train_set, val_set):
+            if not part.checked:  # an unknown id is better found now than in an hour
+                labels = read_labels(part, workers=config.workers, enabled=world.is_main)
+                deque(labels, maxlen=0)
     if state is None and world.is_main:
         open_folder(folder, overwrite=config.overwrite)
     config = replace(config, run_name=folder.name, resume=None, overwrite=False)

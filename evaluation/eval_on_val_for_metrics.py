@@ -27,7 +27,7 @@ from evaluation.inference import load_model
 from evaluation.visualize import overlay, save_png
 from utils import distributed
 from utils.checkpoint import find_checkpoint
-from utils.config import check, parse, valid_scales
+from utils.config import DatasetName, check, parse, valid_scales
 from utils.errors import UserError, run_command
 from utils.files import (
     first_folder,
@@ -47,7 +47,7 @@ class EvalConfig:
     """A run's name, its folder or a checkpoint file. Default: best checkpoint of the newest run."""
     log_root: Path | None = None
     """Folder of all runs, and of what is written here. Default: training_logs/."""
-    dataset: Literal["cityscapes", "synthetic", "camvid"] | None = None
+    dataset: DatasetName | None = None
     """Data set to score on. Default: the one the checkpoint was trained on."""
     data_root: Path | None = None
     """Folder of the data set. Default: the one the checkpoint was trained on."""

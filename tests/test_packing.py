@@ -21,7 +21,7 @@ from utils.errors import UserError
 from utils.labels import CAMVID
 from utils.loader import Batches
 from utils.packing import packed_path
-from utils.preprocess_data import pack_data, weigh_camvid
+from utils.preprocess_data import pack_data, weigh
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_images_of_unequal_sizes_pack_and_train(tmp_path):
     pack(root, "camvid")
     for split in ("train", "val"):
         same_samples(*both("camvid", root, split))
-    weigh_camvid(root, workers=2)
+    weigh("camvid", root, workers=2)
     weights = read_class_weights(root, CAMVID)
     labels = np.concatenate([
         cv2.imread(str(path), cv2.IMREAD_UNCHANGED).ravel()

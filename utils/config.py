@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from utils.errors import UserError
 
-DATASETS = ("cityscapes", "synthetic", "camvid")
+DatasetName = Literal["cityscapes", "synthetic", "camvid", "custom"]
 ConfigClass = TypeVar("ConfigClass")
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -24,8 +24,8 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 class Config:
     """Defaults are the recipe of configs/cityscapes/deeplabv3_resnet18_os8.yaml."""
 
-    dataset: Literal["cityscapes", "synthetic", "camvid"] = "cityscapes"
-    """Data set to train on."""
+    dataset: DatasetName = "cityscapes"
+    """Data set to train on; custom is what dataset.yaml in --data_root describes."""
     data_root: Path | None = None
     """Folder of the data set. Default: $CITYSCAPES_DATASET for cityscapes, else data/<dataset>."""
     split: Literal["train", "trainval"] = "train"

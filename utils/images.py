@@ -56,7 +56,10 @@ def to_train_ids(ids: np.ndarray, lut: np.ndarray, path: Path) -> np.ndarray:
     train_ids = cv2.LUT(ids, lut)
     if (train_ids == INVALID).any():
         found = ", ".join(map(str, np.unique(ids[train_ids == INVALID])))
-        raise UserError(f"{path}: undefined label ids {found}. Give the data set's own id files")
+        raise UserError(
+            f"{path}: undefined label ids {found}. Give the data set's own id files; "
+            "a custom set's dataset.yaml lists its ids"
+        )
     return train_ids
 
 

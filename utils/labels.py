@@ -42,6 +42,13 @@ class LabelTable:
         return palette[labels]
 
 
+def voc_palette() -> np.ndarray:
+    """(256,3) uint8 RGB of the PASCAL VOC development kit: bits of the index, spread."""
+    index = np.arange(256)[:, None] >> 3 * np.arange(8)  # groups of three bits, lowest first
+    bits = index[:, :, None] >> np.arange(3) & 1
+    return (bits << 7 - np.arange(8)[:, None]).sum(1).astype(np.uint8)
+
+
 def label_ids(instances: np.ndarray) -> np.ndarray:
     """Cityscapes instance ids, uint16 (id * 1000 + k, or a plain id) -> uint8 ids, same shape."""
     return cv2.LUT(instances, LABEL_OF_INSTANCE)

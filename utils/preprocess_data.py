@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 if __name__ == "__main__":  # run by path, Python looks for modules in utils/ first
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -28,19 +27,20 @@ if __name__ == "__main__":  # run by path, Python looks for modules in utils/ fi
 import cv2
 import numpy as np
 
+from datasets import SPLITS as DATA_SPLITS
 from datasets import (
-    DATASETS,
     Files,
     SegmentationDataset,
     build_dataset,
     cityscapes_label_ids,
+    label_table,
     train_id_path,
     zipped_cityscapes,
 )
-from datasets import SPLITS as DATA_SPLITS
 from evaluation.counts import histogram
 from utils.archives import Member
-from utils.config import check, parse
+from utils.config import DatasetName, check, parse
+from utils.custom import read_description
 from utils.errors import UserError, run_command
 from utils.files import first_folder, make_folder, resolve_data_root, write_json
 from utils.images import image_size, labels_of, read_ids, read_image, to_train_ids
@@ -51,6 +51,7 @@ from utils.packing import PackedFile, is_packed, make_header, pack, packed_path,
 from utils.progress import progress
 
 SPLITS = ("train", "val")  # what is converted and packed
+CONVERTED = ("cityscapes", "synthetic")  # the data sets whose label ids become train ids
 PLAIN = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE)  # id maps: faster and smaller so
 COUNTS = {"cityscapes": {"train": 2975, "val": 500, "test": 1525}}  # images
 
@@ -59,8 +60,9 @@ COUNTS = {"cityscapes": {"train": 2975, "val": 500, "test": 1525}}  # images
 class PreprocessConfig:
     """Options of preprocess_data.py."""
 
-    dataset: Literal["cityscapes", "synthetic", "camvid"] = "cityscapes"
-    """Data set; of camvid only the class weights are computed, its files need no conversion."""
+    dataset: DatasetName = "cityscapes"
+    """Data set; cityscapes and synthetic are converted, of the others only the class weights are
+    computed: their files hold ids that training reads as they are."""
     data_root: Path | None = None
     """Folder of the data set. Default: $CITYSCAPES_DATASET for cityscapes, else data/<dataset>."""
     workers: int = os.cpu_count() or 1
@@ -79,7 +81,7 @@ class PreprocessConfig:
 
     def __post_init__(self) -> None:
         check(self, "workers", lambda workers: workers >= 1, "at least 1")
-        if self.zip and self.dataset == "camvid":
+        if self.zip and self.dataset not in CONVERTED:
             raise ValueError("--zip takes the archives of cityscapes only")
 
 
@@ -135,9 +137,9 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
         raise UserError(f"{path}: cannot be written ({error}). Free the place") from error
 
 
-def weigh_camvid(root: Path, *, workers: int) -> None:
-    """CamVid's label files need no conversion; its class weights."""
-    dataset = build_dataset("camvid", root, "train", packed=False)
+def weigh(name: str, root: Path, *, workers: int) -> None:
+    """The class weights of a data set whose label files need no conversion."""
+    dataset = build_dataset(name, root, "train", packed=False)
     counts = np.zeros(256, np.int64)
     for label in read_labels(dataset, workers=workers):
         counts += histogram(label)
@@ -218,6 +220,9 @@ def source_sizes(files: Files, root: Path) -> dict[str, int]:
 
 def find_all(name: str, root: Path, split: str) -> dict[str, dict[str, Path]]:
     """Every file of a split, whether it has its counterparts or not: kind -> image name -> path."""
+    if name == "custom":
+        described = read_description(root)
+        return {kind: described.find(f"{kind}s", root, split) for kind in ("image", "label")}
     if name == "camvid":
         folders = {"image": (root / split, "*.[pj][np]g", 0)}
         folders["label"] = (root / f"{split}annot", "*.png", 0)
@@ -235,7 +240,7 @@ def find_all(name: str, root: Path, split: str) -> dict[str, dict[str, Path]]:
 
 def check_data(name: str, root: Path, *, decode: bool, workers: int) -> None:
     """Print every fault of the files and the packed files; UserError if there is one."""
-    classes = DATASETS[name][1]
+    classes = label_table(name, root)
     decoders = {
         "image": read_image,
         "label": lambda path: to_train_ids(read_ids(path, np.uint8), classes.id_to_train, path),
@@ -266,10 +271,10 @@ def main() -> None:
     if config.check:
         check_data(config.dataset, root, decode=config.decode, workers=config.workers)
         return
-    if not config.zip and config.dataset != "camvid":
+    if not config.zip and config.dataset in CONVERTED:
         preprocess(root, workers=config.workers, overwrite=config.overwrite)
     elif not config.zip:
-        weigh_camvid(root, workers=config.workers)
+        weigh(config.dataset, root, workers=config.workers)
     if config.pack or config.zip:
         options = {"workers": config.workers, "overwrite": config.overwrite}
         pack_data(config.dataset, root, config.zip, **options)

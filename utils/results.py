@@ -11,12 +11,12 @@ import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 if __name__ == "__main__":  # run by path, Python looks for modules in utils/ first
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from utils.config import parse
+from utils.config import DatasetName, parse
 from utils.errors import UserError, run_command
 from utils.files import resolve_log_root
 
@@ -33,7 +33,7 @@ class ResultsConfig:
 
     log_root: Path | None = None
     """Folder of all runs. Default: training_logs/."""
-    dataset: Literal["cityscapes", "synthetic", "camvid"] | None = None
+    dataset: DatasetName | None = None
     """Only runs on this data set."""
 
 
