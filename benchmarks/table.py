@@ -1,4 +1,4 @@
-"""benchmarks/results/*.json -> the tables in README.md and docs/results.md.
+"""benchmarks/results/ -> the tables in README.md, docs/results.md and docs/recipes.md.
 
 python benchmarks/table.py            part of make bench; the tests hold the pages to it
 """
@@ -6,6 +6,7 @@ python benchmarks/table.py            part of make bench; the tests hold the pag
 import json
 import sys
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -30,8 +31,9 @@ def filled(page: str) -> str:
     text = (REPOSITORY / page).read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise UserError(f"{page}: needs {BEGIN} and {END} once. Put them where the tables belong")
-    machines = [json.loads(path.read_text("utf-8")) for path in sorted(RESULTS.glob("*.json"))]
-    tables = "\n".join(PAGES[page](held) for held in machines)
+    folder, make = PAGES[page]
+    held = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
+    tables = "\n".join(map(make, held))
     return f"{text.split(BEGIN)[0]}{BEGIN}\n\n{tables}\n{END}{text.split(END)[1]}"
 
 
@@ -167,6 +169,47 @@ def profile_rows(figures: list[dict]) -> Rows:
     return rows
 
 
+def recipes(runs: list[dict]) -> str:
+    """Options in the order of their gain, then the shipped config's classes."""
+    found: dict[str, list[dict]] = {}
+    for run in sorted(runs, key=lambda run: run["seed"]):
+        found.setdefault(run["variant"], []).append(run)
+    shipped = found.pop("shipped", [])
+    means = {name: mean(run["miou"] for run in group) for name, group in found.items()}
+    rows = [["one option changed", "option of train.py", "val mIoU", "each seed", "gain"]]
+    for name in sorted(found, key=lambda name: -means[name]):
+        values = [run["miou"] for run in found[name]]
+        flags = ", ".join(f"`{key} {value}`" for key, value in found[name][0]["options"].items())
+        gain = f"{100 * (means[name] - means['baseline']):+.1f}" if name != "baseline" else ""
+        rows.append([name, flags, spread(values), percent(*values), gain])
+    return table(rows) + ("\n" + table(shipped_rows(shipped)) if shipped else "")
+
+
+def shipped_rows(runs: list[dict]) -> Rows:
+    rows = [["test IoU", *(f"seed {run['seed']}" for run in runs), "mean"]]
+    tests = [run["test"] for run in runs]
+    for name in tests[0]["classes"]:
+        values = [test["classes"][name] or 0.0 for test in tests]
+        rows.append([name, *map(percent, values), percent(mean(values))])
+    for title, key in (("**mean IoU**", "miou"), ("pixel accuracy", "pixel_accuracy")):
+        values = [test[key] for test in tests]
+        rows.append([title, *map(percent, values), spread(values)])
+    values = [run["miou"] for run in runs]
+    rows.append(["val mean IoU", *map(percent, values), spread(values)])
+    minutes = [run["seconds"] / 60 for run in runs]
+    return [*rows, ["minutes", *map(number, minutes), number(mean(minutes))]]
+
+
+def percent(*values: float) -> str:
+    return ", ".join(f"{100 * value:.1f}" for value in values)
+
+
+def spread(values: list[float]) -> str:
+    """Mean and, of several seeds, standard deviation."""
+    deviation = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else f" (n = {len(values)})"
+    return percent(mean(values)) + deviation
+
+
 def milliseconds(value: float) -> str:
     return f"{number(value)} ms" if value < 1000 else f"{value / 1000:.2f} s"
 
@@ -195,7 +238,11 @@ SECTIONS = {
     "step": step_rows,
     "profile": profile_rows,
 }
-PAGES = {"README.md": readme, "docs/results.md": results}
+PAGES = {
+    "README.md": (RESULTS, readme),
+    "docs/results.md": (RESULTS, results),
+    "docs/recipes.md": (RESULTS / "recipes", recipes),
+}
 
 if __name__ == "__main__":
     run_command(main)
