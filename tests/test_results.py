@@ -29,6 +29,14 @@ def test_seeds_of_one_recipe_share_a_line(cityscapes_root, tmp_path):
     scores = [100 * result["miou"] for result in results]
     expected = f"{statistics.mean(scores):.1f} ± {statistics.stdev(scores):.1f}"
     assert found["plain-0, plain-1"][titles.index("mIoU")] == expected
+    summaries = {
+        tuple(one["runs"]): one for one in json.loads((tmp_path / "results.json").read_text())
+    }
+    both = summaries["plain-0", "plain-1"]
+    assert both["seeds"] == [0, 1] and both["recipe"]["steps"] == 2 and both["step"] == 2
+    assert both["miou"]["values"] == [result["miou"] for result in results]
+    assert both["miou"]["deviation"] == statistics.stdev(both["miou"]["values"])
+    assert summaries["average",]["miou"]["deviation"] is None
     assert "±" not in found["average"][titles.index("mIoU")]
 
 

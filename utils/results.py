@@ -3,7 +3,8 @@
     python utils/results.py
     python utils/results.py --log_root /data/runs --dataset camvid
 
-mIoU and pixel accuracy of the last evaluation on val, in per cent, mean and standard deviation.
+mIoU and pixel accuracy of the last evaluation on val, in per cent, mean and standard deviation. The
+same as numbers, with each recipe's options and seeds, goes to <log_root>/results.json.
 """
 
 import json
@@ -18,7 +19,7 @@ if __name__ == "__main__":  # run by path, Python looks for modules in utils/ fi
 
 from utils.config import DatasetName, parse
 from utils.errors import UserError, run_command
-from utils.files import resolve_log_root
+from utils.files import resolve_log_root, write_json
 
 # Options in which runs of one recipe may differ.
 NOT_RECIPE = {"seed", "run_name", "log_root", "data_root", "device", "workers", "compile"}
@@ -75,6 +76,25 @@ def line(runs: list[Run]) -> tuple[str, ...]:
     )
 
 
+def summary(runs: list[Run]) -> dict[str, Any]:
+    """The runs of one recipe as numbers; scores from 0 to 1, the deviation None for one run."""
+
+    def numbers(name: str) -> dict[str, Any]:
+        values = [run[name] for run in runs]
+        deviation = statistics.stdev(values) if len(values) > 1 else None
+        return {"mean": statistics.mean(values), "deviation": deviation, "values": values}
+
+    config = runs[0]["config"]
+    return {
+        "recipe": {key: value for key, value in config.items() if key not in NOT_RECIPE},
+        "step": runs[0]["step"],
+        "runs": [run["config"]["run_name"] for run in runs],
+        "seeds": [run["config"]["seed"] for run in runs],
+        **{name: numbers(name) for name in ("miou", "pixel_accuracy", "seconds")},
+        "environment": runs[0]["environment"],
+    }
+
+
 def spread(values: list[float]) -> str:
     mean = f"{statistics.mean(values):.1f}"
     return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
@@ -89,9 +109,12 @@ def main() -> None:
             recipes.setdefault(recipe(run), []).append(run)
     if not recipes:
         raise UserError(f"{log_root}: no finished evaluation. Train first: python train.py")
+    path = log_root / "results.json"
+    write_json(path, [summary(runs) for runs in recipes.values()])
     lines = sorted((line(runs) for runs in recipes.values()), key=lambda x: (x[0], x[5]))
     for row in (TITLES, ("---",) * len(TITLES), *lines):
         print("| " + " | ".join(row) + " |")
+    print(f"-> {path}", file=sys.stderr)
 
 
 if __name__ == "__main__":
