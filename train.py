@@ -30,21 +30,27 @@ from model import build_model
 from model.layers import freeze_norms
 from model.losses import SegmentationLoss
 from utils import checkpoint, distributed
-from utils.checkpoint import Run
 from utils.class_uniform import ClassUniform
 from utils.config import Config, parse, plain
-from utils.distributed import StopRequest, World
+from utils.distributed import Interrupted, StopRequest, World
 from utils.errors import UserError, run_command
 from utils.files import resolve_data_root, resolve_log_root
 from utils.loader import Batches, dropout_seed, read_labels
-from utils.logger import RunLogger, StepClock, default_run_name, open_folder
+from utils.lock import hold
+from utils.logger import RunLogger, StepClock
 from utils.optim import AveragedWeights, build_optimizer, poly_schedule
 from utils.progress import progress
+from utils.run import (
+    ADVICE,
+    Run,
+    empty_folder,
+    find_checkpoint,
+    find_run,
+    load_run,
+    remove_leftovers,
+)
 from utils.step import training_step
 
-# What may change when a run goes on; another value of any other option is another training.
-FREE_ON_RESUME = {"run_name", "resume", "overwrite", "log_root", "data_root", "device", "workers"}
-FREE_ON_RESUME |= {"compile", "log_every", "save_every", "eval_every", "patience"}
 SLOW_DATA = 0.2  # share of the time spent waiting for data from which it is worth a word
 PACK_HINT = "More --workers, or python utils/preprocess_data.py --pack true, make it faster"
 
@@ -52,6 +58,15 @@ PACK_HINT = "More --workers, or python utils/preprocess_data.py --pack true, mak
 def train(config: Config) -> None:
     """The whole training, from a fresh start or from the checkpoint that --resume names."""
     world = distributed.start(config.device)
+    folder, begin = find_run(config)
+    with hold(folder, enabled=world.is_main):
+        train_in(folder, begin, config, world)
+
+
+def train_in(folder: Path, begin: Path | None, config: Config, world: World) -> None:
+    """The training of one run, whose lock is held."""
+    if world.is_main:
+        remove_leftovers(folder)
     cv2.setNumThreads(0)  # the loader's threads are the parallelism
     torch.backends.cudnn.benchmark = True
     amp, compiled = world.amp_dtype(config.precision), world.use_compile(config.compile)
@@ -65,10 +80,10 @@ def train(config: Config) -> None:
     if config.epochs is not None:
         total = math.ceil(config.epochs * len(train_set) / images_per_step)
 
-    folder, state = find_run(config)
+    state = load_run(folder, begin, config)
     run = build_run(config, train_set.classes.names, world, state)
     start = run.step
-    if start >= total:
+    if start >= total and run.pending is None:
         print(f"{folder}: finished at step {total}. Start a new --run_name to train longer")
         return
     criterion = SegmentationLoss(
@@ -92,7 +107,7 @@ def train(config: Config) -> None:
     if config.class_uniform > 0:
         labels = read_labels(train_set, workers=config.workers, enabled=world.is_main)
         class_uniform = ClassUniform(labels, share=config.class_uniform, seed=config.seed)
-    batches = Batches(
+    source = Batches(
         train_set,
         batch_size=config.batch_size,
         crop=config.crop,
@@ -106,7 +121,8 @@ def train(config: Config) -> None:
         photometric=config.photometric,
         max_class_share=config.max_class_share,
         class_uniform=class_uniform,
-    ).run(start * config.accumulate, total * config.accumulate)
+    )
+    batches = source.run(start * config.accumulate, total * config.accumulate)
     update = partial(
         training_step, parallel, criterion, run.optimizer,
         amp=amp, scaler=run.scaler, clip=config.clip_grad,
@@ -128,7 +144,7 @@ def train(config: Config) -> None:
                 labels = read_labels(part, workers=config.workers, enabled=world.is_main)
                 deque(labels, maxlen=0)
     if state is None and world.is_main:
-        open_folder(folder, overwrite=config.overwrite)
+        empty_folder(folder)
     config = replace(config, run_name=folder.name, resume=None, overwrite=False)
     log = RunLogger(folder, config, start=start, enabled=world.is_main)
     if world.is_main:
@@ -142,54 +158,68 @@ def train(config: Config) -> None:
     bar = progress(total, start=start, unit="step", label="train", enabled=world.is_main)
     clock = StepClock(start * images_per_step)
     hint = PACK_HINT if world.is_main and isinstance(train_set, SegmentationDataset) else ""
-    with StopRequest() as stop, log, bar:
-        for step in range(start + 1, total + 1):
-            with clock.waiting():
-                micro_batches = [next(batches) for _ in range(config.accumulate)]
-            torch.manual_seed(dropout_seed(config.seed, step, world.rank))
-            run.add_loss(update(micro_batches))
-            if run.ema is not None:
-                run.ema.update(run.model, step)
-            run.step, learning_rate = step, schedule.get_last_lr()[0]
-            schedule.step()
-            bar.update()
-
-            row: dict[str, float] = {}
+    with StopRequest(world) as stop, log, bar:
+        # An evaluation that was interrupted comes first.
+        for step in range(start + (run.pending is None), total + 1):
             last = step == total
-            log_due = last or step % config.log_every == 0
-            if log_due:  # the only steps at which the host waits for the device
-                row = {
-                    "epoch": step * images_per_step / len(train_set),
-                    "loss": run.mean_loss(world),
-                    "lr": learning_rate,
-                    **clock.read(images=step * images_per_step),
-                }
-                if not math.isfinite(row["loss"]):
-                    raise UserError(f"{folder}: loss {row['loss']} at step {step}. Lower --base_lr")
-                bar.set_postfix_str(log.summary(row, world.device), refresh=False)
-                if hint and row["data_wait"] > SLOW_DATA:
-                    words = f"{row['data_wait']:.0%} of the time waits for data. {hint}"
-                    bar.write(words, file=sys.stderr)
-                    hint = ""
+            row, run.pending = run.pending, None
+            if row is None:
+                try:
+                    with clock.waiting(), stop.interrupting():
+                        micro_batches = [next(batches) for _ in range(config.accumulate)]
+                except Interrupted:
+                    run.save(folder / "checkpoints")
+                    break
+                torch.manual_seed(dropout_seed(config.seed, step, world.rank))
+                run.add_loss(step, update(micro_batches))
+                if run.ema is not None:
+                    run.ema.update(run.model, step)
+                run.step, learning_rate = step, schedule.get_last_lr()[0]
+                schedule.step()
+                bar.update()
 
+                row = {}
+                if last or step % config.log_every == 0:  # only here the host waits for the device
+                    row = {
+                        "epoch": step * images_per_step / len(train_set),
+                        "loss": run.mean_loss(world),
+                        "lr": learning_rate,
+                        **clock.read(images=step * images_per_step),
+                    }
+                    if not math.isfinite(row["loss"]):
+                        bad = int(run.bad_step)
+                        images = ", ".join(source.names(bad * config.accumulate - 1))
+                        raise UserError(
+                            f"{folder}: loss {row['loss']} at step {bad}, learning rate "
+                            f"{learning_rate:.1e}, images {images}. {ADVICE}"
+                        )
+                    bar.set_postfix_str(log.summary(row, world.device), refresh=False)
+                    if hint and row["data_wait"] > SLOW_DATA:
+                        words = f"{row['data_wait']:.0%} of the time waits for data. {hint}"
+                        bar.write(words, file=sys.stderr)
+                        hint = ""
+
+            stopping = stop.requested()
             eval_due = last or step % config.eval_every == 0
-            if eval_due:
+            if eval_due and not stopping:
                 sheet = ContactSheet(val_set)
                 shown = run.model if run.ema is None else run.ema.model
                 distributed.copy_buffers_from_main(shown, world)
-                scores = validate(shown, on_image=sheet.add)
+                scores = validate(shown, on_image=sheet.add, stop=stop)
+                stopping = scores is None
+                clock.restart()
+            if eval_due and stopping:
+                run.pending = row
+            elif eval_due:
                 run.note(scores.miou)
                 row |= {"val_loss": scores.loss, "miou": scores.miou}
-                clock.restart()
-
-            if row:
+            if row and run.pending is None:
                 log.write(step, row)
-            if eval_due and world.is_main:
+            if eval_due and not stopping and world.is_main:
                 log.results(step, scores.plain())
                 sheet.save(folder / "samples" / f"step_{step:08d}.png")
                 bar.write(f"step {step}\n{scores.table()}", file=sys.stdout)
 
-            stopping = (log_due or world.size == 1) and stop.requested(world)
             stopping |= config.patience is not None and run.stale >= config.patience
             if eval_due or stopping or step % config.save_every == 0:
                 if world.is_main:
@@ -204,24 +234,6 @@ def train(config: Config) -> None:
         sys.exit(128 + stop.signal)
     if world.is_main:
         print(f"best mIoU {run.best_miou:.4f} at step {run.best_step} of {total}: {folder}")
-
-
-def find_run(config: Config) -> tuple[Path, dict[str, Any] | None]:
-    """The run's folder and, when the run goes on, its newest checkpoint."""
-    log_root = resolve_log_root(config.log_root)
-    if config.resume is None:
-        return log_root / (config.run_name or default_run_name(config)), None
-    spec = config.run_name if config.resume == "auto" else config.resume
-    path = checkpoint.find_checkpoint(spec, log_root, prefer="last.pth").resolve()
-    folder, state, now = path.parents[1], checkpoint.load_checkpoint(path), plain(config)
-    held = plain(Config()) | state["config"]  # an older checkpoint lacks newer options
-    changed = [k for k in now if k not in FREE_ON_RESUME and now[k] != held[k]]
-    if changed:
-        raise UserError(
-            f"{path}: made with another {', '.join(changed)}. Go on with "
-            f"--config {folder / 'config.yaml'}, or start a new --run_name"
-        )
-    return folder, state
 
 
 def build_run(
@@ -242,7 +254,7 @@ def build_run(
         weights = checkpoint.load_backbone_weights(config.backbone_weights, config.backbone)
     model = build_model(**network, backbone_weights=weights)
     if state is None and config.init_from is not None:
-        path = checkpoint.find_checkpoint(config.init_from, resolve_log_root(config.log_root))
+        path = find_checkpoint(config.init_from, resolve_log_root(config.log_root))
         left = checkpoint.take_over(model, path)
         if world.is_main:
             print(f"weights of {path}; random: {', '.join(left) or 'none'}")

@@ -26,7 +26,6 @@ from evaluation.evaluate import evaluate
 from evaluation.inference import load_model
 from evaluation.visualize import overlay, save_png
 from utils import distributed
-from utils.checkpoint import find_checkpoint
 from utils.config import DatasetName, check, parse, valid_scales
 from utils.errors import UserError, run_command
 from utils.files import (
@@ -37,6 +36,7 @@ from utils.files import (
     write_json,
 )
 from utils.plots import plot_confusion
+from utils.run import find_checkpoint
 
 
 @dataclass(frozen=True)

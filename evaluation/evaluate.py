@@ -13,7 +13,7 @@ from evaluation.inference import inference_copy, predict_logits
 from evaluation.metrics import Scores, compute_scores
 from model.ops.upsample_argmax import upsample_argmax
 from model.ops.upsample_cross_entropy import upsample_cross_entropy
-from utils.distributed import World, autocast, gather_over_ranks, sum_over_ranks
+from utils.distributed import StopRequest, World, autocast, gather_over_ranks, sum_over_ranks
 from utils.labels import LabelTable
 from utils.loader import read_ahead
 from utils.progress import progress
@@ -33,7 +33,8 @@ def evaluate(
     workers: int = 2,
     border: int = 0,
     on_image: OnImage | None = None,
-) -> Scores:
+    stop: StopRequest | None = None,
+) -> Scores | None:
     """Scores over the whole split, at the labels' own size; every image counts exactly once.
 
     `model`, on world.device, is left as it is: a copy in evaluation mode predicts. Processes take
@@ -41,7 +42,7 @@ def evaluate(
     the same scores. `workers` threads read ahead, as many count and call on_image(name, counts,
     labels) with an image's counts and its (H,W) uint8 predicted train ids, in any order.
     amp: what autocast computes in, None for float32. border: width in pixels of the zone for
-    boundary IoU, 0 for none.
+    boundary IoU, 0 for none. stop: looked at after every image; None comes back where it was asked.
     """
     classes, device = dataset.classes, world.device
     network = inference_copy(model)
@@ -49,7 +50,14 @@ def evaluate(
     indices, ahead = range(world.rank, len(dataset), world.size), workers + 2
 
     def predicted() -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-        for sample in read_ahead(dataset.__getitem__, indices, workers=workers, ahead=ahead):
+        samples = read_ahead(
+            dataset.__getitem__,
+            indices,
+            workers=workers,
+            ahead=ahead,
+            describe=lambda index: f"image {dataset.names[index]}",
+        )
+        for sample in samples:
             images, truth = (
                 torch.tensor(sample[kind])[None].to(device) for kind in ("image", "label")
             )
@@ -74,6 +82,10 @@ def evaluate(
         for index, counts in zip(indices, results, strict=True):
             counted[index] = counts
             bar.update()
+            if stop is not None and stop.signal is not None:
+                break
+    if stop is not None and stop.requested():
+        return None
     loss_sum, weight_sum = sum_over_ranks(losses, world).tolist()
     loss = loss_sum / weight_sum if weight_sum else 0.0
     return compute_scores(total_over_ranks(counted, classes, world), classes, loss=loss)

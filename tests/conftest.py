@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -78,9 +79,9 @@ def tiny(root: Path, log_root: Path, **changes) -> Config:
 
 
 def run(
-    *command: object, cwd: Path = REPOSITORY, **environment: str
+    *command: object, cwd: Path = REPOSITORY, limit: Callable | None = None, **environment: str
 ) -> subprocess.CompletedProcess:
-    """A command of the repository, by the tests' own Python, one thread."""
+    """A command of the repository, by the tests' own Python, one thread; limit() before it."""
     script, *arguments = map(str, command)
     path = script if Path(script).is_absolute() else str(REPOSITORY / script)
     return subprocess.run(
@@ -90,6 +91,7 @@ def run(
         capture_output=True,
         text=True,
         timeout=180,
+        preexec_fn=limit,
     )
 
 

@@ -9,7 +9,6 @@ import torchvision
 
 from utils import checkpoint
 from utils.checkpoint import (
-    find_checkpoint,
     load_backbone_weights,
     load_checkpoint,
     point,
@@ -18,6 +17,7 @@ from utils.checkpoint import (
     step_files,
 )
 from utils.errors import UserError
+from utils.run import find_checkpoint
 
 
 def state(step: int) -> dict:
@@ -42,6 +42,9 @@ def test_pruning_keeps_the_newest_the_best_and_the_last(tmp_path):
         prune(tmp_path)
     assert [int(path.name[5:13]) for path in step_files(tmp_path)] == [1, 3, 4]
     assert load_checkpoint(tmp_path / "best.pth")["step"] == 1
+    other = save_checkpoint(tmp_path, {**state(4), "again": True})  # after a damaged one
+    prune(tmp_path)
+    assert step_files(tmp_path)[-1] == other and len(step_files(tmp_path)) == 3
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "html"])

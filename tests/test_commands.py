@@ -83,7 +83,7 @@ def test_evaluating_twice_replaces_the_predictions_in_whole(cityscapes_root, tmp
 def fails(done: subprocess.CompletedProcess, *words: str) -> None:
     """Exit code 2 and one line `error: ...` with these words; nothing like a traceback."""
     assert done.returncode == 2, done.stderr
-    lines = [line for line in done.stderr.splitlines() if line and "%|" not in line]
+    lines = [line for line in done.stderr.splitlines() if line.strip() and "%|" not in line]
     assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
     for word in words:
         assert word in lines[0]

@@ -4,93 +4,19 @@ import hashlib
 import os
 import re
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torchvision
 from torch import nn
 
-from utils.distributed import World, sum_over_ranks
 from utils.errors import UserError
 from utils.files import REPOSITORY
-from utils.logger import describe_environment
-from utils.optim import AveragedWeights
 
 FORMAT = 1
 PRETRAINED = REPOSITORY / "pretrained_models"
 NAME = re.compile(r"step_(\d{8})-([0-9a-f]{16})\.pth")
-
-
-@dataclass
-class Run:
-    """Everything of a training that a checkpoint must bring back."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    network: dict[str, Any]  # build_model's arguments
-    config: dict[str, Any]
-    classes: list[str]
-    loss_sum: torch.Tensor  # of the steps since the last row of metrics.csv
-    ema: AveragedWeights | None = None
-    scaler: torch.amp.GradScaler | None = None  # of fp16
-    loss_steps: int = 0  # their number
-    step: int = 0
-    best_miou: float = -1.0
-    best_step: int = 0
-    stale: int = 0  # evaluations since the best one
-
-    PLAIN: ClassVar = (
-        "network", "config", "classes", "step", "loss_steps", "best_miou", "best_step", "stale",
-    )  # fmt: skip
-
-    def note(self, miou: float) -> None:
-        """Keep the best mIoU and the number of evaluations since."""
-        if miou > self.best_miou:
-            self.best_miou, self.best_step, self.stale = miou, self.step, 0
-        else:
-            self.stale += 1
-
-    def add_loss(self, loss: torch.Tensor) -> None:
-        """Count a step's loss in, without waiting for the device."""
-        self.loss_sum += loss
-        self.loss_steps += 1
-
-    def mean_loss(self, world: World) -> float:
-        """Mean over the steps since the last call and over all processes; waits for the device."""
-        mean = sum_over_ranks(self.loss_sum, world).item() / (self.loss_steps * world.size)
-        self.loss_sum.zero_()
-        self.loss_steps = 0
-        return mean
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema and self.ema.model.state_dict(),
-            "scaler": self.scaler and self.scaler.state_dict(),
-            "loss_sum": self.loss_sum,
-            "environment": describe_environment(),
-            **{name: getattr(self, name) for name in self.PLAIN},
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for part, held in ((self.ema and self.ema.model, "ema"), (self.scaler, "scaler")):
-            if part is not None:
-                part.load_state_dict(state[held])
-        self.loss_sum.copy_(state["loss_sum"])
-        for name in self.PLAIN:
-            setattr(self, name, state[name])
-
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint; best.pth follows when this step is the best. Older ones go."""
-        path = save_checkpoint(folder, self.state())
-        if self.best_step == self.step:
-            point(folder / "best.pth", path)
-        prune(folder)
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
@@ -99,16 +25,34 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
     The file gets its name only once its bytes are on the disk: a kill at any moment leaves the
     previous checkpoint as it was.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".tmp-{os.getpid()}"
-    with temporary.open("wb") as file:
-        torch.save({"format": FORMAT, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    path = folder / f"step_{state['step']:08d}-{sha256(temporary)}.pth"
-    os.replace(temporary, path)
-    point(folder / "last.pth", path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            torch.save({"format": FORMAT, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        path = folder / f"step_{state['step']:08d}-{sha256(temporary)}.pth"
+        os.replace(temporary, path)
+        point(folder / "last.pth", path)
+    except (OSError, RuntimeError) as error:  # torch raises the latter when a write fails
+        cause = system_error(error)
+        if cause is None:
+            raise
+        temporary.unlink(missing_ok=True)
+        free = shutil.disk_usage(folder.parent).free / 2**30
+        raise UserError(
+            f"{folder}: step {state['step']} cannot be saved ({cause.strerror}, {free:.1f} GiB "
+            "free); earlier checkpoints are whole. Free space, then --resume auto"
+        ) from error
     return path
+
+
+def system_error(error: BaseException | None) -> OSError | None:
+    """The first OSError among `error` and what led to it."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def point(link: Path, target: Path) -> None:
@@ -127,11 +71,16 @@ def point(link: Path, target: Path) -> None:
 
 
 def prune(folder: Path, *, keep: int = 2) -> None:
-    """Delete all but the newest `keep` checkpoints and what best.pth and last.pth stand for."""
-    named = {(folder / name).resolve() for name in ("best.pth", "last.pth")}
-    for path in step_files(folder)[:-keep]:
-        if path.resolve() not in named:
-            path.unlink()
+    """Delete all but the newest `keep` checkpoints and what best.pth and last.pth stand for.
+
+    Of two files of the last step, as a damaged one and its successor, only the latter stays.
+    """
+    best, last = ((folder / name).resolve() for name in ("best.pth", "last.pth"))
+    files = step_files(folder)
+    twice = {path for path in files if path.name[:13] == last.name[:13]} - {last}
+    older = [path for path in files if path not in twice][:-keep]
+    for path in {*older, *twice} - {best, last}:
+        path.unlink()
 
 
 def step_files(folder: Path) -> list[Path]:
@@ -185,34 +134,6 @@ def take_over(model: nn.Module, path: Path) -> list[str]:
         raise UserError(f"{path}: no tensor fits this network. Name a checkpoint of its backbone")
     model.load_state_dict({**own, **fitting})
     return [name for name in own if name not in fitting]
-
-
-def find_checkpoint(spec: str | None, log_root: Path, *, prefer: str = "best.pth") -> Path:
-    """A run's name, a run folder or a file -> checkpoint file; None means the newest run.
-
-    Of a run, `prefer` is taken if it exists, else its last checkpoint.
-    """
-    if spec is not None and Path(spec).is_file():
-        return Path(spec)
-    folder = newest_run(log_root) if spec is None else first_existing(log_root / spec, Path(spec))
-    for name in (prefer, "last.pth"):
-        path = folder / "checkpoints" / name
-        if path.is_file():
-            return path
-    raise UserError(f"{folder}: no checkpoint. Name a run in {log_root} or a checkpoint file")
-
-
-def newest_run(log_root: Path) -> Path:
-    """The run with the newest checkpoint."""
-    checkpoints = list(log_root.glob("*/checkpoints/last.pth"))
-    if not checkpoints:
-        raise UserError(f"{log_root}: no run with a checkpoint. Run train.py first")
-    return max(checkpoints, key=lambda path: path.stat().st_mtime).parents[1]
-
-
-def first_existing(*folders: Path) -> Path:
-    """The first of them that is a folder, else the first."""
-    return next((folder for folder in folders if folder.is_dir()), folders[0])
 
 
 def load_backbone_weights(spec: str | None, backbone: str) -> dict[str, torch.Tensor] | None:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
@@ -62,7 +64,8 @@ def start(device: str) -> World:
     if use_cuda:
         torch.cuda.set_device(chosen)
     if size > 1:
-        dist.init_process_group("nccl" if use_cuda else "gloo", timeout=timedelta(minutes=10))
+        backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=10))
     return World(int(os.environ.get("RANK", "0")), size, chosen)
 
 
@@ -104,14 +107,26 @@ def wait_for_all(world: World) -> None:
         dist.barrier()
 
 
-class StopRequest:
-    """Ctrl-C or SIGTERM asks for a stop after the current step; a second one stops at once."""
+class Interrupted(Exception):
+    """A stop was asked for while waiting; raised where StopRequest.interrupting allows it."""
 
-    def __init__(self) -> None:
+
+class StopRequest:
+    """A signal asks for a stop at the next safe place; Ctrl-C once more stops at once."""
+
+    SIGNALS = tuple(
+        getattr(signal, name)
+        for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # the latter not on Windows
+        if hasattr(signal, name)
+    )
+
+    def __init__(self, world: World) -> None:
+        self.world = world
         self.signal: int | None = None
+        self.waiting = False
 
     def __enter__(self) -> "StopRequest":
-        self.previous = {n: signal.signal(n, self.note) for n in (signal.SIGINT, signal.SIGTERM)}
+        self.previous = {n: signal.signal(n, self.note) for n in self.SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -120,10 +135,28 @@ class StopRequest:
 
     def note(self, number: int, _frame: object) -> None:
         self.signal = number
-        self.__exit__()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self.waiting:
+            raise Interrupted
 
-    def requested(self, world: World) -> bool:
-        """Whether any process was asked; all of them must call this at the same step."""
-        if world.size == 1:
-            return self.signal is not None
-        return bool(sum_over_ranks(torch.tensor(self.signal or 0, device=world.device), world))
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Within, a signal raises Interrupted; not where other processes wait for this one."""
+        self.waiting = self.world.size == 1
+        try:
+            if self.waiting and self.signal is not None:
+                raise Interrupted
+            yield
+        finally:
+            self.waiting = False
+
+    def requested(self) -> bool:
+        """Whether any process was asked; all of them must call this at the same place.
+
+        The signal then counts for all. A number on the host: nobody waits for a GPU here.
+        """
+        if self.world.size > 1:
+            number = torch.tensor(self.signal or 0)
+            dist.all_reduce(number, dist.ReduceOp.MAX)
+            self.signal = int(number) or None
+        return self.signal is not None

@@ -4,12 +4,16 @@ Threads, not worker processes: decoding, scaling and copying release the interpr
 there is nothing to pickle, no shared memory to run out of and no worker left behind by a kill.
 """
 
+import atexit
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -29,6 +33,7 @@ from utils.transforms import (
 ORDER, DROPOUT = 1, 3  # keep these random streams apart from the augmentation's (2)
 READ_AHEAD = 2  # batches
 ATTEMPTS = 10  # windows drawn for a crop
+GRACE = 2.0  # seconds that threads have to finish what they are doing
 READ_TIMEOUT = 120.0  # seconds until a sample that does not arrive is an error
 Key = tuple[int, int]  # (epoch, index)
 Item = TypeVar("Item")
@@ -77,34 +82,70 @@ def batch_indices(
 
 
 def read_ahead(
-    function: Callable[[Item], Result], items: Iterable[Item], *, workers: int, ahead: int = 4
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    workers: int,
+    ahead: int = 4,
+    describe: Callable[[Item], str] = str,
 ) -> Iterator[Result]:
     """Results in the items' order, up to `ahead` of them computed in advance by `workers` threads.
 
-    An error in a thread is raised here; a result that takes too long is a UserError.
+    An error in a thread is raised here; a result that takes too long is a UserError with
+    describe(item). A thread that hangs in a read does not keep the process from ending.
     """
     if workers == 0:
         yield from map(function, items)
         return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="reader")
-    pending: deque[Future[Result]] = deque()
+    jobs: SimpleQueue[tuple[Future[Result], Item] | None] = SimpleQueue()
+    threads = [Thread(target=work, args=(function, jobs), daemon=True) for _ in range(workers)]
+    pending: deque[tuple[Future[Result], Item]] = deque()
+
+    def close() -> None:
+        for future, _ in pending:
+            future.cancel()
+        for _ in threads:
+            jobs.put(None)
+        deadline = time.monotonic() + GRACE
+        for thread in threads:
+            if thread.is_alive():
+                thread.join(max(0.0, deadline - time.monotonic()))
+
+    atexit.register(close)  # a daemon that is at work when Python ends takes the process down
     try:
+        for thread in threads:
+            thread.start()
         for item in items:
-            pending.append(pool.submit(function, item))
+            pending.append((Future(), item))
+            jobs.put(pending[-1])
             if len(pending) > ahead:
-                yield wait(pending.popleft())
+                yield wait(*pending.popleft(), describe)
         while pending:
-            yield wait(pending.popleft())
+            yield wait(*pending.popleft(), describe)
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        close()
+        atexit.unregister(close)
 
 
-def wait(future: Future[Result]) -> Result:
+def work(
+    function: Callable[[Item], Result], jobs: SimpleQueue[tuple[Future[Result], Item] | None]
+) -> None:
+    """What a thread does: results and errors into their futures, until there is no more."""
+    while (job := jobs.get()) is not None:
+        future, item = job
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(function(item))
+            except BaseException as error:
+                future.set_exception(error)
+
+
+def wait(future: Future[Result], item: Item, describe: Callable[[Item], str]) -> Result:
     try:
         return future.result(timeout=READ_TIMEOUT)
     except TimeoutError as error:
         raise UserError(
-            f"data set: no answer for {READ_TIMEOUT:.0f} s. Check the disk or network drive"
+            f"{describe(item)}: no answer for {READ_TIMEOUT:.0f} s. Check the disk or network drive"
         ) from error
 
 
@@ -153,9 +194,15 @@ class Batches:
         steps = range(start, stop)
         places = (place for step in steps for place in self.new_batch(step))
         ahead = READ_AHEAD * self.batch_size
-        filled = read_ahead(self.fill, places, workers=self.workers, ahead=ahead)
+        filled = read_ahead(
+            self.fill, places, workers=self.workers, ahead=ahead, describe=self.describe
+        )
         complete = ([*islice(filled, self.batch_size)][-1] for _ in steps)
         return complete if self.device.type == "cpu" else copied_ahead(complete, self.device)
+
+    def names(self, step: int) -> list[str]:
+        """Names of the images in the batch of `step`."""
+        return [self.dataset.names[self.shown(*key)[0]] for key in self.keys(step)]
 
     def new_batch(self, step: int) -> list[tuple[Batch, int]]:
         """The places of an empty batch, which the threads fill without a copy in between."""
@@ -168,13 +215,15 @@ class Batches:
         batch = Batch(images, labels, self.keys(step), colors)
         return [(batch, place) for place in range(self.batch_size)]
 
+    def describe(self, item: tuple[Batch, int]) -> str:
+        batch, place = item
+        return f"image {self.dataset.names[self.shown(*batch.keys[place])[0]]}"
+
     def fill(self, item: tuple[Batch, int]) -> Batch:
         """Read and augment one sample into its place."""
         batch, place = item
         epoch, index = batch.keys[place]
-        shown, around = index, None
-        if self.class_uniform is not None:
-            shown, around = self.class_uniform.draw(epoch, index)
+        shown, around = self.shown(epoch, index)
         sample = self.dataset[shown]
         params = self.window(epoch, index, sample["label"], around)
         out = batch.images.numpy()[place], batch.labels.numpy()[place]
@@ -182,6 +231,12 @@ class Batches:
         if batch.colors is not None:
             batch.colors[place] = torch.from_numpy(self.colors(epoch, index))
         return batch
+
+    def shown(self, epoch: int, index: int) -> tuple[int, tuple[int, int] | None]:
+        """The image that a crop is cut from and, for a class-uniform one, the pixel it holds."""
+        if self.class_uniform is None:
+            return index, None
+        return self.class_uniform.draw(epoch, index)
 
     def window(
         self, epoch: int, index: int, label: np.ndarray, around: tuple[int, int] | None

@@ -2,7 +2,6 @@
 
 import csv
 import platform
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -15,8 +14,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from utils.config import Config, plain, write_config
-from utils.errors import UserError
-from utils.files import make_folder, write_json
+from utils.files import write_json
 from utils.plots import plot_curves
 
 try:
@@ -26,24 +24,6 @@ except ImportError:  # Windows
 
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "cityscapesscripts")
 COLUMNS = ("step", "epoch", "loss", "lr", "images_per_second", "data_wait", "val_loss", "miou")
-
-
-def default_run_name(config: Config) -> str:
-    """<dataset>_<model>_<backbone>_os<stride>_<time>, for a run the user did not name."""
-    parts = (config.dataset, config.model, config.backbone, f"os{config.output_stride}")
-    return "_".join((*parts, time.strftime("%Y%m%d-%H%M%S")))
-
-
-def open_folder(folder: Path, *, overwrite: bool) -> None:
-    """Make a new run's folder; an existing run is only replaced on request."""
-    if folder.exists() and any(folder.iterdir()):
-        if not overwrite:
-            raise UserError(
-                f"{folder}: this run exists. Go on with --resume auto, replace it with "
-                "--overwrite true, or choose another --run_name"
-            )
-        shutil.rmtree(folder)
-    make_folder(folder)
 
 
 class RunLogger:

@@ -1,0 +1,161 @@
+"""Damaged checkpoints, full disks, second processes, weights that are not finite."""
+
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import REPOSITORY, run, tiny
+from test_commands import fails
+from test_resume import assert_same_bits, exact_rows, final_state
+
+from train import train
+from utils.checkpoint import load_checkpoint, step_files
+from utils.errors import UserError
+from utils.lock import LOCK, hold
+from utils.run import Run
+
+
+@pytest.fixture(scope="module")
+def finished(cityscapes_root, tmp_path_factory):
+    """Six steps with EMA, checkpoints at 2, 4 and 6."""
+    log_root = tmp_path_factory.mktemp("logs")
+    config = tiny(cityscapes_root, log_root, ema=0.9)
+    train(config)
+    return config, log_root / "run"
+
+
+@pytest.fixture
+def run_folder(finished, tmp_path):
+    config, folder = finished
+    shutil.copytree(folder, tmp_path / "run", symlinks=True)
+    return replace(config, log_root=tmp_path, resume="auto"), tmp_path / "run"
+
+
+def tree(folder) -> dict:
+    return {
+        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+def test_the_newest_whole_checkpoint_takes_a_damaged_ones_place(finished, run_folder, capsys):
+    config, folder = run_folder
+    *_, good, newest = step_files(folder / "checkpoints")
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    train(config)
+    printed = capsys.readouterr()
+    assert printed.err.count("warning:") == 1 and f"{newest}: damaged" in printed.err
+    assert f"steps {load_checkpoint(good)['step'] + 1} to 6" in printed.out
+    assert exact_rows(folder) == exact_rows(finished[1])
+    assert_same_bits(final_state(folder), final_state(finished[1]))
+    assert newest not in step_files(folder / "checkpoints")  # its successor took its place
+    train(config)
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_with_no_whole_checkpoint_nothing_starts_and_nothing_changes(run_folder):
+    config, folder = run_folder
+    for path in step_files(folder / "checkpoints"):
+        path.write_bytes(path.read_bytes()[:-1])
+    before = tree(folder)
+    with pytest.raises(UserError, match=r"run: no checkpoint is whole. .*--overwrite"):
+        train(config)
+    assert tree(folder) == before
+
+
+def test_a_run_goes_on_without_its_links_and_loses_what_kills_left(finished, run_folder):
+    config, folder = run_folder
+    checkpoints = folder / "checkpoints"
+    step_files(checkpoints)[-1].unlink()
+    (checkpoints / "last.pth").unlink()
+    for name in (".tmp-1", ".tmp-last.pth-2", "../.tmp-results.json-3"):
+        (checkpoints / name).write_bytes(b"half")
+    train(config)
+    assert not list(folder.rglob(".tmp-*"))
+    assert_same_bits(final_state(folder), final_state(finished[1]))
+
+
+def test_a_file_outside_a_run_is_no_run_to_go_on_with(run_folder, tmp_path):
+    config, folder = run_folder
+    path = tmp_path / "weights.pth"
+    shutil.copy(folder / "checkpoints" / "last.pth", path)
+    with pytest.raises(UserError, match=r"not in a run's folder.*--init_from"):
+        train(replace(config, resume=str(path)))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "weights.pth"]
+
+
+def test_one_of_many_processes_gets_the_lock(tmp_path):
+    """Twenty real processes at once, none of which ends before all have tried."""
+    program = (
+        f"import sys; sys.path.insert(0, {str(REPOSITORY)!r})\n"
+        "from pathlib import Path; from utils.lock import hold\n"
+        f"with hold(Path({str(tmp_path / 'run')!r})): print('held', flush=True); input()\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    many = [
+        subprocess.Popen([sys.executable, "-c", program], text=True, **pipes) for _ in range(20)
+    ]
+    refused = [p for p in many if p.stdout.readline() != "held\n"]
+    assert len(refused) == 19
+    (holder,) = set(many) - set(refused)
+    for process in refused:
+        assert f"held by process {holder.pid}. Wait" in process.communicate(timeout=60)[1]
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with hold(tmp_path / "run"):  # a kill leaves the file, not the lock
+        assert (tmp_path / "run" / LOCK).is_file()
+
+
+def test_a_run_in_use_is_left_alone(run_folder, capsys):
+    config, folder = run_folder
+    with hold(folder):
+        before = tree(folder)
+        for change in ({}, {"resume": None, "overwrite": True}):
+            with pytest.raises(UserError, match=r"\.lock: held by process \d+"):
+                train(replace(config, **change))
+        assert tree(folder) == before
+
+
+def test_a_failed_start_leaves_no_folder(tmp_path):
+    with pytest.raises(UserError, match="no images"):
+        train(tiny(tmp_path / "none", tmp_path / "a" / "logs"))
+    assert not (tmp_path / "a").exists()
+
+
+def limit_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30 << 20, 30 << 20))
+
+
+def test_a_disk_that_takes_no_more_is_one_line_and_costs_no_checkpoint(run_folder):
+    """Files may have 30 MiB, a checkpoint has 190: a write fails as on a full disk."""
+    config, folder = run_folder
+    newest = step_files(folder / "checkpoints")[-1]
+    newest.unlink()
+    held = tree(folder / "checkpoints")
+    command = ["train.py", "--config", folder / "config.yaml", "--resume", "auto"]
+    command += ["--log_root", config.log_root]
+    done = run(*command, limit=limit_files)
+    fails(done, "step 6 cannot be saved (File too large", "GiB free", "--resume auto")
+    left = tree(folder / "checkpoints")
+    assert left == held
+    done = run(*command)
+    assert done.returncode == 0, done.stderr
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    held = Run(model, optimizer, {}, {}, [], torch.zeros(()), step=3)
+    held.save(tmp_path)
+    with torch.no_grad():
+        model.weight[0, 0] = float("nan")
+    held.step = 4
+    with pytest.raises(UserError, match="weights of step 4 are not finite, not saved"):
+        held.save(tmp_path)
+    assert [load_checkpoint(path)["step"] for path in step_files(tmp_path)] == [3]

@@ -1,0 +1,114 @@
+"""A training that is told to stop: in evaluation, while it waits for data, twice.
+
+A named pipe in an image's place holds the training where it is read until the test lets it go on.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+from conftest import REPOSITORY, tiny
+from test_resume import assert_same_bits, exact_rows, final_state
+
+from train import train
+from utils.checkpoint import load_checkpoint
+from utils.config import write_config
+
+
+@pytest.fixture(scope="module")
+def expected(cityscapes_root, tmp_path_factory):
+    config = tiny(cityscapes_root, tmp_path_factory.mktemp("logs"), workers=1, ema=0.9, log_every=3)
+    train(config)
+    return config
+
+
+@pytest.fixture
+def started(expected, tmp_path):
+    """start(split, number) trains with a pipe as that image and returns once the pipe is read."""
+    root = tmp_path / "data"
+    shutil.copytree(expected.data_root, root)
+    config = replace(expected, data_root=root, log_root=tmp_path / "logs")
+    write_config(config, tmp_path / "config.yaml")
+    processes = []
+
+    def start(split: str, number: int):
+        path = sorted(root.glob(f"leftImg8bit/{split}/*/*.png"))[number]
+        content = path.read_bytes()
+        path.unlink()
+        os.mkfifo(path)
+        command = [sys.executable, REPOSITORY / "train.py", "--config", tmp_path / "config.yaml"]
+        process = subprocess.Popen(
+            command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
+        )
+        processes.append(process)
+        pipe = path.open("wb")  # waits for the reader
+        return process, pipe, path, content
+
+    yield config, start
+    for process in processes:
+        process.kill()
+
+
+def goes_on(config, expected) -> None:
+    """The interrupted run, resumed, equals the uninterrupted one."""
+    train(replace(config, resume="auto"))
+    folder, other = config.log_root / "run", expected.log_root / "run"
+    assert exact_rows(folder) == exact_rows(other)
+    assert_same_bits(final_state(folder), final_state(other))
+    samples = [sorted(p.name for p in x.glob("samples/*")) for x in (folder, other)]
+    assert samples[0] == samples[1]
+
+
+def give_back(path, content) -> None:
+    path.unlink()
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_a_stop_in_evaluation_leaves_it_and_resume_makes_up_for_it(started, expected, number, code):
+    config, start = started
+    process, pipe, path, content = start("val", 1)
+    process.send_signal(number)
+    pipe.write(content)
+    pipe.close()
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == code, errors
+    assert "stopped after step 4; go on with" in errors
+    state = load_checkpoint(config.log_root / "run" / "checkpoints" / "last.pth")
+    assert state["step"] == 4 and state["pending"] is not None
+    assert not list((config.log_root / "run").glob("samples/*"))
+    give_back(path, content)
+    goes_on(config, expected)
+
+
+def test_a_stop_while_waiting_for_data_saves_at_once(started, expected):
+    config, start = started
+    process, pipe, path, content = start("train", 2)
+    time.sleep(0.5)  # the first image read ahead may be of a later step
+    begin = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 143, errors
+    assert time.monotonic() - begin < 10
+    assert load_checkpoint(config.log_root / "run" / "checkpoints" / "last.pth")["step"] < 6
+    pipe.close()
+    give_back(path, content)
+    goes_on(config, expected)
+
+
+def test_a_second_ctrl_c_leaves_at_once(started):
+    _, start = started
+    process, pipe, _, _ = start("val", 1)
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None  # asked once, it waits for the image
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=20)[1]
+    pipe.close()
+    assert process.returncode == 130 and "Traceback" not in errors
+    assert errors.strip().endswith("interrupted")

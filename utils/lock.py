@@ -1,0 +1,64 @@
+"""One process per folder: a lock that the system releases when its holder ends, in any way."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from utils.errors import UserError
+from utils.files import make_folder
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+    import msvcrt
+
+LOCK = ".lock"
+
+
+@contextmanager
+def hold(folder: Path, *, enabled: bool = True) -> Iterator[None]:
+    """Hold folder/.lock; UserError where another process does.
+
+    Folders made for it are removed again if nothing else came into them. No lock is ever stale:
+    what counts is the system's lock on the file, not that the file exists.
+    """
+    if not enabled:
+        yield
+        return
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    make_folder(folder)
+    path = folder / LOCK
+    try:
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}). Free the place") from error
+    with file:
+        acquire(file, path)
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # some folder is in use
+                if made and os.listdir(folder) == [LOCK]:
+                    path.unlink()
+                for empty in made:
+                    empty.rmdir()
+
+
+def acquire(file: IO[str], path: Path) -> None:
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    except (BlockingIOError, PermissionError) as error:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        raise UserError(f"{path}: held by {holder}. Wait until it ends, or stop it") from error
+    except OSError:
+        return  # a file system without locks
+    file.truncate(0)
+    file.write(f"process {os.getpid()}")
+    file.flush()

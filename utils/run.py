@@ -1,0 +1,213 @@
+"""A training run: its folder, what a checkpoint must bring back, how it is found again."""
+
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from utils.checkpoint import load_checkpoint, point, prune, save_checkpoint, step_files
+from utils.config import Config, plain
+from utils.distributed import World, sum_over_ranks
+from utils.errors import UserError
+from utils.files import resolve_log_root
+from utils.lock import LOCK
+from utils.logger import describe_environment
+from utils.optim import AveragedWeights
+
+# What may change when a run goes on; another value of any other option is another training.
+FREE_ON_RESUME = {"run_name", "resume", "overwrite", "log_root", "data_root", "device", "workers"}
+FREE_ON_RESUME |= {"compile", "log_every", "save_every", "eval_every", "patience"}
+ADVICE = "Start again with a lower --base_lr, longer --warmup_steps, or --clip_grad"
+
+
+@dataclass
+class Run:
+    """Everything of a training that a checkpoint must bring back."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    network: dict[str, Any]  # build_model's arguments
+    config: dict[str, Any]
+    classes: list[str]
+    loss_sum: torch.Tensor  # of the steps since the last row of metrics.csv
+    ema: AveragedWeights | None = None
+    scaler: torch.amp.GradScaler | None = None  # of fp16
+    loss_steps: int = 0  # their number
+    step: int = 0
+    best_miou: float = -1.0
+    best_step: int = 0
+    stale: int = 0  # evaluations since the best one
+    pending: dict[str, float] | None = None  # metrics of a step whose evaluation was interrupted
+    bad_step: torch.Tensor | None = None  # the first step whose loss was not finite, or 0
+
+    PLAIN: ClassVar = (
+        "network", "config", "classes", "step", "loss_steps", "best_miou", "best_step", "stale",
+        "pending",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        self.bad_step = torch.zeros((), dtype=torch.int64, device=self.loss_sum.device)
+
+    def note(self, miou: float) -> None:
+        """Keep the best mIoU and the number of evaluations since."""
+        if miou > self.best_miou:
+            self.best_miou, self.best_step, self.stale = miou, self.step, 0
+        else:
+            self.stale += 1
+
+    def add_loss(self, step: int, loss: torch.Tensor) -> None:
+        """Count a step's loss in, without waiting for the device."""
+        self.loss_sum += loss
+        self.loss_steps += 1
+        self.bad_step.masked_fill_((self.bad_step == 0) & ~loss.isfinite(), step)
+
+    def mean_loss(self, world: World) -> float:
+        """Mean over the steps since the last call and over all processes; waits for the device."""
+        mean = sum_over_ranks(self.loss_sum, world).item() / (self.loss_steps * world.size)
+        self.loss_sum.zero_()
+        self.loss_steps = 0
+        return mean
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema and self.ema.model.state_dict(),
+            "scaler": self.scaler and self.scaler.state_dict(),
+            "loss_sum": self.loss_sum,
+            "environment": describe_environment(),
+            **{name: getattr(self, name) for name in self.PLAIN},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for part, held in ((self.ema and self.ema.model, "ema"), (self.scaler, "scaler")):
+            if part is not None:
+                part.load_state_dict(state[held])
+        self.loss_sum.copy_(state["loss_sum"])
+        for name in self.PLAIN:
+            setattr(self, name, state[name])
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint; best.pth follows when this step is the best. Older ones go.
+
+        UserError for weights that are not finite: a good checkpoint never gives way to a bad one.
+        """
+        floats = [x for x in self.model.state_dict().values() if x.is_floating_point()]
+        if not torch.stack([x.isfinite().all() for x in floats]).all():
+            what = f"weights of step {self.step} are not finite, not saved"
+            raise UserError(f"{folder}: {what}. {ADVICE}")
+        path = save_checkpoint(folder, self.state())
+        if self.best_step == self.step:
+            point(folder / "best.pth", path)
+        prune(folder)
+
+
+def default_run_name(config: Config) -> str:
+    """<dataset>_<model>_<backbone>_os<stride>_<time>, for a run the user did not name."""
+    parts = (config.dataset, config.model, config.backbone, f"os{config.output_stride}")
+    return "_".join((*parts, time.strftime("%Y%m%d-%H%M%S")))
+
+
+def refuse_existing(folder: Path) -> None:
+    """UserError where a run lies in `folder`."""
+    if folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
+        raise UserError(
+            f"{folder}: this run exists. Go on with --resume auto, replace it with "
+            "--overwrite true, or choose another --run_name"
+        )
+
+
+def empty_folder(folder: Path) -> None:
+    """Remove the run in `folder`, but for the lock that its user holds."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Temporary files of processes that were killed; only for the holder of the run's lock."""
+    for path in folder.rglob(".tmp-*"):
+        path.unlink()
+
+
+def newest_good(folder: Path) -> dict[str, Any]:
+    """The state in the newest whole checkpoint of a run; a damaged one is named on stderr.
+
+    UserError where all are damaged: a run never starts again from nothing by itself.
+    """
+    for path in step_files(folder / "checkpoints")[::-1]:
+        try:
+            return load_checkpoint(path)
+        except UserError as error:
+            print(f"warning: {error}", file=sys.stderr)
+    raise UserError(f"{folder}: no checkpoint is whole. Start again with --overwrite true")
+
+
+def find_checkpoint(spec: str | None, log_root: Path, *, prefer: str = "best.pth") -> Path:
+    """A run's name, a run folder or a file -> checkpoint file; None means the newest run.
+
+    Of a run, `prefer` is taken if it exists, else its last checkpoint.
+    """
+    if spec is not None and Path(spec).is_file():
+        return Path(spec)
+    folder = newest_run(log_root) if spec is None else first_existing(log_root / spec, Path(spec))
+    checkpoints = folder / "checkpoints"
+    # The last: of a run that was killed between writing a file and naming it last.pth.
+    for path in (checkpoints / prefer, checkpoints / "last.pth", *step_files(checkpoints)[::-1]):
+        if path.is_file():
+            return path
+    raise UserError(f"{folder}: no checkpoint. Name a run in {log_root} or a checkpoint file")
+
+
+def newest_run(log_root: Path) -> Path:
+    """The run with the newest checkpoint."""
+    checkpoints = list(log_root.glob("*/checkpoints/step_*.pth"))
+    if not checkpoints:
+        raise UserError(f"{log_root}: no run with a checkpoint. Run train.py first")
+    return max(checkpoints, key=lambda path: path.stat().st_mtime).parents[1]
+
+
+def first_existing(*folders: Path) -> Path:
+    """The first of them that is a folder, else the first."""
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+
+def find_run(config: Config) -> tuple[Path, Path | None]:
+    """The run's folder and the checkpoint to go on with; the folder of a new run is free."""
+    log_root = resolve_log_root(config.log_root)
+    if config.resume is None:
+        folder = log_root / (config.run_name or default_run_name(config))
+        if not config.overwrite:
+            refuse_existing(folder)
+        return folder, None
+    spec = config.run_name if config.resume == "auto" else config.resume
+    path = find_checkpoint(spec, log_root, prefer="last.pth").resolve()
+    if path.parent.name != "checkpoints":
+        raise UserError(f"{path}: not in a run's folder. Start from its weights with --init_from")
+    return path.parents[1], path
+
+
+def load_run(folder: Path, source: Path | None, config: Config) -> dict[str, Any] | None:
+    """The state to go on with, made with the same options; None for a new run."""
+    if source is None:
+        return None
+    named = config.resume != "auto" and Path(config.resume).is_file()
+    state = load_checkpoint(source) if named else newest_good(folder)
+    now = plain(config)
+    held = plain(Config()) | state["config"]  # an older checkpoint lacks newer options
+    changed = [k for k in now if k not in FREE_ON_RESUME and now[k] != held[k]]
+    if changed:
+        raise UserError(
+            f"{folder}: made with another {', '.join(changed)}. Go on with "
+            f"--config {folder / 'config.yaml'}, or start a new --run_name"
+        )
+    return state
