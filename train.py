@@ -33,7 +33,7 @@ from utils import checkpoint, distributed
 from utils.class_uniform import ClassUniform
 from utils.config import Config, parse, plain
 from utils.distributed import Interrupted, StopRequest, World
-from utils.errors import UserError, run_command
+from utils.errors import UserError, out_of_memory, run_command
 from utils.files import resolve_data_root, resolve_log_root
 from utils.loader import Batches, dropout_seed, read_labels
 from utils.lock import hold
@@ -58,7 +58,7 @@ PACK_HINT = "More --workers, or python utils/preprocess_data.py --pack true, mak
 def train(config: Config) -> None:
     """The whole training, from a fresh start or from the checkpoint that --resume names."""
     world = distributed.start(config.device)
-    folder, begin = find_run(config)
+    folder, begin = find_run(config, world)
     with hold(folder, enabled=world.is_main):
         train_in(folder, begin, config, world)
 
@@ -283,7 +283,18 @@ def build_run(
 
 
 def main() -> None:
-    train(parse(Config, __doc__))
+    config = parse(Config, __doc__)
+    try:
+        train(config)
+    except (RuntimeError, MemoryError, cv2.error) as error:
+        if not out_of_memory(error):
+            raise
+        crops = f"{config.batch_size} crops of {config.crop[0]}x{config.crop[1]}"
+        raise UserError(
+            f"out of memory with {crops}, {config.backbone} at stride {config.output_stride}; "
+            "checkpoints are whole. Lower --batch_size and raise --accumulate as much, lower "
+            "--crop, or take --output_stride 16"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,10 +19,14 @@ from evaluation.evaluate import evaluate
 from model import build_model
 from model.losses import SegmentationLoss
 from utils import distributed
+from utils.checkpoint import load_checkpoint, step_files
 from utils.loader import Batches
+from utils.logger import read_metrics
 from utils.optim import build_optimizer
 from utils.preprocess_data import preprocess
 from utils.step import training_step
+
+SLOWER = 2  # than an idle machine, where other tests run beside these
 
 
 def work(root: str, result: str) -> None:
@@ -97,6 +103,78 @@ def test_torchrun_trains_and_evaluates(cityscapes_root, tmp_path):
     assert [row.split(",")[:2] for row in rows[1:]] == [
         [str(i), f"{float(i)}"] for i in (1, 2, 3, 4)
     ]
+
+
+OPTIONS = [
+    "--run_name", "run", "--device", "cpu", "--backbone_weights", "null", "--output_stride", "32",
+    "--crop", "[32,64]", "--batch_size", "2", "--workers", "1", "--steps", "24", "--log_every", "1",
+    "--eval_every", "1000", "--save_every", "4",
+]  # fmt: skip
+
+
+@pytest.fixture
+def launched(cityscapes_root, tmp_path):
+    """torchrun with two processes that have done seven steps; the run's folder."""
+    options = [*OPTIONS, "--data_root", cityscapes_root, "--log_root", tmp_path]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launch += ["--max-restarts", "1", REPOSITORY / "train.py"]
+    process = subprocess.Popen(
+        [sys.executable, *launch, *map(str, options)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for_step(tmp_path / "run", 7, process)
+    yield process, tmp_path / "run"
+    process.kill()
+
+
+def last_step(folder: Path) -> int:
+    return max((int(row["step"]) for row in read_metrics(folder) if row["step"]), default=0)
+
+
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while last_step(folder) < step:
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+def workers_of(process: subprocess.Popen) -> list[int]:
+    tasks = Path(f"/proc/{process.pid}/task")
+    return [int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
+
+
+def test_a_killed_process_costs_the_steps_since_the_last_checkpoint(launched):
+    """torchrun starts both again, they go on by themselves; figures in docs/reliability.md."""
+    process, folder = launched
+    begin = time.monotonic()
+    os.kill(workers_of(process)[-1], signal.SIGKILL)
+    checkpoints = folder / "checkpoints"
+    saved = int(step_files(checkpoints)[-1].name[5:13])
+    while last_step(folder) > saved:  # the new processes drop the rows after their checkpoint
+        time.sleep(0.02)
+    wait_for_step(folder, saved + 1, process)
+    seconds = time.monotonic() - begin
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors[-3000:]
+    assert f"steps {saved + 1} to 24 on 2 x cpu" in out
+    assert load_checkpoint(checkpoints / "last.pth")["step"] == 24
+    assert [row["step"] for row in read_metrics(folder)] == [str(step) for step in range(1, 25)]
+    print(f"next step {seconds:.1f} s after the kill")
+    assert seconds < 25 * SLOWER
+
+
+def test_sigterm_to_torchrun_saves_at_one_step_and_leaves(launched):
+    process, folder = launched
+    begin = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    seconds = time.monotonic() - begin
+    state = load_checkpoint(folder / "checkpoints" / "last.pth")
+    assert f"stopped after step {state['step']}; go on with" in errors
+    assert 7 <= state["step"] < 24 and state["step"] == last_step(folder)
+    print(f"{seconds:.1f} s")
+    assert seconds < 5 * SLOWER
 
 
 if __name__ == "__main__":

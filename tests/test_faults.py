@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import REPOSITORY, run, tiny
-from test_commands import fails
+from test_commands import TRAIN, fails
 from test_resume import assert_same_bits, exact_rows, final_state
 
 from train import train
@@ -159,3 +159,19 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     with pytest.raises(UserError, match="weights of step 4 are not finite, not saved"):
         held.save(tmp_path)
     assert [load_checkpoint(path)["step"] for path in step_files(tmp_path)] == [3]
+
+
+def test_too_little_memory_is_one_line_that_says_what_to_lower(cityscapes_root, tmp_path):
+    """8 GiB of address space, of which PyTorch's libraries take most, for 64 large crops."""
+    done = run(
+        "train.py", *TRAIN, "--data_root", cityscapes_root, "--log_root", tmp_path,
+        "--crop", "[1024,2048]", "--batch_size", "64",
+        limit=lambda: resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30)),
+    )  # fmt: skip
+    fails(done, "out of memory with 64 crops of 1024x2048, resnet18 at stride 32", "--batch_size")
+
+
+def test_two_preprocessings_at_once_are_refused(cityscapes_root):
+    with hold(cityscapes_root / "meta"):
+        done = run("utils/preprocess_data.py", "--data_root", cityscapes_root)
+    fails(done, "meta/.lock: held by process")

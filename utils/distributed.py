@@ -23,6 +23,8 @@ class World:
     rank: int
     size: int
     device: torch.device
+    launch: str = ""  # what torchrun calls it, the same in all processes and after restarts
+    restarted: bool = False  # by torchrun, after one of the processes had failed
 
     @property
     def is_main(self) -> bool:
@@ -66,7 +68,14 @@ def start(device: str) -> World:
     if size > 1:
         backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
         dist.init_process_group(backend, timeout=timedelta(minutes=10))
-    return World(int(os.environ.get("RANK", "0")), size, chosen)
+    launch = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return World(
+        rank=int(os.environ.get("RANK", "0")),
+        size=size,
+        device=chosen,
+        launch="" if launch == "none" else launch[:8],
+        restarted=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0,
+    )
 
 
 def stop(world: World) -> None:

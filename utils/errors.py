@@ -8,6 +8,12 @@ class UserError(Exception):
     """Message `<file>: <what was found>. <what to do>`: one line and exit code 2 in a command."""
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether PyTorch, on a GPU or the host, OpenCV or Python ran out of memory."""
+    words = ("out of memory", "can't allocate memory", "Insufficient memory")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
 def run_command(command: Callable[[], None]) -> None:
     """Run a command's `main`; a `UserError` becomes one line on stderr and exit code 2.
 

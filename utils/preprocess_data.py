@@ -47,6 +47,7 @@ from utils.images import image_size, labels_of, read_ids, read_image, to_train_i
 from utils.integrity import check_packed, check_split
 from utils.labels import CITYSCAPES
 from utils.loader import read_ahead, read_labels
+from utils.lock import hold
 from utils.packing import PackedFile, is_packed, make_header, pack, packed_path, require_space
 from utils.progress import progress
 
@@ -271,13 +272,14 @@ def main() -> None:
     if config.check:
         check_data(config.dataset, root, decode=config.decode, workers=config.workers)
         return
-    if not config.zip and config.dataset in CONVERTED:
-        preprocess(root, workers=config.workers, overwrite=config.overwrite)
-    elif not config.zip:
-        weigh(config.dataset, root, workers=config.workers)
-    if config.pack or config.zip:
-        options = {"workers": config.workers, "overwrite": config.overwrite}
-        pack_data(config.dataset, root, config.zip, **options)
+    with hold(root / "meta"):
+        if not config.zip and config.dataset in CONVERTED:
+            preprocess(root, workers=config.workers, overwrite=config.overwrite)
+        elif not config.zip:
+            weigh(config.dataset, root, workers=config.workers)
+        if config.pack or config.zip:
+            options = {"workers": config.workers, "overwrite": config.overwrite}
+            pack_data(config.dataset, root, config.zip, **options)
 
 
 if __name__ == "__main__":

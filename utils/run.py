@@ -109,10 +109,10 @@ class Run:
         prune(folder)
 
 
-def default_run_name(config: Config) -> str:
-    """<dataset>_<model>_<backbone>_os<stride>_<time>, for a run the user did not name."""
+def default_run_name(config: Config, world: World) -> str:
+    """<dataset>_<model>_<backbone>_os<stride>_<launch or time>, for a run the user did not name."""
     parts = (config.dataset, config.model, config.backbone, f"os{config.output_stride}")
-    return "_".join((*parts, time.strftime("%Y%m%d-%H%M%S")))
+    return "_".join((*parts, world.launch or time.strftime("%Y%m%d-%H%M%S")))
 
 
 def refuse_existing(folder: Path) -> None:
@@ -181,12 +181,18 @@ def first_existing(*folders: Path) -> Path:
     return next((folder for folder in folders if folder.is_dir()), folders[0])
 
 
-def find_run(config: Config) -> tuple[Path, Path | None]:
-    """The run's folder and the checkpoint to go on with; the folder of a new run is free."""
+def find_run(config: Config, world: World) -> tuple[Path, Path | None]:
+    """The run's folder and the checkpoint to go on with; the folder of a new run is free.
+
+    Where torchrun starts its processes again, they go on with the run that they had begun.
+    """
     log_root = resolve_log_root(config.log_root)
     if config.resume is None:
-        folder = log_root / (config.run_name or default_run_name(config))
-        if not config.overwrite:
+        folder = log_root / (config.run_name or default_run_name(config, world))
+        checkpoints = step_files(folder / "checkpoints")
+        if world.restarted and checkpoints:
+            return folder, checkpoints[-1]
+        if world.is_main and not config.overwrite and not world.restarted:
             refuse_existing(folder)
         return folder, None
     spec = config.run_name if config.resume == "auto" else config.resume
@@ -200,7 +206,7 @@ def load_run(folder: Path, source: Path | None, config: Config) -> dict[str, Any
     """The state to go on with, made with the same options; None for a new run."""
     if source is None:
         return None
-    named = config.resume != "auto" and Path(config.resume).is_file()
+    named = config.resume not in (None, "auto") and Path(config.resume).is_file()
     state = load_checkpoint(source) if named else newest_good(folder)
     now = plain(config)
     held = plain(Config()) | state["config"]  # an older checkpoint lacks newer options

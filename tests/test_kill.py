@@ -1,0 +1,175 @@
+"""`train.train` itself, killed at random moments: what is left always goes on to the same bits.
+
+One process imports torch and forks every trial, so a trial costs as much as its own steps.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny
+from test_resume import assert_same_bits, exact_rows, final_state
+
+from train import train
+from utils.checkpoint import NAME, point, prune, save_checkpoint, step_files
+from utils.config import Config
+from utils.errors import run_command
+from utils.logger import read_metrics
+from utils.run import newest_good, remove_leftovers
+
+needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(cityscapes_root, tmp_path_factory):
+    """DeepLabV3-ResNet18 with EMA, a reader thread and evaluations; seconds it took."""
+    config = tiny(
+        cityscapes_root, tmp_path_factory.mktemp("logs"),
+        steps=12, save_every=2, eval_every=6, ema=0.9, workers=1,
+    )  # fmt: skip
+    train(replace(config, run_name="warm-up", steps=2))
+    begin = time.monotonic()
+    train(config)
+    return config, time.monotonic() - begin
+
+
+@dataclass
+class Tally:
+    kills: int = 0
+    finished: int = 0
+    repeated: int = 0  # steps that had been done before a kill and were done again
+
+
+def forked(config: Config) -> int:
+    """The process id of a child that trains as train.py does."""
+    child = os.fork()
+    if child:
+        return child
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(null, stream)
+    try:
+        run_command(lambda: train(config))
+        os._exit(0)
+    except SystemExit as stop:
+        os._exit(stop.code)
+    finally:
+        os._exit(1)
+
+
+def trial(config: Config, seconds: float, tally: Tally) -> None:
+    """Go on with the run for some time, then kill; a run that ends by itself is left as it is."""
+    folder = config.log_root / "run"
+    begun = bool(step_files(folder / "checkpoints"))
+    child = forked(replace(config, resume="auto" if begun else None, overwrite=not begun))
+    deadline = time.monotonic() + seconds
+    ended = 0
+    while not ended and time.monotonic() < deadline:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        time.sleep(0.005)
+    if ended:
+        assert os.waitstatus_to_exitcode(status) == 0
+        tally.finished += 1
+        return
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    tally.kills += 1
+    done = max((int(row["step"]) for row in read_metrics(folder) if row["step"]), default=0)
+    saved = step_files(folder / "checkpoints")
+    tally.repeated += done - (int(NAME.fullmatch(saved[-1].name)[1]) if saved else 0)
+
+
+@pytest.mark.parametrize(
+    "kills", [pytest.param(100, id="100"), pytest.param(1000, marks=pytest.mark.slow, id="1000")]
+)
+def test_killed_at_random_moments_it_ends_with_the_same_bits(uninterrupted, tmp_path, kills):
+    expected, seconds = uninterrupted
+    config = replace(expected, log_root=tmp_path)
+    folder, draw, tally = tmp_path / "run", np.random.default_rng(0), Tally()
+    begin = time.monotonic()
+    while tally.kills < kills:
+        before = tally.finished
+        trial(config, draw.uniform(0, seconds / 4), tally)
+        if tally.finished > before:
+            assert exact_rows(folder) == exact_rows(expected.log_root / "run")
+            assert_same_bits(final_state(folder), final_state(expected.log_root / "run"))
+            for path in step_files(folder / "checkpoints"):
+                path.unlink()  # the next trial starts anew
+    print(f"{tally}, {time.monotonic() - begin:.0f} s", file=sys.stderr)
+    assert tally.repeated > 0 and tally.finished > 0
+
+
+def save_second(folder) -> None:
+    """What Run.save does, with a small state."""
+    path = save_checkpoint(folder, {"step": 2, "model": {"w": torch.full((9999,), 2.0)}})
+    point(folder / "best.pth", path)
+    prune(folder, keep=1)
+
+
+def traced(folder, *rules: str) -> tuple[bool, list[str]]:
+    """Save in a child under strace: whether it was killed, and the system calls it made."""
+    child = os.fork()
+    if not child:
+        os.kill(os.getpid(), signal.SIGSTOP)  # until strace is there
+        save_second(folder)
+        os._exit(0)
+    os.waitpid(child, os.WUNTRACED)
+    trace = folder.parent / "trace"
+    tracer = subprocess.Popen(["strace", "-qq", "-f", "-o", trace, *rules, "-p", str(child)])
+    while "TracerPid:\t0" in Path(f"/proc/{child}/status").read_text():
+        assert tracer.poll() is None, "strace may not attach here"
+        time.sleep(0.002)
+    os.kill(child, signal.SIGCONT)
+    _, status = os.waitpid(child, 0)
+    tracer.wait()
+    return os.WIFSIGNALED(status), re.findall(r"^\d+ +(\w+)\(", trace.read_text(), re.MULTILINE)
+
+
+def killed_at(call: str, number: int, folder) -> bool:
+    """Whether a child that saves was killed as it entered that system call."""
+    rule = f"inject={call}:signal=SIGKILL:when={number}"
+    return traced(folder, "-e", f"trace={call}", "-e", rule)[0]
+
+
+def first_save(folder) -> None:
+    save_checkpoint(folder, {"step": 1, "model": {"w": torch.ones(9999)}})
+    point(folder / "best.pth", folder / "last.pth")
+
+
+@needs_strace
+def test_bytes_reach_the_disk_before_their_name_and_the_name_at_last(tmp_path):
+    folder = tmp_path / "checkpoints"
+    first_save(folder)
+    killed, calls = traced(folder, "-e", "trace=write,fsync,rename")
+    assert not killed and calls.index("fsync") < calls.index("rename")
+    assert "write" not in calls[calls.index("fsync") :]
+    assert calls[-1] == "fsync" and calls.count("fsync") == calls.count("rename") == 3
+
+
+@needs_strace
+def test_a_save_killed_at_any_system_call_leaves_a_whole_checkpoint(tmp_path):
+    kills = 0
+    for call in ("openat", "write", "fsync", "rename", "symlink", "unlink"):
+        number = 1
+        while True:
+            folder = tmp_path / f"{call}-{number}" / "checkpoints"
+            first_save(folder)
+            killed = killed_at(call, number, folder)
+            remove_leftovers(folder.parent)
+            state = newest_good(folder.parent)
+            assert state["step"] in ((1, 2) if killed else (2,))
+            assert (state["model"]["w"] == state["step"]).all()
+            assert not list(folder.glob(".tmp-*"))
+            if not killed:
+                break
+            kills, number = kills + 1, number + 1
+    assert kills > 15
