@@ -5,6 +5,7 @@ Imports no torch: `--help` and a mistyped option answer at once.
 
 import re
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -180,8 +181,19 @@ def check(config: Any, name: str, valid: Any, expected: str) -> None:
         raise ValueError(f"--{name} must be {expected}, got {value}")
 
 
-class OneLineParser(ArgumentParser):
-    """jsonargparse, with a mistake told in one line instead of the whole usage."""
+class YamlParser(ArgumentParser):
+    """jsonargparse; a file with aliases is refused: a small one could unfold without end."""
+
+    def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
+        text = Path(cfg_path).read_text(encoding="utf-8")
+        with suppress(yaml.YAMLError):  # told better by jsonargparse
+            if any(isinstance(x, yaml.AliasEvent) for x in yaml.parse(text, yaml.SafeLoader)):
+                raise ValueError(f"{cfg_path}: has aliases (*name), which are not taken")
+        return super().parse_path(cfg_path, *args, **kwargs)
+
+
+class OneLineParser(YamlParser):
+    """A mistake is told in one line instead of the whole usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> None:
         raise UserError(f"{self.prog}: {message}. Options: {self.prog} --help") from ex
@@ -202,8 +214,8 @@ def parse(
         "--config", action="config", help="YAML file of options; flags override it."
     )
     parser.add_class_arguments(config_class)
-    values = parser.parse_args(argv)
     try:
+        values = parser.parse_args(argv)
         return config_class(**{field.name: values[field.name] for field in fields(config_class)})
     except ValueError as error:
         parser.error(str(error))

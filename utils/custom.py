@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError
 
+from utils.config import YamlParser
 from utils.errors import UserError
 from utils.files import read_bytes
 from utils.labels import IGNORE, INVALID, LabelTable, voc_palette
@@ -116,7 +117,7 @@ def read_description(root: Path) -> Description:
     path = root / NAME
     if not path.is_file():
         raise UserError(f"{path}: not found. Name the data set's folder with --data_root; {ADVICE}")
-    parser = ArgumentParser(exit_on_error=False)
+    parser = YamlParser(exit_on_error=False)
     parser.add_class_arguments(Description)
     try:
         return Description(**parser.parse_path(path).as_dict())
