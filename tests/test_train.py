@@ -109,6 +109,19 @@ def test_patience_stops_the_training(cityscapes_root, tmp_path):
     assert len(rows) == best + 1 + 2
 
 
+def test_the_average_follows_the_weights_once_a_step(cityscapes_root, tmp_path):
+    train(tiny(cityscapes_root, tmp_path, steps=2, save_every=1, ema=0.9))
+    before, after = map(load_checkpoint, step_files(tmp_path / "run" / "checkpoints"))
+    decay = (1 + 2) / (10 + 2)
+    for name, value in after["ema"].items():
+        if value.is_floating_point():
+            expected = decay * before["ema"][name] + (1 - decay) * after["model"][name]
+            torch.testing.assert_close(value, expected)
+    assert not torch.equal(
+        after["ema"]["classifier.4.weight"], after["model"]["classifier.4.weight"]
+    )
+
+
 def test_a_loss_that_is_not_finite_stops_with_one_line(cityscapes_root, tmp_path):
     names = r"step \d, learning rate 9.5e\+29, images aachen_\w+, aachen_\w+. .*--base_lr"
     with pytest.raises(UserError, match=names):
