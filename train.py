@@ -143,8 +143,11 @@ def train_in(folder: Path, begin: Path | None, config: Config, world: World) -> 
             if not part.checked:  # an unknown id is better found now than in an hour
                 labels = read_labels(part, workers=config.workers, enabled=world.is_main)
                 deque(labels, maxlen=0)
-    if state is None and world.is_main:
-        empty_folder(folder)
+    val_set[0]  # else read in an hour for the first time
+    if world.is_main:
+        run.require_space(folder, checkpoints=1 if state else 3)
+        if state is None:
+            empty_folder(folder)
     config = replace(config, run_name=folder.name, resume=None, overwrite=False)
     log = RunLogger(folder, config, start=start, enabled=world.is_main)
     if world.is_main:

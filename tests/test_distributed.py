@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from shutil import which
 
 import pytest
 import torch
@@ -175,6 +177,26 @@ def test_sigterm_to_torchrun_saves_at_one_step_and_leaves(launched):
     assert 7 <= state["step"] < 24 and state["step"] == last_step(folder)
     print(f"{seconds:.1f} s")
     assert seconds < 5 * SLOWER
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(None in map(which, ("unshare", "ip")), reason="needs unshare and ip")
+def test_the_other_host_goes_on_when_one_dies(cityscapes_root, tmp_path):
+    """Two network namespaces with a cable between them; tests/two_hosts.sh."""
+    options = [*OPTIONS, "--data_root", cityscapes_root, "--log_root", tmp_path]
+    script = [REPOSITORY / "tests" / "two_hosts.sh", sys.executable, tmp_path]
+    begin = time.monotonic()
+    done = subprocess.run(
+        ["unshare", "-rmn", *script, *map(str, options)],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    log = (tmp_path / "host_a.log").read_text()
+    assert done.returncode == 0, done.stderr + log[-3000:]
+    assert "steps 1 to 24 on 2 x cpu" in log
+    saved = re.search(r"steps (\d+) to 24 on 1 x cpu", log)
+    assert saved and int(saved[1]) > 1
+    assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pth")["step"] == 24
+    print(f"{time.monotonic() - begin:.0f} s")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Damaged checkpoints, full disks, second processes, weights that are not finite."""
 
+import os
 import resource
 import shutil
 import signal
@@ -146,6 +147,27 @@ def test_a_disk_that_takes_no_more_is_one_line_and_costs_no_checkpoint(run_folde
     assert left == held
     done = run(*command)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare")
+def test_a_disk_too_small_for_the_run_is_told_before_the_first_step(cityscapes_root, tmp_path):
+    """A disk of 64 MiB, mounted where only this process sees it."""
+    mount = f'mount -t tmpfs -o size=64m none {tmp_path} && exec "$@"'
+    if subprocess.run(["unshare", "-rm", "sh", "-c", mount, "sh", "true"]).returncode:
+        pytest.skip("may not mount here")
+    train_command = [
+        sys.executable,
+        REPOSITORY / "train.py",
+        *TRAIN,
+        "--log_root",
+        tmp_path / "logs",
+    ]
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", mount, "sh", *train_command, "--data_root", cityscapes_root],
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    fails(done, "logs/run: 0.06 GiB free, 3 checkpoints need 0.3", "--log_root")
+    assert "steps 1 to" not in done.stdout
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):

@@ -84,6 +84,16 @@ class Run:
             **{name: getattr(self, name) for name in self.PLAIN},
         }
 
+    def require_space(self, folder: Path, *, checkpoints: int = 3) -> None:
+        """UserError where the disk has no room for as many checkpoints as a run holds at once."""
+        weights = sum(x.nbytes for x in self.model.state_dict().values())
+        moments = 2 if isinstance(self.optimizer, torch.optim.AdamW) else 1
+        needed = checkpoints * weights * (1 + moments + (self.ema is not None)) / 2**30
+        free = shutil.disk_usage(folder).free / 2**30
+        if free < needed:
+            what = f"{free:.2f} GiB free, {checkpoints} checkpoints need {needed:.2f}"
+            raise UserError(f"{folder}: {what}. Free space, or choose another --log_root")
+
     def restore(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
