@@ -42,6 +42,7 @@ from utils.optim import AveragedWeights, build_optimizer, poly_schedule
 from utils.progress import progress
 from utils.run import (
     ADVICE,
+    FREE_ON_RESUME,
     Run,
     empty_folder,
     find_checkpoint,
@@ -74,6 +75,9 @@ def train_in(folder: Path, begin: Path | None, config: Config, world: World) -> 
     root = resolve_data_root(config.dataset, config.data_root)
     config = replace(config, data_root=root)
     train_set, val_set = (build_dataset(config.dataset, root, x) for x in (config.split, "val"))
+    distributed.require_same((train_set.names, val_set.names), "data set", world)
+    recipe = {k: v for k, v in plain(config).items() if k not in FREE_ON_RESUME}
+    distributed.require_same(recipe, "options", world)
     class_weights = read_class_weights(root, train_set.classes) if config.class_weights else None
     images_per_step = config.batch_size * config.accumulate * world.size
     total = config.steps
@@ -87,19 +91,13 @@ def train_in(folder: Path, begin: Path | None, config: Config, world: World) -> 
         print(f"{folder}: finished at step {total}. Start a new --run_name to train longer")
         return
     criterion = SegmentationLoss(
-        class_weights=class_weights,
-        label_smoothing=config.label_smoothing,
-        hard_threshold=config.hard_threshold,
-        hard_min_kept=config.hard_min_kept,
-    ).to(world.device)
+        class_weights=class_weights, label_smoothing=config.label_smoothing,
+        hard_threshold=config.hard_threshold, hard_min_kept=config.hard_min_kept,
+    ).to(world.device)  # fmt: skip
     schedule = poly_schedule(
-        run.optimizer,
-        start=start,
-        total=total,
-        warmup=config.warmup_steps,
-        power=config.power,
-        floor=config.min_lr / config.base_lr,
-    )
+        run.optimizer, start=start, total=total,
+        warmup=config.warmup_steps, power=config.power, floor=config.min_lr / config.base_lr,
+    )  # fmt: skip
     parallel = DistributedDataParallel(run.model) if world.size > 1 else run.model
     if compiled:
         parallel.compile()  # in place: the state_dict keeps its keys
@@ -108,35 +106,20 @@ def train_in(folder: Path, begin: Path | None, config: Config, world: World) -> 
         labels = read_labels(train_set, workers=config.workers, enabled=world.is_main)
         class_uniform = ClassUniform(labels, share=config.class_uniform, seed=config.seed)
     source = Batches(
-        train_set,
-        batch_size=config.batch_size,
-        crop=config.crop,
-        scale=config.scale,
-        flip=config.flip,
-        seed=config.seed,
-        workers=config.workers,
-        device=world.device,
-        rank=world.rank,
-        world=world.size,
-        photometric=config.photometric,
-        max_class_share=config.max_class_share,
-        class_uniform=class_uniform,
-    )
+        train_set, batch_size=config.batch_size, crop=config.crop, scale=config.scale,
+        flip=config.flip, photometric=config.photometric, max_class_share=config.max_class_share,
+        class_uniform=class_uniform, seed=config.seed, workers=config.workers,
+        device=world.device, rank=world.rank, world=world.size,
+    )  # fmt: skip
     batches = source.run(start * config.accumulate, total * config.accumulate)
     update = partial(
         training_step, parallel, criterion, run.optimizer,
         amp=amp, scaler=run.scaler, clip=config.clip_grad,
     )  # fmt: skip
-
     validate = partial(
-        evaluate,
-        dataset=val_set,
-        world=world,
-        scales=config.eval_scales,
-        class_weights=criterion.class_weights,
-        amp=amp,
-        workers=config.workers,
-    )
+        evaluate, dataset=val_set, world=world, scales=config.eval_scales,
+        class_weights=criterion.class_weights, amp=amp, workers=config.workers,
+    )  # fmt: skip
 
     if state is None:
         for part in (train_set, val_set):

@@ -24,7 +24,7 @@ def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
 
     Its averaged weights, where the training kept any.
     """
-    state = load_checkpoint(path)
+    state = load_checkpoint(path, needs=("network", "model", "config", "classes"))
     weights = state.pop("model")
     weights = state.pop("ema", None) or weights
     network = build_model(**state["network"])

@@ -1,6 +1,9 @@
 """Which files belong together, what their pixels mean, and what damaged ones say."""
 
 import shutil
+import struct
+import time
+import zlib
 
 import cv2
 import numpy as np
@@ -156,3 +159,66 @@ def test_trainval_is_train_then_val(cityscapes_root):
         for kind in ("image", "label"):
             assert np.array_equal(whole[index][kind], part[place][kind])
         assert np.array_equal(whole.label(index), part[place]["label"])
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG file that claims a size and holds next to nothing."""
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+    packed = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+@pytest.mark.parametrize("size", [(30_000, 30_000), (2**31 - 1, 2**31 - 1), (0, 0), (2048, 1024)])
+def test_a_small_file_that_claims_many_pixels_is_refused_at_once(tmp_path, size):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png_of(*size))
+    for read in (read_image, lambda path: read_ids(path, np.uint8)):
+        begin = time.process_time()
+        with pytest.raises(UserError, match=r"bomb.png"):
+            read(path)
+        assert time.process_time() - begin < 0.1
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1"])
+def test_other_8_bit_images_are_read_as_rgb(tmp_path, mode):
+    grey = Image.fromarray(np.arange(0, 240, 10, np.uint8).reshape(4, 6))
+    grey.convert(mode).save(tmp_path / "x.png")
+    image = read_image(tmp_path / "x.png")
+    assert image.shape == (4, 6, 3)
+    assert np.array_equal(image, np.asarray(grey.convert(mode).convert("RGB")))
+
+
+def test_images_of_16_bits_or_four_inks_are_refused(tmp_path):
+    cv2.imwrite(str(tmp_path / "deep.png"), np.zeros((4, 6, 3), np.uint16))
+    with pytest.raises(UserError, match="deep.png: 16 bits"):
+        read_image(tmp_path / "deep.png")
+    Image.fromarray(np.zeros((4, 6, 4), np.uint8), "CMYK").save(tmp_path / "inks.jpg")
+    with pytest.raises(UserError, match="inks.jpg: 6 x 4 pixels, CMYK"):
+        read_image(tmp_path / "inks.jpg")
+    for name in ("x.gif", "x.bmp"):
+        Image.fromarray(np.zeros((4, 6), np.uint8)).save(tmp_path / name)
+        with pytest.raises(UserError, match=name):
+            read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_camera_s_rotation_is_ignored(tmp_path, orientation):
+    tag = Image.Exif()
+    tag[0x0112] = orientation
+    for name in ("x.jpg", "x.png"):
+        Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(tmp_path / name, exif=tag)
+        assert read_image(tmp_path / name).shape == (4, 6, 3)
+
+
+def test_any_name_of_a_folder_will_do(cityscapes_root, tmp_path):
+    root = tmp_path / "my data #1 100% größe\n-x"
+    shutil.copytree(cityscapes_root, root)
+    for split in ("train", "val"):
+        assert np.array_equal(
+            build_dataset("cityscapes", root, split)[0]["label"],
+            build_dataset("cityscapes", cityscapes_root, split)[0]["label"],
+        )

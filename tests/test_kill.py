@@ -22,7 +22,7 @@ from test_resume import assert_same_bits, exact_rows, final_state
 from train import train
 from utils.checkpoint import NAME, point, prune, save_checkpoint, step_files
 from utils.config import Config
-from utils.errors import run_command
+from utils.errors import UserError, run_command
 from utils.logger import read_metrics
 from utils.run import newest_good, remove_leftovers
 
@@ -120,7 +120,10 @@ def traced(folder, *rules: str) -> tuple[bool, list[str]]:
     child = os.fork()
     if not child:
         os.kill(os.getpid(), signal.SIGSTOP)  # until strace is there
-        save_second(folder)
+        try:
+            save_second(folder)
+        except UserError:
+            os._exit(2)
         os._exit(0)
     os.waitpid(child, os.WUNTRACED)
     trace = folder.parent / "trace"
@@ -131,6 +134,8 @@ def traced(folder, *rules: str) -> tuple[bool, list[str]]:
     os.kill(child, signal.SIGCONT)
     _, status = os.waitpid(child, 0)
     tracer.wait()
+    if os.WIFEXITED(status) and os.WEXITSTATUS(status):
+        raise UserError("refused by the save")
     return os.WIFSIGNALED(status), re.findall(r"^\d+ +(\w+)\(", trace.read_text(), re.MULTILINE)
 
 
@@ -173,3 +178,13 @@ def test_a_save_killed_at_any_system_call_leaves_a_whole_checkpoint(tmp_path):
                 break
             kills, number = kills + 1, number + 1
     assert kills > 15
+
+
+@needs_strace
+def test_a_disk_that_fails_to_keep_the_bytes_is_told_and_costs_no_checkpoint(tmp_path):
+    """fsync answers EIO: the file is given up, the earlier checkpoint stays the newest."""
+    folder = tmp_path / "checkpoints"
+    first_save(folder)
+    with pytest.raises(UserError, match="refused by the save"):
+        traced(folder, "-e", "trace=fsync", "-e", "inject=fsync:error=EIO:when=1")
+    assert newest_good(tmp_path)["step"] == 1 and not list(folder.glob(".tmp-*"))

@@ -70,8 +70,8 @@ FAULTS = {
     ),
     "a schedule that starts again": (
         "train.py",
-        "        start=start,\n        total=total,",
-        "        start=0,\n        total=total,",
+        "run.optimizer, start=start,",
+        "run.optimizer, start=0,",
         "test_resume.py::test_resuming_gives_the_same_losses_and_weights",
     ),
 }

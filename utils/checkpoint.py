@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -94,16 +95,29 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The state that `save_checkpoint` wrote, on the CPU; UserError when damaged or foreign."""
+def load_checkpoint(path: Path, *, needs: Iterable[str] = ()) -> dict[str, Any]:
+    """The state that `save_checkpoint` wrote, on the CPU; UserError when damaged or foreign.
+
+    needs: entries that it must hold.
+    """
     path = path.resolve()
     match = NAME.fullmatch(path.name)
     if match and path.is_file() and sha256(path) != match[2]:
         raise UserError(f"{path}: damaged, its hash is not {match[2]}. Use an older checkpoint")
     state = read_tensors(path)
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    made = state.get("format") if isinstance(state, dict) else None
+    if isinstance(made, int) and made > FORMAT:
+        raise UserError(f"{path}: of a newer version, format {made} not {FORMAT}. Update the code")
+    if made != FORMAT:
         raise UserError(f"{path}: not a checkpoint of train.py. Name a run or a file it wrote")
+    require_entries(state, needs, path)
     return state
+
+
+def require_entries(state: dict[str, Any], names: Iterable[str], path: Any) -> None:
+    """UserError naming the entries that a checkpoint lacks."""
+    if missing := [name for name in names if name not in state]:
+        raise UserError(f"{path}: lacks {', '.join(missing)}. Name a file that train.py wrote")
 
 
 def read_tensors(path: Path) -> Any:
@@ -127,7 +141,7 @@ def take_over(model: nn.Module, path: Path) -> list[str]:
     own = model.state_dict()
     fitting = {
         name: value
-        for name, value in given.items()
+        for name, value in ((key.removeprefix("module."), given[key]) for key in given)
         if name in own and getattr(value, "shape", None) == own[name].shape
     }
     if not fitting:

@@ -1,5 +1,6 @@
 """One process per GPU, started by torchrun; without torchrun a world of one."""
 
+import hashlib
 import os
 import signal
 from collections.abc import Iterator
@@ -102,6 +103,17 @@ def gather_over_ranks(value: Any, world: World) -> list[Any]:
     values = [None] * world.size
     dist.all_gather_object(values, value)
     return values
+
+
+def require_same(value: Any, what: str, world: World) -> None:
+    """UserError where a process has another `value`, which must have a definite repr."""
+    hashes = gather_over_ranks(hashlib.sha256(repr(value).encode()).hexdigest(), world)
+    other = [str(rank) for rank, found in enumerate(hashes) if found != hashes[0]]
+    if other:
+        raise UserError(
+            f"{what}: process {', '.join(other)} has other than process 0. "
+            "Give all hosts the same files and options"
+        )
 
 
 def copy_buffers_from_main(model: torch.nn.Module, world: World) -> None:

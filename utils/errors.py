@@ -1,7 +1,12 @@
 """The one error a user can cause, and the one place that turns it into a line and an exit code."""
 
+import errno
+import os
 import sys
 from collections.abc import Callable
+
+# What a disk does, not the program: full, over quota, read only, failing.
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
 
 
 class UserError(Exception):
@@ -23,6 +28,15 @@ def run_command(command: Callable[[], None]) -> None:
         command()
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        name = error.filename or "disk"
+        print(f"error: {name}: {error.strerror}. Free space or mend the disk", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -17,6 +17,7 @@ from utils.errors import UserError
 REPOSITORY = Path(__file__).resolve().parents[1]
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"\0\0\0\0IEND\xaeB`\x82"
 TAIL = 1024  # bytes; some tools append a comment after the end of the image
+MOST_PIXELS = 1 << 26  # of an image; Cityscapes' have 2^21, and a small file can claim any number
 GREY, PALETTE = 0, 3  # colour types, PNG specification section 11.2.2
 
 
@@ -77,6 +78,8 @@ def png_header(start: bytes, end: bytes, path: Any, *, advice: str = DAMAGED) ->
     if start[:16] != PNG_START or PNG_END not in end:
         raise UserError(f"{path}: not a whole PNG image. {advice}")
     width, height, bits, color = struct.unpack(">IIBB", start[16:26])
+    if not 0 < width * height <= MOST_PIXELS:
+        raise UserError(f"{path}: {width} x {height} pixels. {advice}")
     return PngHeader((height, width), bits, color)
 
 

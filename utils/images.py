@@ -9,7 +9,15 @@ from PIL import Image
 
 from utils.archives import Member
 from utils.errors import UserError
-from utils.files import PALETTE, TAIL, decode_grey, png_header, read_bytes
+from utils.files import (
+    MOST_PIXELS,
+    PALETTE,
+    PNG_START,
+    TAIL,
+    decode_grey,
+    png_header,
+    read_bytes,
+)
 from utils.labels import INVALID, LabelTable, label_ids
 
 CHECK = "Replace it; python utils/preprocess_data.py --check true lists every fault"
@@ -18,14 +26,31 @@ CHECK = "Replace it; python utils/preprocess_data.py --check true lists every fa
 def read_image(path: Path | Member) -> np.ndarray:
     """PNG or JPEG file -> (H,W,3) uint8 RGB. EXIF rotation is ignored: labels have none."""
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    content = np.frombuffer(read_bytes(path), np.uint8)
+    content = read_bytes(path)
+    require_image(content, path)
     try:
-        image = cv2.imdecode(content, flags) if len(content) else None
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error as error:  # an absurd size
         raise UserError(f"{path}: cannot be decoded ({error}). {CHECK}") from error
     if image is None:
         raise UserError(f"{path}: not a whole PNG or JPEG image. {CHECK}")
     return image
+
+
+def require_image(content: bytes, path: Path | Member) -> None:
+    """UserError, from the header alone, for what is not an 8-bit PNG or JPEG image of sane size."""
+    if content.startswith(PNG_START[:8]):
+        header = png_header(content[:26], content[-TAIL:], path, advice=CHECK)
+        if header.bits > 8:
+            raise UserError(f"{path}: {header.bits} bits per channel. Give an 8-bit image")
+        return
+    try:
+        with Image.open(BytesIO(content), formats=("JPEG",)) as image:
+            size, mode = image.size, image.mode
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: not a whole PNG or JPEG image. {CHECK}") from error
+    if size[0] * size[1] > MOST_PIXELS or mode not in ("L", "RGB"):
+        raise UserError(f"{path}: {size[0]} x {size[1]} pixels, {mode}. Give an RGB image")
 
 
 def image_size(path: Path | Member) -> tuple[int, int]:

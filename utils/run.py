@@ -10,7 +10,14 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from utils.checkpoint import load_checkpoint, point, prune, save_checkpoint, step_files
+from utils.checkpoint import (
+    load_checkpoint,
+    point,
+    prune,
+    require_entries,
+    save_checkpoint,
+    step_files,
+)
 from utils.config import Config, plain
 from utils.distributed import World, sum_over_ranks
 from utils.errors import UserError
@@ -95,6 +102,8 @@ class Run:
             raise UserError(f"{folder}: {what}. Free space, or choose another --log_root")
 
     def restore(self, state: dict[str, Any]) -> None:
+        needed = set(self.state()) - {"environment", "pending"}  # older runs lack the latter
+        require_entries(state, sorted(needed), f"checkpoint of step {state.get('step')}")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         for part, held in ((self.ema and self.ema.model, "ema"), (self.scaler, "scaler")):
@@ -102,7 +111,7 @@ class Run:
                 part.load_state_dict(state[held])
         self.loss_sum.copy_(state["loss_sum"])
         for name in self.PLAIN:
-            setattr(self, name, state[name])
+            setattr(self, name, state.get(name))
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint; best.pth follows when this step is the best. Older ones go.
@@ -114,7 +123,7 @@ class Run:
             what = f"weights of step {self.step} are not finite, not saved"
             raise UserError(f"{folder}: {what}. {ADVICE}")
         path = save_checkpoint(folder, self.state())
-        if self.best_step == self.step:
+        if self.best_step == self.step > 0:
             point(folder / "best.pth", path)
         prune(folder)
 
