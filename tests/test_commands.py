@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -165,3 +166,25 @@ def test_label_ids_out_of_range_in_camvid(tmp_path):
         "--class_weights", "false", "--log_root", tmp_path / "logs",
     )  # fmt: skip
     fails(done, "trainannot", "a.png", "40")
+
+
+def test_a_reader_that_leaves_early_gets_no_traceback(cityscapes_root):
+    """As `| head` does; the command's output is flushed into a pipe that nobody reads."""
+    process = subprocess.Popen(
+        [sys.executable, REPOSITORY / "utils/preprocess_data.py", "--data_root", cityscapes_root],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    process.stdout.close()
+    errors = process.stderr.read()
+    assert process.wait() == 1 and "BrokenPipe" not in errors and "Traceback" not in errors
+
+
+def test_few_open_files_and_no_language_are_enough(cityscapes_root, tmp_path):
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+
+    done = run(
+        "train.py", *TRAIN, "--data_root", cityscapes_root, "--log_root", tmp_path,
+        limit=limit, LC_ALL="C", LANG="C",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -14,11 +15,12 @@ from conftest import REPOSITORY, run, tiny
 from test_commands import TRAIN, fails
 from test_resume import assert_same_bits, exact_rows, final_state
 
+from evaluation.inference import load_model
 from train import train
-from utils.checkpoint import load_checkpoint, step_files
+from utils.checkpoint import load_checkpoint, save_checkpoint, step_files
 from utils.errors import UserError
 from utils.lock import LOCK, hold
-from utils.run import Run
+from utils.run import Run, find_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -197,3 +199,64 @@ def test_two_preprocessings_at_once_are_refused(cityscapes_root):
     with hold(cityscapes_root / "meta"):
         done = run("utils/preprocess_data.py", "--data_root", cityscapes_root)
     fails(done, "meta/.lock: held by process")
+
+
+def test_a_read_that_hangs_is_named_and_does_not_keep_the_process(cityscapes_root, tmp_path):
+    """A named pipe as an image; instead of two minutes the process waits one second for it."""
+    root = tmp_path / "data"
+    shutil.copytree(cityscapes_root, root)
+    path = sorted(root.glob("leftImg8bit/train/*/*.png"))[2]
+    path.unlink()
+    os.mkfifo(path)
+    program = (
+        f"import sys; sys.path.insert(0, {str(REPOSITORY)!r})\n"
+        "from utils import loader; loader.READ_TIMEOUT = 1.0\n"
+        "import train\nfrom utils.errors import run_command\nrun_command(train.main)\n"
+    )
+    arguments = [*TRAIN, "--data_root", root, "--log_root", tmp_path / "logs"]
+    begin = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60
+    )
+    fails(done, f"image {path.name.removesuffix('_leftImg8bit.png')}: no answer for 1 s", "disk")
+    assert time.monotonic() - begin < 40
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "dangling"])
+def test_a_checkpoint_that_is_no_file_is_refused(tmp_path, kind):
+    path = tmp_path / "x.pth"
+    {
+        "fifo": lambda: os.mkfifo(path),
+        "folder": path.mkdir,
+        "dangling": lambda: path.symlink_to("nothing"),
+    }[kind]()
+    with pytest.raises(UserError, match=r"x.pth: no checkpoint"):
+        find_checkpoint(str(path), tmp_path)
+    with pytest.raises(UserError, match=r"x.pth: (does not exist|not a readable)"):
+        load_checkpoint(path)
+
+
+def test_checkpoints_of_newer_versions_and_incomplete_ones_are_told(run_folder, tmp_path):
+    _, folder = run_folder
+    state = load_checkpoint(folder / "checkpoints" / "last.pth")
+    torch.save(state | {"format": 2}, tmp_path / "new.pth")
+    with pytest.raises(UserError, match=r"new.pth: of a newer version, format 2 not 1"):
+        load_checkpoint(tmp_path / "new.pth")
+    for name in ("model", "network", "classes"):
+        torch.save({key: state[key] for key in state if key != name}, tmp_path / "x.pth")
+        with pytest.raises(UserError, match=f"x.pth: lacks {name}"):
+            load_model(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("name", ["model", "optimizer", "ema", "loss_sum", "best_miou", "stale"])
+def test_a_run_goes_on_with_everything_or_not_at_all(run_folder, name):
+    config, folder = run_folder
+    checkpoints = folder / "checkpoints"
+    state = load_checkpoint(checkpoints / "last.pth")
+    for path in checkpoints.iterdir():
+        path.unlink()
+    del state["format"], state[name]
+    state["step"] = 4
+    save_checkpoint(checkpoints, state)
+    with pytest.raises(UserError, match=f"checkpoint of step 4: lacks {name}"):
+        train(config)

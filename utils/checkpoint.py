@@ -122,6 +122,8 @@ def require_entries(state: dict[str, Any], names: Iterable[str], path: Any) -> N
 
 def read_tensors(path: Path) -> Any:
     """`torch.load` of tensors and plain containers only: a file can never run code."""
+    if path.exists() and not path.is_file():  # a named pipe would be waited for
+        raise UserError(f"{path}: not a readable weights file. Replace it")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:

@@ -26,6 +26,7 @@ def run_command(command: Callable[[], None]) -> None:
     """
     try:
         command()
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
