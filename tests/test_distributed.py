@@ -154,7 +154,7 @@ def workers_of(process: subprocess.Popen) -> list[int]:
     return [int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
 
 
-def test_a_killed_process_costs_the_steps_since_the_last_checkpoint(launched):
+def test_a_killed_process_costs_the_steps_since_the_last_checkpoint(launched, record_property):
     """torchrun starts both again, they go on by themselves; figures in docs/reliability.md."""
     process, folder = launched
     begin = time.monotonic()
@@ -170,11 +170,11 @@ def test_a_killed_process_costs_the_steps_since_the_last_checkpoint(launched):
     assert f"steps {saved + 1} to 24 on 2 x cpu" in out
     assert load_checkpoint(checkpoints / "last.pth")["step"] == 24
     assert [row["step"] for row in read_metrics(folder)] == [str(step) for step in range(1, 25)]
-    print(f"next step {seconds:.1f} s after the kill")
+    record_property("seconds to the next step", round(seconds, 1))
     assert seconds < 25 * SLOWER
 
 
-def test_sigterm_to_torchrun_saves_at_one_step_and_leaves(launched):
+def test_sigterm_to_torchrun_saves_at_one_step_and_leaves(launched, record_property):
     process, folder = launched
     begin = time.monotonic()
     process.send_signal(signal.SIGTERM)
@@ -183,13 +183,13 @@ def test_sigterm_to_torchrun_saves_at_one_step_and_leaves(launched):
     state = load_checkpoint(folder / "checkpoints" / "last.pth")
     assert f"stopped after step {state['step']}; go on with" in errors
     assert 7 <= state["step"] < 24 and state["step"] == last_step(folder)
-    print(f"{seconds:.1f} s")
+    record_property("seconds to the end", round(seconds, 1))
     assert seconds < 5 * SLOWER
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(None in map(which, ("unshare", "ip")), reason="needs unshare and ip")
-def test_the_other_host_goes_on_when_one_dies(cityscapes_root, tmp_path):
+def test_the_other_host_goes_on_when_one_dies(cityscapes_root, tmp_path, record_property):
     """Two network namespaces with a cable between them; tests/two_hosts.sh."""
     options = [*OPTIONS, "--data_root", cityscapes_root, "--log_root", tmp_path]
     script = [REPOSITORY / "tests" / "two_hosts.sh", sys.executable, tmp_path]
@@ -204,7 +204,7 @@ def test_the_other_host_goes_on_when_one_dies(cityscapes_root, tmp_path):
     saved = re.search(r"steps (\d+) to 24 on 1 x cpu", log)
     assert saved and int(saved[1]) > 1
     assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pth")["step"] == 24
-    print(f"{time.monotonic() - begin:.0f} s")
+    record_property("seconds in all", round(time.monotonic() - begin))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,7 +90,9 @@ def trial(config: Config, seconds: float, tally: Tally) -> None:
 @pytest.mark.parametrize(
     "kills", [pytest.param(100, id="100"), pytest.param(1000, marks=pytest.mark.slow, id="1000")]
 )
-def test_killed_at_random_moments_it_ends_with_the_same_bits(uninterrupted, tmp_path, kills):
+def test_killed_at_random_moments_it_ends_with_the_same_bits(
+    uninterrupted, tmp_path, kills, record_property
+):
     expected, seconds = uninterrupted
     config = replace(expected, log_root=tmp_path)
     folder, draw, tally = tmp_path / "run", np.random.default_rng(0), Tally()
@@ -104,7 +105,9 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(uninterrupted, tmp_
             assert_same_bits(final_state(folder), final_state(expected.log_root / "run"))
             for path in step_files(folder / "checkpoints"):
                 path.unlink()  # the next trial starts anew
-    print(f"{tally}, {time.monotonic() - begin:.0f} s", file=sys.stderr)
+    record_property(f"{tally.kills} kills: runs finished", tally.finished)
+    record_property("steps repeated", tally.repeated)
+    record_property("seconds", round(time.monotonic() - begin))
     assert tally.repeated > 0 and tally.finished > 0
 
 
@@ -161,7 +164,7 @@ def test_bytes_reach_the_disk_before_their_name_and_the_name_at_last(tmp_path):
 
 
 @needs_strace
-def test_a_save_killed_at_any_system_call_leaves_a_whole_checkpoint(tmp_path):
+def test_a_save_killed_at_any_system_call_leaves_a_whole_checkpoint(tmp_path, record_property):
     kills = 0
     for call in ("openat", "write", "fsync", "rename", "symlink", "unlink"):
         number = 1
@@ -177,6 +180,7 @@ def test_a_save_killed_at_any_system_call_leaves_a_whole_checkpoint(tmp_path):
             if not killed:
                 break
             kills, number = kills + 1, number + 1
+    record_property("kills", kills)
     assert kills > 15
 
 

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import reliability
 
 from benchmarks.table import BEGIN, END, filled
 from benchmarks.table import PAGES as TABLES
@@ -79,3 +80,9 @@ def test_the_card_s_ten_names_are_there():
     names = ["model", "utils", "evaluation", "datasets.py", "train.py", "requirements.txt"]
     names += ["README.md", "data", "pretrained_models", "training_logs"]
     assert all((REPOSITORY / name).exists() for name in names)
+
+
+def test_the_reliability_page_names_tests_that_exist():
+    for *_, test in (row for rows in reliability.ROWS.values() for row in rows):
+        file, name = test.split("::")
+        assert f"def {name}(" in (REPOSITORY / "tests" / file).read_text(encoding="utf-8"), test
