@@ -51,6 +51,8 @@ OPTIONS: dict[str, dict] = {
     "class weights": {"class_weights": True},
     "photometric": {"photometric": True},
     "class-uniform crops": {"class_uniform": 0.5},
+    "weights and uniform crops": {"class_weights": True, "class_uniform": 0.5},
+    "both and EMA": {"class_weights": True, "class_uniform": 0.5, "ema": 0.99},
     "fine-tuning": {"init_from": "demo"},
     "class share": {"max_class_share": 0.75},
     "label smoothing": {"label_smoothing": 0.1},
