@@ -49,6 +49,12 @@ def write_pair(root: Path, split: str, city: str, number: int, instance: np.ndar
     cv2.imwrite(str(labels / f"{name}_gtFine_instanceIds.png"), instance)
 
 
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """Each test draws what it draws alone, whatever ran before."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def cityscapes_root(tmp_path_factory) -> Path:
     """A preprocessed tree that tests only read."""

@@ -102,7 +102,7 @@ def test_equals_smp(backbone, stride):
     assert difference[True] > 1e-3
 
 
-def test_trains_like_smp_for_50_steps():
+def test_trains_like_smp_for_25_steps():
     """The same weights, batches and optimizer: a textbook loop around SMP, and our criterion.
 
     In float64: in float32 SMP drifts by 2 % from itself when its weights change by 1e-7.
@@ -117,7 +117,7 @@ def test_trains_like_smp_for_50_steps():
     criterion, curves = SegmentationLoss(), ([], [])
     optimizers = [torch.optim.SGD(m.parameters(), 1e-3, momentum=0.9) for m in (reference, model)]
     generator = torch.Generator().manual_seed(0)
-    for _ in range(50):
+    for _ in range(25):
         coarse = torch.randn(4, 3, 6, 6, generator=generator).double()
         images = F.interpolate(coarse, (32, 32), mode="bilinear")
         images += 0.5 * torch.randn(images.shape, generator=generator)

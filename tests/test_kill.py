@@ -49,13 +49,13 @@ class Tally:
 
 
 def forked(config: Config) -> int:
-    """The process id of a child that trains as train.py does."""
+    """The process id of a child that trains as train.py does; its messages go to a file."""
     child = os.fork()
     if child:
         return child
-    null = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):
-        os.dup2(null, stream)
+    messages = os.open(config.log_root / "messages", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(messages, stream)
     try:
         run_command(lambda: train(config))
         os._exit(0)
@@ -75,6 +75,9 @@ def trial(config: Config, seconds: float, tally: Tally) -> None:
     while not ended and time.monotonic() < deadline:
         ended, status = os.waitpid(child, os.WNOHANG)
         time.sleep(0.005)
+    messages = config.log_root / "messages"
+    if messages.exists():  # the first kill may come before it
+        assert "warning" not in messages.read_text()  # of a checkpoint that is not whole
     if ended:
         assert os.waitstatus_to_exitcode(status) == 0
         tally.finished += 1

@@ -1,5 +1,5 @@
 """Tests that cannot fail prove nothing: ten faults are planted in copies of the project, one each,
-and a test must notice every one. `make test-slow`; four minutes."""
+and a test must notice every one. `make test-slow`; five minutes."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ FAULTS = {
         "utils/checkpoint.py",
         'temporary = folder / f".tmp-{os.getpid()}"',
         'temporary = (step_files(folder) or [folder / ".tmp"])[-1]',
-        "test_kill.py::test_a_save_killed_at_any_system_call_leaves_a_whole_checkpoint",
+        "test_kill.py::test_killed_at_random_moments_it_ends_with_the_same_bits[100]",
     ),
     "no fsync": (
         "utils/checkpoint.py",

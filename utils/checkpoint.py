@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from utils.errors import UserError
 from utils.files import REPOSITORY
 
 FORMAT = 1
+DOWNLOAD_TIMEOUT = 60.0  # seconds without a byte
 PRETRAINED = REPOSITORY / "pretrained_models"
 NAME = re.compile(r"step_(\d{8})-([0-9a-f]{16})\.pth")
 
@@ -176,6 +178,7 @@ def imagenet_file(backbone: str) -> Path:
     url = torchvision.models.get_model_weights(backbone).IMAGENET1K_V1.url
     path = PRETRAINED / url.rsplit("/", 1)[1]
     if not path.is_file():
+        socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # torch.hub sets none
         try:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.split("-")[1])
         except (OSError, RuntimeError) as error:
