@@ -18,9 +18,10 @@ from test_resume import assert_same_bits, exact_rows, final_state
 from evaluation.inference import load_model
 from train import train
 from utils.checkpoint import load_checkpoint, save_checkpoint, step_files
+from utils.distributed import World
 from utils.errors import UserError
 from utils.lock import LOCK, hold
-from utils.run import Run, find_checkpoint
+from utils.run import Run, default_run_name, find_checkpoint, find_run
 
 
 @pytest.fixture(scope="module")
@@ -260,3 +261,18 @@ def test_a_run_goes_on_with_everything_or_not_at_all(run_folder, name):
     save_checkpoint(checkpoints, state)
     with pytest.raises(UserError, match=f"checkpoint of step 4: lacks {name}"):
         train(config)
+
+
+def test_processes_that_torchrun_starts_again_find_their_run(run_folder, tmp_path):
+    """Without a name of the user's it is the launch's, which a restart keeps."""
+    config, folder = run_folder
+    unnamed = replace(config, run_name=None, resume=None)
+    world = World(0, 2, torch.device("cpu"), launch="3f2a")
+    name = default_run_name(unnamed, world)
+    assert name == "cityscapes_deeplabv3_resnet18_os32_3f2a"
+    assert find_run(unnamed, world) == (tmp_path / name, None)
+    folder.rename(tmp_path / name)
+    with pytest.raises(UserError, match="this run exists"):
+        find_run(unnamed, world)
+    newest = step_files(tmp_path / name / "checkpoints")[-1]
+    assert find_run(unnamed, replace(world, restarted=True)) == (tmp_path / name, newest)
