@@ -175,12 +175,18 @@ def recipes(runs: list[dict]) -> str:
     for run in sorted(runs, key=lambda run: run["seed"]):
         found.setdefault(run["variant"], []).append(run)
     shipped = found.pop("shipped", [])
-    means = {name: mean(run["miou"] for run in group) for name, group in found.items()}
-    rows = [["one option changed", "option of train.py", "val mIoU", "each seed", "gain"]]
-    for name in sorted(found, key=lambda name: -means[name]):
+    plain = {run["seed"]: run["miou"] for run in found["baseline"]}
+    gains = {
+        name: mean(run["miou"] - plain[run["seed"]] for run in group)
+        for name, group in found.items()
+    }
+    rows = [
+        ["one option changed", "option of train.py", "val mIoU", "each seed", "gain, seed by seed"]
+    ]
+    for name in sorted(found, key=lambda name: -gains[name]):
         values = [run["miou"] for run in found[name]]
         flags = ", ".join(f"`{key} {value}`" for key, value in found[name][0]["options"].items())
-        gain = f"{100 * (means[name] - means['baseline']):+.1f}" if name != "baseline" else ""
+        gain = f"{100 * gains[name]:+.1f}" if name != "baseline" else ""
         rows.append([name, flags, spread(values), percent(*values), gain])
     return table(rows) + ("\n" + table(shipped_rows(shipped)) if shipped else "")
 
