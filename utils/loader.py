@@ -138,6 +138,7 @@ def work(
                 future.set_result(function(item))
             except BaseException as error:
                 future.set_exception(error)
+        del job, future, item  # or an idle thread would keep an image
 
 
 def wait(future: Future[Result], item: Item, describe: Callable[[Item], str]) -> Result:
