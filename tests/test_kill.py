@@ -100,9 +100,10 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(
     config = replace(expected, log_root=tmp_path)
     folder, draw, tally = tmp_path / "run", np.random.default_rng(0), Tally()
     begin = time.monotonic()
-    while tally.kills < kills:
+    while tally.kills < kills or tally.finished == 0:
         before = tally.finished
-        trial(config, draw.uniform(0, seconds / 4), tally)
+        longest = seconds / 5 if tally.kills < kills else 1000.0  # the last one may end
+        trial(config, draw.uniform(longest / 20, longest), tally)
         if tally.finished > before:
             assert exact_rows(folder) == exact_rows(expected.log_root / "run")
             assert_same_bits(final_state(folder), final_state(expected.log_root / "run"))
@@ -111,7 +112,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(
     record_property(f"{tally.kills} kills: runs finished", tally.finished)
     record_property("steps repeated", tally.repeated)
     record_property("seconds", round(time.monotonic() - begin))
-    assert tally.repeated > 0 and tally.finished > 0
+    assert tally.repeated > 0
 
 
 def save_second(folder) -> None:
