@@ -6,7 +6,7 @@
 
 Options: DeepLabV3-ResNet18 at stride 16 from scratch, 5 epochs of 367 training images, 160x240
 crops, one option at a time; mIoU of the last weights on the val images. Shipped: the config's own
-15 epochs; the weights best on val are scored on the test images. "fine-tuning" starts from the
+epochs; the weights best on val are scored on the test images. "fine-tuning" starts from the
 demo's checkpoint (make demo), trained on drawn scenes.
 
 Every finished run is written to benchmarks/results/recipes/camvid.json at once; a second call goes

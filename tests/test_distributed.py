@@ -155,7 +155,7 @@ def workers_of(process: subprocess.Popen) -> list[int]:
 
 
 def test_a_killed_process_costs_the_steps_since_the_last_checkpoint(launched, record_property):
-    """torchrun starts both again, they go on by themselves; figures in docs/reliability.md."""
+    """torchrun starts both again, they go on by themselves; figures in docs/several_gpus.md."""
     process, folder = launched
     begin = time.monotonic()
     os.kill(workers_of(process)[-1], signal.SIGKILL)
