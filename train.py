@@ -48,6 +48,7 @@ from utils.run import (
     find_checkpoint,
     find_run,
     load_run,
+    micro_batches,
     remove_leftovers,
 )
 from utils.step import training_step
@@ -76,17 +77,20 @@ def train_in(folder: Path, begin: Path | None, config: Config, world: World) -> 
     config = replace(config, data_root=root)
     train_set, val_set = (build_dataset(config.dataset, root, x) for x in (config.split, "val"))
     distributed.require_same((train_set.names, val_set.names), "data set", world)
-    recipe = {k: v for k, v in plain(config).items() if k not in FREE_ON_RESUME}
+    free = FREE_ON_RESUME - {"batch_size", "accumulate"}
+    recipe = {k: v for k, v in plain(config).items() if k not in free}
     distributed.require_same(recipe, "options", world)
     class_weights = read_class_weights(root, train_set.classes) if config.class_weights else None
-    images_per_step = config.batch_size * config.accumulate * world.size
+
+    state = load_run(folder, begin, config)
+    distributed.require_same(state and state["step"], f"checkpoints of {folder}", world)
+    accumulate = micro_batches(config, world, state)
+    images_per_step = config.batch_size * accumulate * world.size
     total = config.steps
     if config.epochs is not None:
         total = math.ceil(config.epochs * len(train_set) / images_per_step)
-
-    state = load_run(folder, begin, config)
     run = build_run(config, train_set.classes.names, world, state)
-    start = run.step
+    run.images_per_step, start = images_per_step, run.step
     if start >= total and run.pending is None:
         print(f"{folder}: finished at step {total}. Start a new --run_name to train longer")
         return
@@ -111,7 +115,7 @@ def train_in(folder: Path, begin: Path | None, config: Config, world: World) -> 
         class_uniform=class_uniform, seed=config.seed, workers=config.workers,
         device=world.device, rank=world.rank, world=world.size,
     )  # fmt: skip
-    batches = source.run(start * config.accumulate, total * config.accumulate)
+    batches = source.run(start * accumulate, total * accumulate)
     update = partial(
         training_step, parallel, criterion, run.optimizer,
         amp=amp, scaler=run.scaler, clip=config.clip_grad,
@@ -152,12 +156,12 @@ def train_in(folder: Path, begin: Path | None, config: Config, world: World) -> 
             if row is None:
                 try:
                     with clock.waiting(), stop.interrupting():
-                        micro_batches = [next(batches) for _ in range(config.accumulate)]
+                        parts = [next(batches) for _ in range(accumulate)]
                 except Interrupted:
                     run.save(folder / "checkpoints")
                     break
                 torch.manual_seed(dropout_seed(config.seed, step, world.rank))
-                run.add_loss(step, update(micro_batches))
+                run.add_loss(step, update(parts))
                 if run.ema is not None:
                     run.ema.update(run.model, step)
                 run.step, learning_rate = step, schedule.get_last_lr()[0]
@@ -174,11 +178,14 @@ def train_in(folder: Path, begin: Path | None, config: Config, world: World) -> 
                     }
                     if not math.isfinite(row["loss"]):
                         bad = int(run.bad_step)
-                        images = ", ".join(source.names(bad * config.accumulate - 1))
+                        images = ", ".join(source.names(bad * accumulate - 1))
                         raise UserError(
                             f"{folder}: loss {row['loss']} at step {bad}, learning rate "
                             f"{learning_rate:.1e}, images {images}. {ADVICE}"
                         )
+                    if run.scaler is not None and run.scaler.get_scale() < 1:
+                        what = f"fp16 overflows in step after step until step {step}"
+                        raise UserError(f"{folder}: {what}. Take --precision bf16 or fp32")
                     bar.set_postfix_str(log.summary(row, world.device), refresh=False)
                     if hint and row["data_wait"] > SLOW_DATA:
                         words = f"{row['data_wait']:.0%} of the time waits for data. {hint}"

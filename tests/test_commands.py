@@ -34,8 +34,7 @@ def test_the_four_commands_and_the_official_score(tmp_path, cwd):
         ["train.py", *TRAIN, *logs],
         ["evaluation/eval_on_val_for_metrics.py", *logs],
     ):
-        script = command[0] if cwd == REPOSITORY else REPOSITORY / command[0]
-        done = run(script, *command[1:], cwd=cwd, **where)
+        done = run(*command, cwd=cwd, fork=False, **where)
         assert done.returncode == 0, done.stderr
     printed = done.stdout.split("official score: ")[1].split()
     settings = dict(word.split("=", 1) for word in printed if "=" in word)
@@ -185,6 +184,6 @@ def test_few_open_files_and_no_language_are_enough(cityscapes_root, tmp_path):
 
     done = run(
         "train.py", *TRAIN, "--data_root", cityscapes_root, "--log_root", tmp_path,
-        limit=limit, LC_ALL="C", LANG="C",
+        limit=limit, fork=False, LC_ALL="C", LANG="C",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -118,6 +118,20 @@ def test_a_damaged_file_is_named(tree, pattern, damage):
         build_dataset("cityscapes", tree, "val")[0]
 
 
+@pytest.mark.parametrize("becomes", ["nothing", "a link to itself", "a folder"])
+@pytest.mark.parametrize("pattern", ["leftImg8bit/val/*/*", "gtFine/val/*/*instanceIds.png"])
+def test_a_file_that_vanishes_is_named(tree, pattern, becomes):
+    dataset = build_dataset("cityscapes", tree, "val")
+    path = first(tree, pattern)
+    path.unlink()
+    if becomes == "a link to itself":
+        path.symlink_to(path)
+    if becomes == "a folder":
+        path.mkdir()
+    with pytest.raises(UserError, match=f"{path.name}: cannot be read .*Restore the file"):
+        dataset[0]
+
+
 def test_labels_of_another_size_or_kind_are_refused(tree):
     path = first(tree, "meta/label_imgs/aachen*")
     cv2.imwrite(str(path), np.zeros((32, 128), np.uint8))

@@ -1,5 +1,6 @@
 """Damaged checkpoints, full disks, second processes, weights that are not finite."""
 
+import json
 import os
 import resource
 import shutil
@@ -8,6 +9,9 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from shutil import which
 
 import pytest
 import torch
@@ -17,6 +21,7 @@ from test_resume import assert_same_bits, exact_rows, final_state
 
 from evaluation.inference import load_model
 from train import train
+from utils import loader
 from utils.checkpoint import load_checkpoint, save_checkpoint, step_files
 from utils.distributed import World
 from utils.errors import UserError
@@ -152,25 +157,33 @@ def test_a_disk_that_takes_no_more_is_one_line_and_costs_no_checkpoint(run_folde
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare")
-def test_a_disk_too_small_for_the_run_is_told_before_the_first_step(cityscapes_root, tmp_path):
-    """A disk of 64 MiB, mounted where only this process sees it."""
-    mount = f'mount -t tmpfs -o size=64m none {tmp_path} && exec "$@"'
-    if subprocess.run(["unshare", "-rm", "sh", "-c", mount, "sh", "true"]).returncode:
+def mounted(mount: str, *command: object) -> subprocess.CompletedProcess:
+    """train.py where `mount` was done, which only this process sees."""
+    shell = ["unshare", "-rm", "sh", "-c", f'{mount} && exec "$@"', "sh"]
+    if which("unshare") is None or subprocess.run([*shell, "true"]).returncode:
         pytest.skip("may not mount here")
-    train_command = [
-        sys.executable,
-        REPOSITORY / "train.py",
-        *TRAIN,
-        "--log_root",
-        tmp_path / "logs",
-    ]
-    done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", mount, "sh", *train_command, "--data_root", cityscapes_root],
+    return subprocess.run(
+        [*shell, sys.executable, REPOSITORY / "train.py", *TRAIN, *command],
         capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def test_a_disk_too_small_for_the_run_is_told_before_the_first_step(cityscapes_root, tmp_path):
+    done = mounted(
+        f"mount -t tmpfs -o size=64m none {tmp_path}",
+        "--data_root", cityscapes_root, "--log_root", tmp_path / "logs",
     )  # fmt: skip
     fails(done, "logs/run: 0.06 GiB free, 3 checkpoints need 0.3", "--log_root")
     assert "steps 1 to" not in done.stdout
+
+
+def test_data_that_may_only_be_read_is_enough(cityscapes_root, tmp_path):
+    done = mounted(
+        f"mount --bind {cityscapes_root} {cityscapes_root} && mount -o remount,bind,ro "
+        f"{cityscapes_root} && ! touch {cityscapes_root}/x 2>/dev/null",
+        "--data_root", cityscapes_root, "--log_root", tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
@@ -186,14 +199,32 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     assert [load_checkpoint(path)["step"] for path in step_files(tmp_path)] == [3]
 
 
+def test_fp16_that_overflows_in_every_step_is_one_line(cityscapes_root, tmp_path, monkeypatch):
+    """Class weights of 1e34: the loss is their mean and finite, its gradient is beyond fp16."""
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0))
+    root = tmp_path / "data"
+    shutil.copytree(cityscapes_root, root)
+    path = root / "meta" / "class_weights.json"
+    weights = json.loads(path.read_text())["class_weights"]
+    path.write_text(json.dumps({"class_weights": dict.fromkeys(weights, 1e34)}))
+    config = tiny(root, tmp_path, precision="fp16", class_weights=True)
+    with pytest.raises(UserError, match=r"run: fp16 overflows in .* until step 2. .*bf16 or fp32"):
+        train(config)
+
+
 def test_too_little_memory_is_one_line_that_says_what_to_lower(cityscapes_root, tmp_path):
-    """8 GiB of address space, of which PyTorch's libraries take most, for 64 large crops."""
+    """Half a GiB more than the process has at its start, for 16 crops of half a megapixel."""
+
+    def limit() -> None:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + (1 << 29)
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
     done = run(
         "train.py", *TRAIN, "--data_root", cityscapes_root, "--log_root", tmp_path,
-        "--crop", "[1024,2048]", "--batch_size", "64",
-        limit=lambda: resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30)),
+        "--crop", "[512,1024]", "--batch_size", "16", limit=limit,
     )  # fmt: skip
-    fails(done, "out of memory with 64 crops of 1024x2048, resnet18 at stride 32", "--batch_size")
+    fails(done, "out of memory with 16 crops of 512x1024, resnet18 at stride 32", "--batch_size")
 
 
 def test_two_preprocessings_at_once_are_refused(cityscapes_root):
@@ -202,23 +233,18 @@ def test_two_preprocessings_at_once_are_refused(cityscapes_root):
     fails(done, "meta/.lock: held by process")
 
 
-def test_a_read_that_hangs_is_named_and_does_not_keep_the_process(cityscapes_root, tmp_path):
+def test_a_read_that_hangs_is_named_and_does_not_keep_the_process(
+    cityscapes_root, tmp_path, monkeypatch
+):
     """A named pipe as an image; instead of two minutes the process waits one second for it."""
     root = tmp_path / "data"
     shutil.copytree(cityscapes_root, root)
     path = sorted(root.glob("leftImg8bit/train/*/*.png"))[2]
     path.unlink()
     os.mkfifo(path)
-    program = (
-        f"import sys; sys.path.insert(0, {str(REPOSITORY)!r})\n"
-        "from utils import loader; loader.READ_TIMEOUT = 1.0\n"
-        "import train\nfrom utils.errors import run_command\nrun_command(train.main)\n"
-    )
-    arguments = [*TRAIN, "--data_root", root, "--log_root", tmp_path / "logs"]
+    monkeypatch.setattr(loader, "READ_TIMEOUT", 1.0)
     begin = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60
-    )
+    done = run("train.py", *TRAIN, "--data_root", root, "--log_root", tmp_path / "logs")
     fails(done, f"image {path.name.removesuffix('_leftImg8bit.png')}: no answer for 1 s", "disk")
     assert time.monotonic() - begin < 40
 

@@ -1,17 +1,14 @@
 """An interrupted and resumed training equals the uninterrupted one, bit for bit."""
 
 import csv
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
 import pytest
 import torch
-from conftest import REPOSITORY, tiny
+from conftest import Command, run, tiny
 
 from train import train
 from utils.checkpoint import load_checkpoint, step_files
@@ -89,22 +86,17 @@ def test_sigterm_saves_and_the_printed_command_goes_on_exactly(uninterrupted, tm
     config, folder = uninterrupted
     path = tmp_path / "config.yaml"
     write_config(replace(config, log_root=tmp_path, workers=2), path)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(REPOSITORY / "train.py"), "--config", str(path)]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    process = Command("train.py", "--config", path)
     metrics = tmp_path / "run" / "metrics.csv"
-    while process.poll() is None and not (metrics.exists() and len(exact_rows(metrics.parent)) > 0):
+    while process.is_alive() and not (metrics.exists() and len(exact_rows(metrics.parent)) > 0):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    errors = process.communicate(timeout=120)[1]
-    assert process.returncode == 143, errors
+    done = process.end()
+    assert done.returncode == 143, done.stderr
     stopped_at = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pth")["step"]
     assert 3 <= stopped_at < 10
-    printed = errors.strip().splitlines()[-1].split("go on with: python ")[1].split()
-    done = subprocess.run(
-        [sys.executable, str(REPOSITORY / printed[0]), *printed[1:]],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    printed = done.stderr.strip().splitlines()[-1].split("go on with: python ")[1].split()
+    done = run(*printed)
     assert done.returncode == 0, done.stderr
     assert exact_rows(tmp_path / "run") == exact_rows(folder)
     assert_same_bits(final_state(tmp_path / "run"), final_state(folder))
@@ -126,3 +118,20 @@ def test_resume_without_a_run_is_one_line(cityscapes_root, tmp_path):
     with pytest.raises(UserError, match="no checkpoint"):
         train(tiny(cityscapes_root, tmp_path, resume="auto"))
     shutil.rmtree(tmp_path)
+
+
+def test_a_run_keeps_its_images_per_step_whatever_the_batch(cityscapes_root, tmp_path):
+    """Norms that do not look at the batch: four images at once or two by two are one training."""
+    config = tiny(cityscapes_root, tmp_path, run_name="whole", batch_size=4, freeze_bn=True)
+    train(config)
+    shutil.copytree(tmp_path / "whole", tmp_path / "run", symlinks=True)
+    step_files(tmp_path / "run" / "checkpoints")[-1].unlink()
+    config = replace(config, run_name="run", resume="auto")
+    with pytest.raises(UserError, match=r"has 4 images, 1 x 3 do not divide it. .*--batch_size"):
+        train(replace(config, batch_size=3))
+    train(replace(config, batch_size=2))
+    whole, halves = (exact_rows(tmp_path / name) for name in ("whole", "run"))
+    assert len(halves) == 6
+    for one, other in zip(whole, halves, strict=True):
+        assert one[:2] == other[:2]
+        assert float(one[2]) == pytest.approx(float(other[2]), rel=1e-5)

@@ -6,13 +6,11 @@ A named pipe in an image's place holds the training where it is read until the t
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
 import pytest
-from conftest import REPOSITORY, tiny
+from conftest import Command, tiny
 from test_resume import assert_same_bits, exact_rows, final_state
 
 from train import train
@@ -41,17 +39,14 @@ def started(expected, tmp_path):
         content = path.read_bytes()
         path.unlink()
         os.mkfifo(path)
-        command = [sys.executable, REPOSITORY / "train.py", "--config", tmp_path / "config.yaml"]
-        process = subprocess.Popen(
-            command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
-        )
+        process = Command("train.py", "--config", tmp_path / "config.yaml")
         processes.append(process)
         pipe = path.open("wb")  # waits for the reader
         return process, pipe, path, content
 
     yield config, start
     for process in processes:
-        process.kill()
+        process.send_signal(signal.SIGKILL)
 
 
 def goes_on(config, expected) -> None:
@@ -76,9 +71,9 @@ def test_a_stop_in_evaluation_leaves_it_and_resume_makes_up_for_it(started, expe
     process.send_signal(number)
     pipe.write(content)
     pipe.close()
-    errors = process.communicate(timeout=60)[1]
-    assert process.returncode == code, errors
-    assert "stopped after step 4; go on with" in errors
+    done = process.end(timeout=60)
+    assert done.returncode == code, done.stderr
+    assert "stopped after step 4; go on with" in done.stderr
     state = load_checkpoint(config.log_root / "run" / "checkpoints" / "last.pth")
     assert state["step"] == 4 and state["pending"] is not None
     assert not list((config.log_root / "run").glob("samples/*"))
@@ -92,8 +87,8 @@ def test_a_stop_while_waiting_for_data_saves_at_once(started, expected):
     time.sleep(0.5)  # the first image read ahead may be of a later step
     begin = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    errors = process.communicate(timeout=60)[1]
-    assert process.returncode == 143, errors
+    done = process.end(timeout=60)
+    assert done.returncode == 143, done.stderr
     assert time.monotonic() - begin < 10
     assert load_checkpoint(config.log_root / "run" / "checkpoints" / "last.pth")["step"] < 6
     pipe.close()
@@ -106,9 +101,9 @@ def test_a_second_ctrl_c_leaves_at_once(started):
     process, pipe, _, _ = start("val", 1)
     process.send_signal(signal.SIGINT)
     time.sleep(1)
-    assert process.poll() is None  # asked once, it waits for the image
+    assert process.is_alive()  # asked once, it waits for the image
     process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=20)[1]
+    done = process.end(timeout=20)
     pipe.close()
-    assert process.returncode == 130 and "Traceback" not in errors
-    assert errors.strip().endswith("interrupted")
+    assert done.returncode == 130 and "Traceback" not in done.stderr
+    assert done.stderr.strip().endswith("interrupted")

@@ -29,6 +29,7 @@ from utils.optim import AveragedWeights
 # What may change when a run goes on; another value of any other option is another training.
 FREE_ON_RESUME = {"run_name", "resume", "overwrite", "log_root", "data_root", "device", "workers"}
 FREE_ON_RESUME |= {"compile", "log_every", "save_every", "eval_every", "patience"}
+FREE_ON_RESUME |= {"batch_size", "accumulate"}  # their product with the processes stays as it was
 ADVICE = "Start again with a lower --base_lr, longer --warmup_steps, or --clip_grad"
 
 
@@ -45,6 +46,7 @@ class Run:
     ema: AveragedWeights | None = None
     scaler: torch.amp.GradScaler | None = None  # of fp16
     loss_steps: int = 0  # their number
+    images_per_step: int = 0
     step: int = 0
     best_miou: float = -1.0
     best_step: int = 0
@@ -53,8 +55,8 @@ class Run:
     bad_step: torch.Tensor | None = None  # the first step whose loss was not finite, or 0
 
     PLAIN: ClassVar = (
-        "network", "config", "classes", "step", "loss_steps", "best_miou", "best_step", "stale",
-        "pending",
+        "network", "config", "classes", "step", "loss_steps", "images_per_step", "best_miou",
+        "best_step", "stale", "pending",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -102,7 +104,7 @@ class Run:
             raise UserError(f"{folder}: {what}. Free space, or choose another --log_root")
 
     def restore(self, state: dict[str, Any]) -> None:
-        needed = set(self.state()) - {"environment", "pending"}  # older runs lack the latter
+        needed = set(self.state()) - {"environment", "pending", "images_per_step"}  # of newer runs
         require_entries(state, sorted(needed), f"checkpoint of step {state.get('step')}")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -236,3 +238,19 @@ def load_run(folder: Path, source: Path | None, config: Config) -> dict[str, Any
             f"--config {folder / 'config.yaml'}, or start a new --run_name"
         )
     return state
+
+
+def micro_batches(config: Config, world: World, state: dict[str, Any] | None) -> int:
+    """Batches per step and process: --accumulate for a new run.
+
+    A run goes on with the images per step that it began with, whatever --batch_size and the number
+    of processes are now: the same images in the same order under the same schedule.
+    """
+    together = config.batch_size * world.size
+    images = (state or {}).get("images_per_step") or together * config.accumulate
+    if images % together:
+        raise UserError(
+            f"a step of this run has {images} images, {world.size} x {config.batch_size} do not "
+            "divide it. Give another --batch_size, or another number of processes"
+        )
+    return images // together
