@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 from dataclasses import dataclass
+from operator import le
 from pathlib import Path
 from typing import Literal
 
@@ -57,6 +58,10 @@ class EvalConfig:
     """Sizes, as factors, at which the model sees an image. Default: the run's --eval_scales."""
     flip: bool = False
     """Average with the mirrored image's prediction."""
+    crop: tuple[int, int] | None = None
+    """Height and width of sliding windows, whose logits are averaged. Default: whole images."""
+    stride: tuple[int, int] | None = None
+    """Steps of the windows down and to the right. Default: two thirds of --crop."""
     overlays: bool = True
     """Also write pictures of the predictions over the images."""
     boundary_width: int | None = None
@@ -72,6 +77,13 @@ class EvalConfig:
     def __post_init__(self) -> None:
         check(self, "workers", lambda workers: workers >= 0, "at least 0")
         check(self, "boundary_width", lambda width: width >= 1, "at least 1")
+        check(self, "crop", lambda crop: min(crop) >= 32, "at least 32x32")
+        check(
+            self,
+            "stride",
+            lambda stride: min(stride) >= 1 and all(map(le, stride, self.crop or (0, 0))),
+            "at least 1 and at most --crop",
+        )
         check(self, "scales", valid_scales, "one or more factors between 0.01 and 100")
 
 
@@ -95,8 +107,12 @@ def evaluate_checkpoint(config: EvalConfig) -> None:
         raise UserError(f"{root}: the {config.split} split has no public labels. Use --split val")
     print(f"checkpoint {path} (step {state['step']})")
     print(f"on {len(dataset)} images of {root}, {dataset.source}")
-    weighted = trained["class_weights"] and config.split == "val"
-    weights = read_class_weights(root, dataset.classes).to(world.device) if weighted else None
+    weights = None
+    if trained["class_weights"] and config.split == "val":
+        try:
+            weights = read_class_weights(root, dataset.classes).to(world.device)
+        except UserError:  # of a val split alone; only the loss needs them
+            print("the loss is without class weights: this data set was not preprocessed")
 
     predictions = log_root / "model_eval_val_for_metrics"
     pictures = log_root / "model_eval_val"
@@ -117,6 +133,8 @@ def evaluate_checkpoint(config: EvalConfig) -> None:
         world=world,
         scales=config.scales or trained["eval_scales"],
         flip=config.flip,
+        crop=config.crop,
+        stride=config.stride,
         class_weights=weights,
         amp=world.amp_dtype(config.precision),
         workers=config.workers,

@@ -9,7 +9,7 @@ from torch import nn
 
 from datasets import Dataset
 from evaluation.counts import Counts, count_pixels
-from evaluation.inference import inference_copy, predict_logits
+from evaluation.inference import WithinMemory, inference_copy
 from evaluation.metrics import Scores, compute_scores
 from model.ops.upsample_argmax import upsample_argmax
 from model.ops.upsample_cross_entropy import upsample_cross_entropy
@@ -28,6 +28,8 @@ def evaluate(
     world: World,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    crop: tuple[int, int] | None = None,
+    stride: tuple[int, int] | None = None,
     class_weights: torch.Tensor | None = None,
     amp: torch.dtype | None = None,
     workers: int = 2,
@@ -41,11 +43,14 @@ def evaluate(
     every size-th image, add up integers and gather rows of instances, so any number of them gives
     the same scores. `workers` threads read ahead, as many count and call on_image(name, counts,
     labels) with an image's counts and its (H,W) uint8 predicted train ids, in any order.
+    scales, flip, crop, stride: predict's; an image too large for the memory is seen in windows.
     amp: what autocast computes in, None for float32. border: width in pixels of the zone for
     boundary IoU, 0 for none. stop: looked at after every image; None comes back where it was asked.
     """
     classes, device = dataset.classes, world.device
-    network = inference_copy(model)
+    logits_of = WithinMemory(
+        inference_copy(model), scales=scales, flip=flip, crop=crop, stride=stride
+    )
     losses = torch.zeros(2, dtype=torch.float64, device=device)
     indices, ahead = range(world.rank, len(dataset), world.size), workers + 2
 
@@ -63,7 +68,7 @@ def evaluate(
             )
             size = sample["label"].shape
             with autocast(device, amp):
-                logits = predict_logits(network, images, size=size, scales=scales, flip=flip)
+                logits = logits_of(images, size=size)
             sums = upsample_cross_entropy(logits, truth, class_weights=class_weights)
             losses.add_(torch.stack(sums))
             yield sample, upsample_argmax(logits, size)[0].cpu().numpy()

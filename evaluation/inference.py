@@ -1,6 +1,7 @@
 """A checkpoint file -> a network; images -> label maps."""
 
 import copy
+import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from model import build_model
 from model.ops.upsample_argmax import upsample_argmax
 from utils.checkpoint import load_checkpoint
+from utils.errors import out_of_memory
 from utils.transforms import normalize
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -55,16 +57,20 @@ def predict_logits(
     size: tuple[int, int],
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    crop: tuple[int, int] | None = None,
+    stride: tuple[int, int] | None = None,
 ) -> torch.Tensor:
-    """(N,H,W,3) uint8 -> logits (N,K,h,w) at the model's stride for one scale without flip;
-    otherwise the logarithm of the mean probability over scales and flips, (N,K,*size)."""
+    """(N,H,W,3) uint8 -> logits (N,K,h,w): at the model's stride of one scale without flip, at the
+    scaled image's size with windows; otherwise the logarithm of the mean probability over scales
+    and flips, (N,K,*size). crop and stride: predict's."""
     normalized = normalize(images)
     mirrors = (False, True) if flip else (False,)
     mean: torch.Tensor | float = 0.0
     for scale in scales:
         scaled = rescale(normalized, scale)
         for mirrored in mirrors:
-            logits = model(scaled.flip(3) if mirrored else scaled)["out"]
+            seen = scaled.flip(3) if mirrored else scaled
+            logits = window_logits(model, seen, crop, stride) if crop else model(seen)["out"]
             if len(scales) * len(mirrors) == 1:
                 return logits
             logits = logits.flip(3) if mirrored else logits
@@ -80,9 +86,72 @@ def predict(
     size: tuple[int, int],
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    crop: tuple[int, int] | None = None,
+    stride: tuple[int, int] | None = None,
 ) -> torch.Tensor:
-    """(N,H,W,3) uint8 RGB -> (N,*size) uint8 train ids. `scales`: image sizes, as factors."""
-    return upsample_argmax(predict_logits(model, images, size=size, scales=scales, flip=flip), size)
+    """(N,H,W,3) uint8 RGB -> (N,*size) uint8 train ids. `scales`: image sizes, as factors.
+
+    crop: the model sees windows of this size, `stride` apart (two thirds of it by default), and
+    their logits are averaged: mmsegmentation's and PSPNet's sliding window.
+    """
+    logits = predict_logits(
+        model, images, size=size, scales=scales, flip=flip, crop=crop, stride=stride
+    )
+    return upsample_argmax(logits, size)
+
+
+def window_logits(
+    model: nn.Module,
+    images: torch.Tensor,
+    crop: tuple[int, int],
+    stride: tuple[int, int] | None = None,
+) -> torch.Tensor:
+    """(N,3,H,W) -> (N,K,H,W): the mean of the windows' upsampled logits at each pixel."""
+    height, width = images.shape[-2:]
+    rows, columns = min(crop[0], height), min(crop[1], width)
+    down, right = stride or (-(-2 * rows // 3), -(-2 * columns // 3))
+    total: torch.Tensor | None = None
+    seen = images.new_zeros(height, width)
+    for top in window_starts(height, rows, down):
+        for left in window_starts(width, columns, right):
+            window = (..., slice(top, top + rows), slice(left, left + columns))
+            logits = model(images[window])["out"].float()
+            if total is None:
+                total = logits.new_zeros(*logits.shape[:2], height, width)
+            total[window] += F.interpolate(
+                logits, (rows, columns), mode="bilinear", align_corners=False
+            )
+            seen[window] += 1
+    return total.div_(seen)
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """Every stride-th place; the last window ends where the image does."""
+    last = length - window
+    return [min(start, last) for start in range(0, last + stride, stride)]
+
+
+class WithinMemory:
+    """predict_logits with these options; in windows once an image does not fit into memory."""
+
+    SMALLEST = 128
+
+    def __init__(self, model: nn.Module, **options: Any) -> None:
+        self.model, self.options = model, options
+
+    def __call__(self, images: torch.Tensor, *, size: tuple[int, int]) -> torch.Tensor:
+        while True:
+            try:
+                return predict_logits(self.model, images, size=size, **self.options)
+            except (RuntimeError, MemoryError) as error:
+                crop = self.options.get("crop") or images.shape[1:3]
+                if not out_of_memory(error) or max(crop) <= self.SMALLEST:
+                    raise
+            # Outside the handler, which keeps the failed call's tensors alive.
+            self.options |= {"crop": tuple(-(-side // 64) * 32 for side in crop), "stride": None}
+            crop = "x".join(map(str, self.options["crop"]))
+            what = f"too little memory for an image at once, predicted in windows of {crop}"
+            print(f"warning: {what}: the score differs a little", file=sys.stderr)
 
 
 def rescale(images: torch.Tensor, scale: float) -> torch.Tensor:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from copy import deepcopy
 from pathlib import Path
 from shutil import which
 
@@ -29,11 +30,16 @@ from utils.optim import build_optimizer
 from utils.preprocess_data import preprocess
 from utils.step import training_step
 
+OPTIONS = [
+    "--run_name", "run", "--device", "cpu", "--backbone_weights", "null", "--output_stride", "32",
+    "--crop", "[32,64]", "--batch_size", "2", "--workers", "1", "--steps", "24", "--log_every", "1",
+    "--eval_every", "1000", "--save_every", "4",
+]  # fmt: skip
 SLOWER = 2  # than an idle machine, where other tests run beside these
 
 
 def work(root: str, result: str) -> None:
-    """One global batch of four through loss and backward, then an evaluation of five images."""
+    """Three steps of four images with frozen norms; the network evaluated on five images."""
     world = distributed.start("cpu")
     distributed.require_same("options", "options", world)
     if world.size == 3:
@@ -43,21 +49,25 @@ def work(root: str, result: str) -> None:
     train_set, val_set = (build_dataset("cityscapes", root, split) for split in ("train", "val"))
     torch.manual_seed(0)
     model = build_model("deeplabv3", num_classes=19, output_stride=32, dropout=0.0).eval()
+    beginning = deepcopy(model.state_dict())
     parallel = DistributedDataParallel(model) if world.size > 1 else model
     batches = Batches(
         train_set, batch_size=4 // world.size, crop=(32, 64), scale=(0.5, 2.0), flip=True, seed=0,
         workers=1, device=world.device, rank=world.rank, world=world.size,
     )  # fmt: skip
-    batch = next(batches.run(0, 1))
-    optimizer = build_optimizer(model, "sgd", base_lr=0.0, weight_decay=0.0)
-    mean = training_step(parallel, SegmentationLoss(), optimizer, [batch])
-    gradients = [p.grad.double().norm().item() for p in model.parameters()]
+    optimizer = build_optimizer(model, "sgd", base_lr=0.01, weight_decay=0.0)
+    losses = []
+    for batch in batches.run(0, 3):
+        losses.append(training_step(parallel, SegmentationLoss(), optimizer, [batch]).item())
+        if len(losses) == 1:
+            gradients = [p.grad.double().norm().item() for p in model.parameters()]
+    model.load_state_dict(beginning)  # an exact count needs the same weights, to the bit
     if world.rank == 1:  # what BatchNorm statistics of another process look like
         nn.init.normal_(next(model.buffers()))
     distributed.copy_buffers_from_main(model, world)
     scores = evaluate(model, val_set, world=world, workers=1)
     if world.is_main:
-        content = {"loss": mean.item(), "gradients": gradients, "val_loss": scores.loss}
+        content = {"losses": losses, "gradients": gradients, "val_loss": scores.loss}
         content["confusion"] = scores.counts.confusion.tolist()
         content["instances"] = scores.counts.instances.tolist()
         with open(result, "w", encoding="utf-8") as file:
@@ -65,17 +75,21 @@ def work(root: str, result: str) -> None:
     distributed.stop(world)
 
 
+def torchrun(processes: int, script: str, *arguments: object) -> subprocess.CompletedProcess:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return subprocess.run(
+        [sys.executable, *launch, str(REPOSITORY / script), *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True, text=True, timeout=180, check=False,
+    )  # fmt: skip
+
+
 def results(root, folder, processes: int) -> dict:
     path = folder / f"{processes}.json"
     if processes == 1:
         work(str(root), str(path))
         return json.loads(path.read_text())
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    done = subprocess.run(
-        [sys.executable, *launch, __file__, str(root), str(path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True, text=True, timeout=180, check=False,
-    )  # fmt: skip
+    done = torchrun(processes, __file__, root, path)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(path.read_text())
 
@@ -90,23 +104,14 @@ def test_processes_equal_one(tmp_path):
         assert several["val_loss"] == pytest.approx(one["val_loss"], rel=1e-6)
     assert sum(map(sum, one["confusion"])) == 5 * 64 * 128
     assert len(one["instances"]) > 5
-    assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-6)
+    assert len(set(one["losses"])) == 3
     assert two["gradients"] == pytest.approx(one["gradients"], rel=1e-4)
 
 
 def test_torchrun_trains_and_evaluates(cityscapes_root, tmp_path):
-    options = [
-        "--data_root", cityscapes_root, "--log_root", tmp_path, "--run_name", "run",
-        "--device", "cpu",
-        "--backbone_weights", "null", "--output_stride", "32", "--crop", "[32,64]", "--steps", "4",
-        "--batch_size", "2", "--workers", "1", "--log_every", "1", "--eval_every", "2",
-    ]  # fmt: skip
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [sys.executable, *launch, str(REPOSITORY / "train.py"), *map(str, options)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=180, check=False,
-    )  # fmt: skip
+    more = ["--steps", "4", "--eval_every", "2", "--data_root", cityscapes_root]
+    done = torchrun(2, "train.py", *OPTIONS, *more, "--log_root", tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("best mIoU") == 1
     rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
@@ -115,11 +120,16 @@ def test_torchrun_trains_and_evaluates(cityscapes_root, tmp_path):
     ]
 
 
-OPTIONS = [
-    "--run_name", "run", "--device", "cpu", "--backbone_weights", "null", "--output_stride", "32",
-    "--crop", "[32,64]", "--batch_size", "2", "--workers", "1", "--steps", "24", "--log_every", "1",
-    "--eval_every", "1000", "--save_every", "4",
-]  # fmt: skip
+def test_a_bad_file_of_one_process_is_one_line_and_ends_all(tmp_path):
+    root = write_cityscapes(tmp_path / "data", train=8)
+    preprocess(root, workers=1, overwrite=False)
+    path = sorted(root.glob("leftImg8bit/train/*/*.png"))[3]
+    path.write_bytes(path.read_bytes()[:300])
+    done = torchrun(2, "train.py", *OPTIONS, "--data_root", root, "--log_root", tmp_path)
+    ours = done.stderr.split("torch/distributed/elastic")[0]
+    assert done.returncode == 1 and "Traceback" not in ours
+    (line,) = [line for line in ours.splitlines() if line.startswith("error: ")]
+    assert f"{path.name}: not a whole PNG" in line
 
 
 @pytest.fixture

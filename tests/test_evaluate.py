@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from datasets import build_dataset
 from evaluation.counts import Counts
 from evaluation.evaluate import evaluate
-from evaluation.inference import inference_copy, predict, predict_logits, rescale
+from evaluation.inference import WithinMemory, inference_copy, predict, predict_logits, rescale
 from evaluation.visualize import ContactSheet, error_map, overlay, save_png
 from model import build_model
 from utils.distributed import World
@@ -58,6 +58,66 @@ def test_scales_and_flip_average_probabilities():
     expected = (sum(full) / 4).log()
     found = predict_logits(model, pictures, size=size, scales=(0.5, 1.0), flip=True)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("crop, stride", [((48, 64), (32, 40)), ((40, 200), None)])
+def test_windows_average_their_logits(crop, stride):
+    """Each window's upsampled logits in a frame of zeros; sums divided by how often seen."""
+    model, pictures = network(), images()
+    views = []
+    with torch.no_grad():
+        for seen in (normalize(pictures), normalize(pictures).flip(3)):
+            sums, count = torch.zeros(2, 19, 64, 96), torch.zeros(64, 96)
+            high, wide = min(crop[0], 64), min(crop[1], 96)
+            down, right = stride or (27, 64)
+            for top in range(0, 64, down):
+                for left in range(0, 96, right):
+                    bottom, end = min(top + high, 64), min(left + wide, 96)
+                    window = seen[:, :, bottom - high : bottom, end - wide : end]
+                    full = F.interpolate(model(window)["out"], (high, wide), mode="bilinear")
+                    around = (end - wide, 96 - end, bottom - high, 64 - bottom)
+                    sums += F.pad(full, around)
+                    count += F.pad(torch.ones(high, wide), around)
+                    if end == 96:
+                        break
+                if bottom == 64:
+                    break
+            views.append(sums / count)
+    found = predict_logits(model, pictures, size=(64, 96), crop=crop, stride=stride)
+    torch.testing.assert_close(found, views[0], rtol=1e-5, atol=1e-5)
+    both = (views[0].softmax(1) + views[1].flip(3).softmax(1)) / 2
+    found = predict_logits(model, pictures, size=(64, 96), flip=True, crop=crop, stride=stride)
+    torch.testing.assert_close(found, both.log(), rtol=1e-5, atol=1e-5)
+    labels = predict(model, pictures, size=(64, 96), flip=True, crop=crop, stride=stride)
+    assert torch.equal(labels.long(), both.argmax(1))
+
+
+class SmallMemory(torch.nn.Module):
+    """A network on a device that holds so many pixels at once."""
+
+    def __init__(self, pixels: int) -> None:
+        super().__init__()
+        self.network, self.pixels = network(), pixels
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        if images[0, 0].numel() > self.pixels:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return self.network(images)
+
+
+def test_an_image_larger_than_the_memory_is_predicted_in_windows(cityscapes_root, capsys):
+    dataset = build_dataset("cityscapes", cityscapes_root, "val")
+    model = SmallMemory(pixels=40 * 90)
+    with pytest.raises(torch.OutOfMemoryError):
+        evaluate(model, dataset, world=ALONE)  # already below the smallest window
+    found = WithinMemory(model)
+    found.SMALLEST = 64
+    pictures = images()
+    for _ in range(2):
+        logits = found(pictures, size=(64, 96))
+    assert capsys.readouterr().err.count("warning: too little memory") == 1
+    expected = predict_logits(model.network, pictures, size=(64, 96), crop=(32, 64))
+    assert torch.equal(logits, expected)
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])

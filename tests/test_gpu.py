@@ -8,6 +8,7 @@ from conftest import randomize
 
 from datasets import build_dataset
 from evaluation.evaluate import evaluate
+from evaluation.inference import WithinMemory
 from model import build_model
 from model.losses import SegmentationLoss
 from model.ops.upsample_cross_entropy import (
@@ -51,6 +52,21 @@ def test_loss_and_gradient_are_the_reference_s(weighted, label_smoothing):
         results.append([*sums, logits.grad])
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-5, atol=1e-3)
+
+
+def test_an_image_larger_than_the_memory_is_predicted_in_windows(capsys):
+    """The logits and one gigabyte, which is too little for 32 megapixels at stride 8."""
+    predict = WithinMemory(build_model("deeplabv3", num_classes=19).cuda().eval())
+    image = torch.zeros(1, 4096, 8192, 3, dtype=torch.uint8, device="cuda")
+    most = torch.cuda.memory_allocated() + 4 * 19 * 4096 * 8192 + (1 << 30)
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(most / torch.cuda.mem_get_info()[1])
+    try:
+        logits = predict(image, size=(4096, 8192))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert logits.shape == (1, 19, 4096, 8192)
+    assert "predicted in windows of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("compiled", [False, True])

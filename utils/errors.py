@@ -19,6 +19,11 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
+def lost_a_process(error: Exception) -> bool:
+    """Whether, under torchrun, another process ended while this one waited for it."""
+    return "RANK" in os.environ and any(word in str(error) for word in ("gloo", "NCCL", "TCPStore"))
+
+
 def run_command(command: Callable[[], None]) -> None:
     """Run a command's `main`; a `UserError` becomes one line on stderr and exit code 2.
 
@@ -30,6 +35,15 @@ def run_command(command: Callable[[], None]) -> None:
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except (RuntimeError, MemoryError) as error:
+        what = f"({(str(error).splitlines() or [''])[0][:200]})"
+        if out_of_memory(error):
+            print(f"error: out of memory {what}. Free some, or take less at once", file=sys.stderr)
+            sys.exit(2)
+        if lost_a_process(error):
+            print(f"process {os.environ['RANK']}: lost another one {what}", file=sys.stderr)
+            sys.exit(1)
+        raise
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
