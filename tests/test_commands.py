@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -24,8 +23,7 @@ TRAIN = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("cwd", [REPOSITORY, Path("/")])
-def test_the_four_commands_and_the_official_score(tmp_path, cwd):
+def test_the_four_commands_and_the_official_score(tmp_path):
     root = write_cityscapes(tmp_path / "data", seed=3)
     where = {"CITYSCAPES_DATASET": str(root)}
     logs = ["--log_root", tmp_path / "logs"]
@@ -34,7 +32,7 @@ def test_the_four_commands_and_the_official_score(tmp_path, cwd):
         ["train.py", *TRAIN, *logs],
         ["evaluation/eval_on_val_for_metrics.py", *logs],
     ):
-        done = run(*command, cwd=cwd, fork=False, **where)
+        done = run(*command, cwd=Path("/"), fork=False, **where)
         assert done.returncode == 0, done.stderr
     printed = done.stdout.split("official score: ")[1].split()
     settings = dict(word.split("=", 1) for word in printed if "=" in word)
@@ -176,14 +174,3 @@ def test_a_reader_that_leaves_early_gets_no_traceback(cityscapes_root):
     process.stdout.close()
     errors = process.stderr.read()
     assert process.wait() == 1 and "BrokenPipe" not in errors and "Traceback" not in errors
-
-
-def test_few_open_files_and_no_language_are_enough(cityscapes_root, tmp_path):
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-
-    done = run(
-        "train.py", *TRAIN, "--data_root", cityscapes_root, "--log_root", tmp_path,
-        limit=limit, fork=False, LC_ALL="C", LANG="C",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr

@@ -102,7 +102,7 @@ def test_equals_smp(backbone, stride):
     assert difference[True] > 1e-3
 
 
-def test_trains_like_smp_for_25_steps():
+def test_trains_like_smp():
     """The same weights, batches and optimizer: a textbook loop around SMP, and our criterion.
 
     In float64: in float32 SMP drifts by 2 % from itself when its weights change by 1e-7.
@@ -115,9 +115,9 @@ def test_trains_like_smp_for_25_steps():
     ).double()
     model.load_state_dict(smp_to_ours(reference.state_dict()))
     criterion, curves = SegmentationLoss(), ([], [])
-    optimizers = [torch.optim.SGD(m.parameters(), 1e-3, momentum=0.9) for m in (reference, model)]
+    optimizers = [torch.optim.SGD(m.parameters(), 1e-2, momentum=0.9) for m in (reference, model)]
     generator = torch.Generator().manual_seed(0)
-    for _ in range(25):
+    for _ in range(12):
         coarse = torch.randn(4, 3, 6, 6, generator=generator).double()
         images = F.interpolate(coarse, (32, 32), mode="bilinear")
         images += 0.5 * torch.randn(images.shape, generator=generator)
@@ -132,7 +132,7 @@ def test_trains_like_smp_for_25_steps():
             optimizer.step()
             curve.append(loss.item())
     theirs, ours = (torch.tensor(curve, dtype=torch.float64) for curve in curves)
-    assert theirs[-5:].mean() < 0.7 * theirs[0]  # it learned something to disagree about
+    assert theirs[-1] < 0.7 * theirs[0]  # it learned something to disagree about
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
 
 

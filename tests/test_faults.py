@@ -157,19 +157,19 @@ def test_a_disk_that_takes_no_more_is_one_line_and_costs_no_checkpoint(run_folde
     assert done.returncode == 0, done.stderr
 
 
-def mounted(mount: str, *command: object) -> subprocess.CompletedProcess:
-    """train.py where `mount` was done, which only this process sees."""
-    shell = ["unshare", "-rm", "sh", "-c", f'{mount} && exec "$@"', "sh"]
+def train_in_shell(first: str, *arguments: object) -> subprocess.CompletedProcess:
+    """train.py after shell commands; what they mount, only this process sees."""
+    shell = ["unshare", "-rm", "sh", "-c", f'{first} && exec "$@"', "sh"]
     if which("unshare") is None or subprocess.run([*shell, "true"]).returncode:
         pytest.skip("may not mount here")
     return subprocess.run(
-        [*shell, sys.executable, REPOSITORY / "train.py", *TRAIN, *command],
+        [*shell, sys.executable, REPOSITORY / "train.py", *TRAIN, *arguments],
         capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 
 def test_a_disk_too_small_for_the_run_is_told_before_the_first_step(cityscapes_root, tmp_path):
-    done = mounted(
+    done = train_in_shell(
         f"mount -t tmpfs -o size=64m none {tmp_path}",
         "--data_root", cityscapes_root, "--log_root", tmp_path / "logs",
     )  # fmt: skip
@@ -177,10 +177,13 @@ def test_a_disk_too_small_for_the_run_is_told_before_the_first_step(cityscapes_r
     assert "steps 1 to" not in done.stdout
 
 
-def test_data_that_may_only_be_read_is_enough(cityscapes_root, tmp_path):
-    done = mounted(
-        f"mount --bind {cityscapes_root} {cityscapes_root} && mount -o remount,bind,ro "
-        f"{cityscapes_root} && ! touch {cityscapes_root}/x 2>/dev/null",
+def test_few_open_files_no_language_and_data_that_may_only_be_read_are_enough(
+    cityscapes_root, tmp_path
+):
+    done = train_in_shell(
+        f"mount --bind {cityscapes_root} {cityscapes_root} "
+        f"&& mount -o remount,bind,ro {cityscapes_root} && ! touch {cityscapes_root}/x 2>/dev/null "
+        "&& ulimit -n 64 && export LC_ALL=C LANG=C",
         "--data_root", cityscapes_root, "--log_root", tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -52,13 +52,13 @@ EVERYTHING = {
 }  # fmt: skip
 
 
-@pytest.fixture(
-    scope="module", params=[(5, 100, {}), (8, 8, {}), (5, 100, EVERYTHING)],
-    ids=["saved", "evaluated", "every option"],
-)  # fmt: skip
+CASES = {"saved": (5, 100, {}), "evaluated": (8, 8, {}), "every option": (5, 100, EVERYTHING)}
+
+
+@pytest.fixture(scope="module", params=CASES)
 def uninterrupted(request, cityscapes_root, tmp_path_factory):
     """Ten steps in one go, with a checkpoint half-way, between two rows of metrics.csv."""
-    save_every, eval_every, options = request.param
+    save_every, eval_every, options = CASES[request.param]
     log_root = tmp_path_factory.mktemp("logs")
     config = tiny(
         cityscapes_root, log_root, steps=10, log_every=3,
@@ -82,6 +82,7 @@ def test_resuming_gives_the_same_losses_and_weights(uninterrupted, tmp_path, wor
     assert_same_bits(final_state(tmp_path / "run"), final_state(folder))
 
 
+@pytest.mark.parametrize("uninterrupted", ["saved", "evaluated"], indirect=True)
 def test_sigterm_saves_and_the_printed_command_goes_on_exactly(uninterrupted, tmp_path):
     config, folder = uninterrupted
     path = tmp_path / "config.yaml"
@@ -102,12 +103,14 @@ def test_sigterm_saves_and_the_printed_command_goes_on_exactly(uninterrupted, tm
     assert_same_bits(final_state(tmp_path / "run"), final_state(folder))
 
 
+@pytest.mark.parametrize("uninterrupted", ["saved"], indirect=True)
 def test_a_finished_run_says_so(uninterrupted, capsys):
     config, _ = uninterrupted
     train(replace(config, resume="auto"))
     assert "finished" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("uninterrupted", ["saved"], indirect=True)
 def test_other_options_are_refused_by_name(uninterrupted):
     config, _ = uninterrupted
     with pytest.raises(UserError, match=r"base_lr, seed.*--config"):

@@ -15,7 +15,8 @@ PANELS = {"loss": ("loss", "val_loss"), "mIoU": ("miou",), "learning rate": ("lr
 
 def plot_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Rows of metrics.csv -> a PNG with loss, mIoU and learning rate over the steps."""
-    figure = Figure(figsize=(15, 4), layout="constrained")  # without pyplot: no screen, no globals
+    figure = Figure(figsize=(15, 4))  # without pyplot: no screen, no globals
+    figure.subplots_adjust(left=0.04, right=0.99, bottom=0.14, top=0.92, wspace=0.2)
     for axis, (title, names) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
         for name in names:
             points = [
@@ -24,7 +25,7 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
             if points:
                 marker = "o" if len(points) < 40 else None
                 axis.plot(*zip(*points, strict=True), label=name, marker=marker, markersize=3)
-        axis.set(title=title, xlabel="step")
+        axis.set(title=title, xlabel="step", xlim=(0, None))
         axis.grid(alpha=0.3)
         if title == "mIoU":
             axis.set_ylim(0, 1)
