@@ -29,8 +29,9 @@ def load_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     state = load_checkpoint(path, needs=("network", "model", "config", "classes"))
     weights = state.pop("model")
     weights = state.pop("ema", None) or weights
-    network = build_model(**state["network"])
-    network.load_state_dict(weights)
+    with torch.device("meta"):  # no random weights first
+        network = build_model(**state["network"])
+    network.load_state_dict(weights, assign=True)
     return network.eval(), state
 
 
