@@ -170,11 +170,12 @@ def profile_rows(figures: list[dict]) -> Rows:
 
 
 def recipes(runs: list[dict]) -> str:
-    """Options in the order of their gain, then the shipped config's classes."""
+    """Options by their gain, on val and on a sequence unseen; the shipped config's scores."""
     found: dict[str, list[dict]] = {}
+    unseen: dict[str, list[dict]] = {}
     for run in sorted(runs, key=lambda run: run["seed"]):
-        found.setdefault(run["variant"], []).append(run)
-    shipped = found.pop("shipped", [])
+        (unseen if run.get("unseen") else found).setdefault(run["variant"], []).append(run)
+    shipped, former = found.pop("shipped", []), found.pop("shipped without photometric", [])
     plain = {run["seed"]: run["miou"] for run in found["baseline"]}
     gains = {
         name: mean(run["miou"] - plain[run["seed"]] for run in group)
@@ -188,11 +189,24 @@ def recipes(runs: list[dict]) -> str:
         flags = ", ".join(f"`{key} {value}`" for key, value in found[name][0]["options"].items())
         gain = f"{100 * gains[name]:+.1f}" if name != "baseline" else ""
         rows.append([name, flags, spread(values), percent(*values), gain])
-    return table(rows) + ("\n" + table(shipped_rows(shipped)) if shipped else "")
+    tables = [rows, unseen_rows(unseen), *(shipped_rows(x) for x in (former, shipped) if x)]
+    return "\n".join(map(table, tables))
+
+
+def unseen_rows(found: dict[str, list[dict]]) -> Rows:
+    def values(name: str) -> list[float]:
+        return [run["miou"] for run in found[name]]
+
+    rows = [["on a sequence unseen", "mIoU", "pixel accuracy"]]
+    for name in sorted(found, key=lambda name: -mean(values(name))):
+        accuracy = [run["pixel_accuracy"] for run in found[name]]
+        rows.append([name, spread(values(name)), spread(accuracy)])
+    return rows
 
 
 def shipped_rows(runs: list[dict]) -> Rows:
-    rows = [["test IoU", *(f"seed {run['seed']}" for run in runs), "mean"]]
+    title = "test IoU" + ("" if runs[0]["variant"] == "shipped" else ", without photometric")
+    rows = [[title, *(f"seed {run['seed']}" for run in runs), "mean"]]
     tests = [run["test"] for run in runs]
     for name in tests[0]["classes"]:
         values = [test["classes"][name] or 0.0 for test in tests]
@@ -202,8 +216,8 @@ def shipped_rows(runs: list[dict]) -> Rows:
         rows.append([title, *map(percent, values), spread(values)])
     values = [run["miou"] for run in runs]
     rows.append(["val mean IoU", *map(percent, values), spread(values)])
-    minutes = [run["seconds"] / 60 for run in runs]
-    return [*rows, ["minutes", *map(number, minutes), number(mean(minutes))]]
+    minutes = [f"{number(run['seconds'] / 60)} ({run['threads']})" for run in runs]
+    return [*rows, ["minutes (threads)", *minutes, ""]]
 
 
 def percent(*values: float) -> str:

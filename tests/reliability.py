@@ -79,6 +79,7 @@ ROWS: dict[str, list[tuple[str, str, str]]] = {
         ("SIGTERM while waiting for data", "saved at once", "test_signals.py::test_a_stop_while_waiting_for_data_saves_at_once"),
         ("Ctrl-C twice", "leaves at once", "test_signals.py::test_a_second_ctrl_c_leaves_at_once"),
         ("too little memory", "one line that says what to lower", "test_faults.py::test_too_little_memory_is_one_line_that_says_what_to_lower"),
+        ("1,000 more steps", "no more memory", "test_faults.py::test_memory_does_not_grow_with_the_steps"),
         ("a loss that is not finite", "step, learning rate and images named", "test_train.py::test_a_loss_that_is_not_finite_stops_with_one_line"),
         ("64 open files, no language set, data on a read-only disk", "works", "test_faults.py::test_few_open_files_no_language_and_data_that_may_only_be_read_are_enough"),
         ("an image larger than the memory", "predicted in windows, with a warning", "test_evaluate.py::test_an_image_larger_than_the_memory_is_predicted_in_windows"),

@@ -15,7 +15,7 @@ from shutil import which
 
 import pytest
 import torch
-from conftest import REPOSITORY, run, tiny
+from conftest import REPOSITORY, Command, run, tiny
 from test_commands import TRAIN, fails
 from test_resume import assert_same_bits, exact_rows, final_state
 
@@ -26,6 +26,7 @@ from utils.checkpoint import load_checkpoint, save_checkpoint, step_files
 from utils.distributed import World
 from utils.errors import UserError
 from utils.lock import LOCK, hold
+from utils.logger import read_metrics
 from utils.run import Run, default_run_name, find_checkpoint, find_run
 
 
@@ -228,6 +229,31 @@ def test_too_little_memory_is_one_line_that_says_what_to_lower(cityscapes_root, 
         "--crop", "[512,1024]", "--batch_size", "16", limit=limit,
     )  # fmt: skip
     fails(done, "out of memory with 16 crops of 512x1024, resnet18 at stride 32", "--batch_size")
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_steps(cityscapes_root, tmp_path, record_property):
+    """The least resident memory while steps 300 to 500, and 1300 to 1500, were done.
+
+    Above it lie up to 100 MiB that the C library holds for a while.
+    """
+    process = Command(
+        "train.py", *TRAIN, "--data_root", cityscapes_root, "--log_root", tmp_path,
+        "--steps", 1500, "--log_every", 10, "--eval_every", 10**6, "--save_every", 10**6,
+    )  # fmt: skip
+    sizes: dict[int, int] = {}
+    while process.is_alive():
+        rows = read_metrics(tmp_path / "run")
+        if rows and rows[-1]["step"]:
+            pages = Path(f"/proc/{process.process.pid}/statm").read_text().split()[1]
+            sizes[int(rows[-1]["step"])] = int(pages) * resource.getpagesize() >> 10
+        time.sleep(0.2)
+    done = process.end()
+    assert done.returncode == 0, done.stderr
+    early = min(size for step, size in sizes.items() if 300 <= step <= 500)
+    late = min(size for step, size in sizes.items() if step >= 1300)
+    record_property("KiB more after 1,000 steps", late - early)
+    assert late - early < 4096
 
 
 def test_two_preprocessings_at_once_are_refused(cityscapes_root):
