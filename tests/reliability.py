@@ -75,7 +75,7 @@ ROWS: dict[str, list[tuple[str, str, str]]] = {
     ],
     "Process and memory": [
         ("SIGTERM between steps", "saved, the printed command goes on exactly", "test_resume.py::test_sigterm_saves_and_the_printed_command_goes_on_exactly"),
-        ("SIGTERM, SIGUSR1 during an evaluation", "saved; the resumed run evaluates first", "test_signals.py::test_a_stop_in_evaluation_leaves_it_and_resume_makes_up_for_it"),
+        ("SIGUSR1 during an evaluation", "saved; the resumed run evaluates first", "test_signals.py::test_a_stop_in_evaluation_leaves_it_and_resume_makes_up_for_it"),
         ("SIGTERM while waiting for data", "saved at once", "test_signals.py::test_a_stop_while_waiting_for_data_saves_at_once"),
         ("Ctrl-C twice", "leaves at once", "test_signals.py::test_a_second_ctrl_c_leaves_at_once"),
         ("too little memory", "one line that says what to lower", "test_faults.py::test_too_little_memory_is_one_line_that_says_what_to_lower"),

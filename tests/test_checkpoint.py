@@ -63,6 +63,7 @@ class Malicious:
         return os.system, ("touch executed",)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_pickle_that_runs_code_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"format": 1, "model": Malicious()}, "zip.pth")

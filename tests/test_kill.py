@@ -33,7 +33,7 @@ def uninterrupted(cityscapes_root, tmp_path_factory):
     """DeepLabV3-ResNet18 with EMA, a reader thread and evaluations; seconds it took."""
     config = tiny(
         cityscapes_root, tmp_path_factory.mktemp("logs"),
-        steps=12, save_every=2, eval_every=6, ema=0.9, workers=1,
+        steps=10, save_every=2, eval_every=5, ema=0.9, workers=1,
     )  # fmt: skip
     train(replace(config, run_name="warm-up", steps=2))
     begin = time.monotonic()
