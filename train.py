@@ -84,8 +84,8 @@ def train_in(folder: Path, begin: Path | None, config: Config, world: World) -> 
 
     state = load_run(folder, begin, config)
     distributed.require_same(state and state["step"], f"checkpoints of {folder}", world)
-    accumulate = micro_batches(config, world, state)
-    images_per_step = config.batch_size * accumulate * world.size
+    config = replace(config, accumulate=micro_batches(config, world, state))
+    images_per_step = config.batch_size * config.accumulate * world.size
     total = config.steps
     if config.epochs is not None:
         total = math.ceil(config.epochs * len(train_set) / images_per_step)
@@ -115,7 +115,7 @@ def train_in(folder: Path, begin: Path | None, config: Config, world: World) -> 
         class_uniform=class_uniform, seed=config.seed, workers=config.workers,
         device=world.device, rank=world.rank, world=world.size,
     )  # fmt: skip
-    batches = source.run(start * accumulate, total * accumulate)
+    batches = source.run(start * config.accumulate, total * config.accumulate)
     update = partial(
         training_step, parallel, criterion, run.optimizer,
         amp=amp, scaler=run.scaler, clip=config.clip_grad,
@@ -156,7 +156,7 @@ def train_in(folder: Path, begin: Path | None, config: Config, world: World) -> 
             if row is None:
                 try:
                     with clock.waiting(), stop.interrupting():
-                        parts = [next(batches) for _ in range(accumulate)]
+                        parts = [next(batches) for _ in range(config.accumulate)]
                 except Interrupted:
                     run.save(folder / "checkpoints")
                     break
@@ -178,7 +178,7 @@ def train_in(folder: Path, begin: Path | None, config: Config, world: World) -> 
                     }
                     if not math.isfinite(row["loss"]):
                         bad = int(run.bad_step)
-                        images = ", ".join(source.names(bad * accumulate - 1))
+                        images = ", ".join(source.names(bad * config.accumulate - 1))
                         raise UserError(
                             f"{folder}: loss {row['loss']} at step {bad}, learning rate "
                             f"{learning_rate:.1e}, images {images}. {ADVICE}"

@@ -123,7 +123,7 @@ def test_resume_without_a_run_is_one_line(cityscapes_root, tmp_path):
     shutil.rmtree(tmp_path)
 
 
-def test_a_run_keeps_its_images_per_step_whatever_the_batch(cityscapes_root, tmp_path):
+def test_a_run_keeps_its_images_per_step_whatever_the_batch(cityscapes_root, tmp_path, capsys):
     """Norms that do not look at the batch: four images at once or two by two are one training."""
     config = tiny(cityscapes_root, tmp_path, run_name="whole", batch_size=4, freeze_bn=True)
     train(config)
@@ -133,8 +133,10 @@ def test_a_run_keeps_its_images_per_step_whatever_the_batch(cityscapes_root, tmp
     with pytest.raises(UserError, match=r"has 4 images, 1 x 3 do not divide it. .*--batch_size"):
         train(replace(config, batch_size=3))
     train(replace(config, batch_size=2))
+    assert "1 x 2 batches of 2 keep the 4 images of this run's steps" in capsys.readouterr().err
     whole, halves = (exact_rows(tmp_path / name) for name in ("whole", "run"))
     assert len(halves) == 6
+    assert "accumulate: 2" in (tmp_path / "run" / "config.yaml").read_text()
     for one, other in zip(whole, halves, strict=True):
         assert one[:2] == other[:2]
         assert float(one[2]) == pytest.approx(float(other[2]), rel=1e-5)

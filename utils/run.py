@@ -253,4 +253,8 @@ def micro_batches(config: Config, world: World, state: dict[str, Any] | None) ->
             f"a step of this run has {images} images, {world.size} x {config.batch_size} do not "
             "divide it. Give another --batch_size, or another number of processes"
         )
-    return images // together
+    needed = images // together
+    if needed != config.accumulate and world.is_main:
+        what = f"{world.size} x {needed} batches of {config.batch_size}"
+        print(f"{what} keep the {images} images of this run's steps", file=sys.stderr)
+    return needed
