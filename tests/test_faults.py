@@ -91,6 +91,22 @@ def test_a_run_goes_on_without_its_links_and_loses_what_kills_left(finished, run
     assert_same_bits(final_state(folder), final_state(finished[1]))
 
 
+def test_a_resumed_run_never_empties_its_files(finished, run_folder):
+    """A second name shows what a kill in the middle of writing would leave under the first."""
+    config, folder = run_folder
+    step_files(folder / "checkpoints")[-1].unlink()
+    names = ("metrics.csv", "config.yaml", "results.json", "environment.json")
+    held = {name: (folder / name).read_bytes() for name in names}
+    for name in names:
+        os.link(folder / name, folder / f"held-{name}")
+    train(config)
+    assert {name: (folder / f"held-{name}").read_bytes() for name in names} == held
+    assert exact_rows(folder) == exact_rows(finished[1])
+    with (folder / "metrics.csv").open("a") as file:
+        file.write("7,3.5,2.")
+    assert len(read_metrics(folder)) == len(exact_rows(finished[1]))
+
+
 def test_a_file_outside_a_run_is_no_run_to_go_on_with(run_folder, tmp_path):
     config, folder = run_folder
     path = tmp_path / "weights.pth"

@@ -14,6 +14,7 @@ import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from utils.errors import UserError
+from utils.files import write_text
 
 DatasetName = Literal["cityscapes", "synthetic", "camvid", "custom"]
 ConfigClass = TypeVar("ConfigClass")
@@ -223,7 +224,7 @@ def parse(
 
 def write_config(config: Config, path: Path) -> None:
     """The effective options as YAML that `--config` reads back."""
-    path.write_text(yaml.safe_dump(plain(config), sort_keys=False), encoding="utf-8")
+    write_text(path, yaml.safe_dump(plain(config), sort_keys=False))
 
 
 def plain(config: Config) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A run's folder: options, environment, curves, samples."""
 
 import csv
+import io
 import platform
 import sys
 import time
@@ -14,7 +15,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from utils.config import Config, plain, write_config
-from utils.files import write_json
+from utils.files import write_json, write_text
 from utils.plots import plot_curves
 
 try:
@@ -39,10 +40,11 @@ class RunLogger:
         write_config(config, folder / "config.yaml")
         write_json(folder / "environment.json", describe_environment())
         self.events = SummaryWriter(str(folder), purge_step=start + 1)
-        with (folder / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(self.rows)
+        lines = io.StringIO(newline="")
+        writer = csv.DictWriter(lines, COLUMNS)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_text(folder / "metrics.csv", lines.getvalue())
 
     def __enter__(self) -> "RunLogger":
         return self
@@ -126,12 +128,15 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Rows of metrics.csv, values as strings ("" where a row has none); [] without the file."""
+    """Rows of metrics.csv, values as strings ("" where a row has none); [] without the file.
+
+    A row that a power cut left half written is left out.
+    """
     path = folder / "metrics.csv"
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        return [row for row in csv.DictReader(file) if None not in row.values()]
 
 
 def describe_environment() -> dict[str, Any]:
