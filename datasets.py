@@ -55,8 +55,12 @@ class SegmentationDataset:
     def label(self, index: int) -> np.ndarray:
         """(H,W) uint8 train ids or 255; UserError where it has not its image's size."""
         label = self.truth(index)["label"]
-        self.require_size(index, label, image_size(self.files[index].image))
+        self.require_size(index, label, self.size(index))
         return label
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of the image; its pixels are not read."""
+        return image_size(self.files[index].image)
 
     def truth(self, index: int) -> dict[str, np.ndarray]:
         """{"label": ...[, "instance": ...]} as in a sample; {} where there are none."""
@@ -105,6 +109,10 @@ class PackedDataset:
     def image(self, index: int) -> np.ndarray:
         """(H,W,3) uint8 RGB, read only."""
         return self.packed.planes(index)["image"]
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of the image."""
+        return self.image(index).shape[:2]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """As SegmentationDataset's; image, label and instance are read only."""

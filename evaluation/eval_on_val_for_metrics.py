@@ -12,7 +12,6 @@ import os
 import shutil
 import sys
 from dataclasses import dataclass
-from operator import le
 from pathlib import Path
 from typing import Literal
 
@@ -21,96 +20,51 @@ if __name__ == "__main__":  # run by path, Python looks for modules in evaluatio
 
 import numpy as np
 
-from datasets import build_dataset, read_class_weights
+from datasets import read_class_weights
 from evaluation.counts import Counts
 from evaluation.evaluate import evaluate
-from evaluation.inference import load_model
+from evaluation.inference import Trained
 from evaluation.visualize import overlay, save_png
-from utils import distributed
-from utils.config import DatasetName, check, parse, valid_scales
+from utils.config import DatasetName, PredictionOptions, check, parse
 from utils.errors import UserError, run_command
 from utils.files import (
     first_folder,
     make_folder,
-    resolve_data_root,
     resolve_log_root,
     write_json,
 )
 from utils.plots import plot_confusion
-from utils.run import find_checkpoint
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(PredictionOptions):
     """Options of eval_on_val_for_metrics.py."""
 
-    checkpoint: str | None = None
-    """A run's name, its folder or a checkpoint file. Default: best checkpoint of the newest run."""
-    log_root: Path | None = None
-    """Folder of all runs, and of what is written here. Default: training_logs/."""
     dataset: DatasetName | None = None
     """Data set to score on. Default: the one the checkpoint was trained on."""
-    data_root: Path | None = None
-    """Folder of the data set. Default: the one the checkpoint was trained on."""
     split: Literal["val", "test"] = "val"
     """Part of the data set; test only where its labels are public (camvid)."""
-    scales: tuple[float, ...] | None = None
-    """Sizes, as factors, at which the model sees an image. Default: the run's --eval_scales."""
-    flip: bool = False
-    """Average with the mirrored image's prediction."""
-    crop: tuple[int, int] | None = None
-    """Height and width of sliding windows, whose logits are averaged. Default: whole images."""
-    stride: tuple[int, int] | None = None
-    """Steps of the windows down and to the right. Default: two thirds of --crop."""
     overlays: bool = True
     """Also write pictures of the predictions over the images."""
     boundary_width: int | None = None
     """Also compute boundary IoU, counting pixels this close to a border; Cheng et al. (2021) take
     0.5 % of the diagonal on Cityscapes: 11."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the network; auto takes bf16 on GPUs that have it, else fp32: as training."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto takes CUDA when there is a GPU."""
-    workers: int = 2
-    """Threads that read images, and as many that count and write; 0: all in the main thread."""
 
     def __post_init__(self) -> None:
-        check(self, "workers", lambda workers: workers >= 0, "at least 0")
+        super().__post_init__()
         check(self, "boundary_width", lambda width: width >= 1, "at least 1")
-        check(self, "crop", lambda crop: min(crop) >= 32, "at least 32x32")
-        check(
-            self,
-            "stride",
-            lambda stride: min(stride) >= 1 and all(map(le, stride, self.crop or (0, 0))),
-            "at least 1 and at most --crop",
-        )
-        check(self, "scales", valid_scales, "one or more factors between 0.01 and 100")
 
 
 def evaluate_checkpoint(config: EvalConfig) -> None:
-    world = distributed.start(config.device)
-    log_root = resolve_log_root(config.log_root)
-    path = find_checkpoint(config.checkpoint, log_root).resolve()
-    model, state = load_model(path)
-    trained = state["config"]
-    dataset_name = config.dataset or trained["dataset"]
-    root = config.data_root
-    if root is None and dataset_name == trained["dataset"]:
-        root = Path(trained["data_root"])
-    root = resolve_data_root(dataset_name, root)
-    dataset = build_dataset(dataset_name, root, config.split)
-    if list(dataset.classes.names) != state["classes"]:
-        raise UserError(
-            f"{path}: trained on other classes than {dataset_name}'s. Use its own data set"
-        )
-    if not dataset.has_labels:
-        raise UserError(f"{root}: the {config.split} split has no public labels. Use --split val")
-    print(f"checkpoint {path} (step {state['step']})")
+    trained = Trained.open(config)
+    log_root, root = resolve_log_root(config.log_root), trained.root(config.dataset)
+    dataset = trained.dataset(config.split, config.dataset)
+    print(f"checkpoint {trained.path} (step {trained.state['step']})")
     print(f"on {len(dataset)} images of {root}, {dataset.source}")
     weights = None
-    if trained["class_weights"] and config.split == "val":
+    if trained.state["config"]["class_weights"] and config.split == "val":
         try:
-            weights = read_class_weights(root, dataset.classes).to(world.device)
+            weights = read_class_weights(root, dataset.classes).to(trained.world.device)
         except UserError:  # of a val split alone; only the loss needs them
             print("the loss is without class weights: this data set was not preprocessed")
 
@@ -128,20 +82,17 @@ def evaluate_checkpoint(config: EvalConfig) -> None:
             )
 
     scores = evaluate(
-        model.to(world.device),
+        trained.model,
         dataset,
-        world=world,
-        scales=config.scales or trained["eval_scales"],
-        flip=config.flip,
-        crop=config.crop,
-        stride=config.stride,
+        world=trained.world,
+        amp=trained.amp,
         class_weights=weights,
-        amp=world.amp_dtype(config.precision),
         workers=config.workers,
         border=config.boundary_width or 0,
         on_image=write,
+        **trained.options,
     )
-    write_json(new_pictures / "scores.json", {"checkpoint": str(path), **scores.plain()})
+    write_json(new_pictures / "scores.json", {"checkpoint": str(trained.path), **scores.plain()})
     plot_confusion(scores.counts.confusion, dataset.classes, new_pictures / "confusion.png")
     swap_in(new_predictions, predictions)
     swap_in(new_pictures, pictures)

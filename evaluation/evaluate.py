@@ -9,11 +9,11 @@ from torch import nn
 
 from datasets import Dataset
 from evaluation.counts import Counts, count_pixels
-from evaluation.inference import WithinMemory, inference_copy
+from evaluation.inference import Predictor
 from evaluation.metrics import Scores, compute_scores
 from model.ops.upsample_argmax import upsample_argmax
 from model.ops.upsample_cross_entropy import upsample_cross_entropy
-from utils.distributed import StopRequest, World, autocast, gather_over_ranks, sum_over_ranks
+from utils.distributed import StopRequest, World, gather_over_ranks, sum_over_ranks
 from utils.labels import LabelTable
 from utils.loader import read_ahead
 from utils.progress import progress
@@ -48,8 +48,8 @@ def evaluate(
     boundary IoU, 0 for none. stop: looked at after every image; None comes back where it was asked.
     """
     classes, device = dataset.classes, world.device
-    logits_of = WithinMemory(
-        inference_copy(model), scales=scales, flip=flip, crop=crop, stride=stride
+    predictor = Predictor(
+        model, device=device, amp=amp, scales=scales, flip=flip, crop=crop, stride=stride
     )
     losses = torch.zeros(2, dtype=torch.float64, device=device)
     indices, ahead = range(world.rank, len(dataset), world.size), workers + 2
@@ -63,12 +63,8 @@ def evaluate(
             describe=lambda index: f"image {dataset.names[index]}",
         )
         for sample in samples:
-            images, truth = (
-                torch.tensor(sample[kind])[None].to(device) for kind in ("image", "label")
-            )
-            size = sample["label"].shape
-            with autocast(device, amp):
-                logits = logits_of(images, size=size)
+            truth, size = torch.tensor(sample["label"])[None].to(device), sample["label"].shape
+            logits = predictor.logits(sample["image"], size=size)
             sums = upsample_cross_entropy(logits, truth, class_weights=class_weights)
             losses.add_(torch.stack(sums))
             yield sample, upsample_argmax(logits, size)[0].cpu().numpy()

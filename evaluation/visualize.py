@@ -1,6 +1,7 @@
 """Pictures of predictions: overlays, error maps, contact sheets."""
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ from utils.errors import UserError
 from utils.labels import IGNORE, LabelTable
 
 SHEET_WIDTH = 480  # pixels of one picture in a contact sheet
+LEGEND_COLUMN = 150  # pixels that the longest names need
 TITLES = ("image", "truth", "prediction", "error (red)")
 
 
@@ -49,12 +51,7 @@ class ContactSheet:
         """`evaluate`'s on_image: keep the images that the sheet shows."""
         if name not in self.wanted:
             return
-        sample, draw = self.dataset[self.wanted[name]], self.dataset.classes.draw
-        image, truth = sample["image"], sample["label"]
-        pictures = (image, draw(truth), draw(labels), error_map(truth, labels))
-        size = (SHEET_WIDTH, round(SHEET_WIDTH * image.shape[0] / image.shape[1]))
-        small = [cv2.resize(picture, size, interpolation=cv2.INTER_AREA) for picture in pictures]
-        self.rows[name] = np.hstack(small)
+        self.rows[name] = sheet_row(self.dataset[self.wanted[name]], labels, self.dataset.classes)
 
     def save(self, path: Path) -> None:
         """Titles, a row per image, and every class's colour and name below."""
@@ -64,6 +61,14 @@ class ContactSheet:
         save_png(path, np.vstack([titles(), *rows, below]))
 
 
+def sheet_row(sample: dict[str, Any], labels: np.ndarray, classes: LabelTable) -> np.ndarray:
+    """A data set's sample and its predicted train ids -> the four pictures of TITLES in a row."""
+    image, truth = sample["image"], sample["label"]
+    pictures = (image, classes.draw(truth), classes.draw(labels), error_map(truth, labels))
+    size = (SHEET_WIDTH, round(SHEET_WIDTH * image.shape[0] / image.shape[1]))
+    return np.hstack([cv2.resize(x, size, interpolation=cv2.INTER_AREA) for x in pictures])
+
+
 def titles() -> np.ndarray:
     bar = np.full((36, SHEET_WIDTH * len(TITLES), 3), 255, np.uint8)
     for number, title in enumerate(TITLES):
@@ -71,16 +76,42 @@ def titles() -> np.ndarray:
     return bar
 
 
-def legend(classes: LabelTable, *, width: int) -> np.ndarray:
-    columns = 8
+def legend(classes: LabelTable, *, width: int, height: int = 0) -> np.ndarray:
+    """(h,width,3) with every class's colour and name; h is what they need, or `height`."""
+    columns = min(8, max(1, width // LEGEND_COLUMN))
     lines = -(-classes.num_classes // columns)
-    bar = np.full((34 * lines + 8, width, 3), 255, np.uint8)
+    bar = np.full((max(34 * lines + 8, height), width, 3), 255, np.uint8)
     for number, name in enumerate(classes.names):
         x, y = width // columns * (number % columns) + 12, 34 * (number // columns) + 8
         cv2.rectangle(bar, (x, y), (x + 26, y + 22), classes.colors[number].tolist(), -1)
         cv2.rectangle(bar, (x, y), (x + 26, y + 22), (90, 90, 90), 1)
         write(bar, name, (x + 36, y + 18))
-    return bar
+    return bar[: height or None]
+
+
+def with_legend(picture: np.ndarray, classes: LabelTable) -> np.ndarray:
+    """(H,W,3) -> the same with the legend below; a narrow picture gets white at its right."""
+    width = max(picture.shape[1], LEGEND_COLUMN)
+    wide = cv2.copyMakeBorder(
+        picture, 0, 0, 0, width - picture.shape[1], cv2.BORDER_CONSTANT, value=(255, 255, 255)
+    )
+    return np.vstack([wide, legend(classes, width=width)])
+
+
+def panel_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of an image -> those of its four panels in a video: even, 480 to 960."""
+    factor = np.clip(max(size), 480, 960) / max(size)
+    return tuple(max(2, 2 * round(length * factor / 2)) for length in size)
+
+
+def panels(image: np.ndarray, labels: np.ndarray, classes: LabelTable) -> np.ndarray:
+    """(H,W,3) RGB, (h,w) train ids -> (2h,2w,3): image, prediction, overlay, legend."""
+    height, width = labels.shape
+    small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    drawn = classes.draw(labels)
+    blend = cv2.addWeighted(small, 0.35, drawn, 0.65, 0)
+    key = legend(classes, width=width, height=height)
+    return np.vstack([np.hstack([small, drawn]), np.hstack([blend, key])])
 
 
 def write(picture: np.ndarray, text: str, place: tuple[int, int]) -> None:

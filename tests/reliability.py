@@ -94,7 +94,8 @@ ROWS: dict[str, list[tuple[str, str, str]]] = {
         ("a bad file that one process meets", "one line in all, all end", "test_distributed.py::test_a_bad_file_of_one_process_is_one_line_and_ends_all"),
         ("kill -9 of one process", "all go on from the last checkpoint", "test_distributed.py::test_a_killed_process_a_stop_and_going_on_alone"),
         ("SIGTERM to torchrun", "all save at one step and leave", "test_distributed.py::test_a_killed_process_a_stop_and_going_on_alone"),
-        ("one of two hosts lost", "the other goes on and finishes", "test_distributed.py::test_the_other_host_goes_on_when_one_dies"),
+        ("one of two hosts lost, lost and back, cut off for 5 or 60 s; a slow cable that loses packets", "the training goes on with those that are there and finishes, every step once", "test_distributed.py::test_of_two_hosts_one_fails_and_every_step_is_done_once"),
+        ("a port in use, a host that does not exist", "one line", "test_distributed.py::test_a_meeting_that_fails_is_one_line"),
     ],
     "Scoring": [
         ("faulty predictions: missing, twice, size, colours, cut, train ids", "one line before anything is counted", "test_score.py::test_a_faulty_prediction_is_named"),

@@ -21,8 +21,11 @@ COMMANDS = {
     "utils.results",
     "utils.synthetic",
     "evaluation.eval_on_val_for_metrics",
+    "evaluation.report",
     "evaluation.score",
     "train",
+    "predict",
+    "export",
 }
 
 

@@ -9,7 +9,10 @@ import yaml
 from torch.distributed.run import get_args_parser
 
 from evaluation.eval_on_val_for_metrics import EvalConfig
+from evaluation.report import ReportConfig
+from export import ExportConfig
 from model import build_model
+from predict import PredictConfig
 from train import train
 from utils.config import Config, parse, plain, write_config
 from utils.errors import UserError
@@ -120,7 +123,18 @@ def test_a_broken_config_file_is_one_user_error(tmp_path, text):
         parse(Config, "", ["--config", str(path)])
 
 
-@pytest.mark.parametrize("config", [Config, EvalConfig, PreprocessConfig, SyntheticConfig])
+@pytest.mark.parametrize(
+    "config",
+    [
+        Config,
+        EvalConfig,
+        PredictConfig,
+        ReportConfig,
+        ExportConfig,
+        PreprocessConfig,
+        SyntheticConfig,
+    ],
+)
 def test_help_explains_every_option(config, capsys):
     with pytest.raises(SystemExit) as stop:
         parse(config, "What it does.", ["--help"])

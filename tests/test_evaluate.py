@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from datasets import build_dataset
 from evaluation.counts import Counts
 from evaluation.evaluate import evaluate
-from evaluation.inference import WithinMemory, inference_copy, predict, predict_logits, rescale
+from evaluation.inference import Predictor, inference_copy, predict, predict_logits, rescale
 from evaluation.visualize import ContactSheet, error_map, overlay, save_png
 from model import build_model
 from utils.distributed import World
@@ -110,13 +110,14 @@ def test_an_image_larger_than_the_memory_is_predicted_in_windows(cityscapes_root
     model = SmallMemory(pixels=40 * 90)
     with pytest.raises(torch.OutOfMemoryError):
         evaluate(model, dataset, world=ALONE)  # already below the smallest window
-    found = WithinMemory(model)
+    found = Predictor(model, device=ALONE.device)
     found.SMALLEST = 64
-    pictures = images()
+    pictures = images()[:1]
     for _ in range(2):
-        logits = found(pictures, size=(64, 96))
+        logits = found.logits(pictures[0].numpy(), size=(64, 96))
     assert capsys.readouterr().err.count("warning: too little memory") == 1
-    expected = predict_logits(model.network, pictures, size=(64, 96), crop=(32, 64))
+    network = inference_copy(model.network)
+    expected = predict_logits(network, pictures, size=(64, 96), crop=(32, 64))
     assert torch.equal(logits, expected)
 
 

@@ -2,13 +2,14 @@
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from conftest import randomize
 
 from datasets import build_dataset
 from evaluation.evaluate import evaluate
-from evaluation.inference import WithinMemory
+from evaluation.inference import Predictor
 from model import build_model
 from model.losses import SegmentationLoss
 from model.ops.upsample_cross_entropy import (
@@ -56,13 +57,14 @@ def test_loss_and_gradient_are_the_reference_s(weighted, label_smoothing):
 
 def test_an_image_larger_than_the_memory_is_predicted_in_windows(capsys):
     """The logits and one gigabyte, which is too little for 32 megapixels at stride 8."""
-    predict = WithinMemory(build_model("deeplabv3", num_classes=19).cuda().eval())
-    image = torch.zeros(1, 4096, 8192, 3, dtype=torch.uint8, device="cuda")
+    model = build_model("deeplabv3", num_classes=19).cuda()
+    predictor = Predictor(model, device=torch.device("cuda"))
+    image = np.zeros((4096, 8192, 3), np.uint8)
     most = torch.cuda.memory_allocated() + 4 * 19 * 4096 * 8192 + (1 << 30)
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(most / torch.cuda.mem_get_info()[1])
     try:
-        logits = predict(image, size=(4096, 8192))
+        logits = predictor.logits(image, size=(4096, 8192))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert logits.shape == (1, 19, 4096, 8192)

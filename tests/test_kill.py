@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,11 +30,20 @@ needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs 
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(cityscapes_root, tmp_path_factory):
+def scratch():
+    """A folder in memory, where that has room: the kills write 50 GB of checkpoints."""
+    memory = Path("/dev/shm")  # noqa: S108
+    roomy = memory.is_dir() and shutil.disk_usage(memory).free > 4 << 30
+    with tempfile.TemporaryDirectory(dir=memory if roomy else None) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(cityscapes_root, scratch):
     """DeepLabV3-ResNet18 with EMA, a reader thread and evaluations; seconds it took."""
     config = tiny(
-        cityscapes_root, tmp_path_factory.mktemp("logs"),
-        steps=10, save_every=2, eval_every=5, ema=0.9, workers=1,
+        cityscapes_root, scratch / "uninterrupted",
+        steps=6, save_every=2, eval_every=3, ema=0.9, workers=1,
     )  # fmt: skip
     train(replace(config, run_name="warm-up", steps=2))
     begin = time.monotonic()
@@ -65,14 +75,32 @@ def forked(config: Config) -> int:
         os._exit(1)
 
 
-def trial(config: Config, seconds: float, tally: Tally) -> None:
-    """Go on with the run for some time, then kill; a run that ends by itself is left as it is."""
+def sizes(folder: Path) -> dict[str, int]:
+    """Of a run's checkpoints: what a save changes at once, whichever file it writes to."""
+    try:
+        return {path.name: path.lstat().st_size for path in folder.glob("*")}
+    except FileNotFoundError:  # renamed at this moment
+        return {}
+
+
+def trial(config: Config, seconds: float, saving: float | None, tally: Tally) -> None:
+    """Go on with the run, and kill it after `seconds`; with `saving`, that long into the next save.
+
+    A run that ends by itself is left as it is.
+    """
     folder = config.log_root / "run"
-    begun = bool(step_files(folder / "checkpoints"))
+    checkpoints = folder / "checkpoints"
+    begun = bool(step_files(checkpoints))
     child = forked(replace(config, resume="auto" if begun else None, overwrite=not begun))
     deadline = time.monotonic() + seconds
-    ended = 0
-    while not ended and time.monotonic() < deadline:
+    ended, before = 0, None
+    while not ended:
+        if time.monotonic() > deadline:
+            before = sizes(checkpoints) if before is None else before
+            if saving is None:
+                break
+            if sizes(checkpoints) != before:
+                deadline, saving = time.monotonic() + saving, None
         ended, status = os.waitpid(child, os.WNOHANG)
         time.sleep(0.005)
     messages = config.log_root / "messages"
@@ -86,7 +114,7 @@ def trial(config: Config, seconds: float, tally: Tally) -> None:
     os.waitpid(child, 0)
     tally.kills += 1
     done = max((int(row["step"]) for row in read_metrics(folder) if row["step"]), default=0)
-    saved = step_files(folder / "checkpoints")
+    saved = step_files(checkpoints)
     tally.repeated += done - (int(NAME.fullmatch(saved[-1].name)[1]) if saved else 0)
 
 
@@ -94,16 +122,18 @@ def trial(config: Config, seconds: float, tally: Tally) -> None:
     "kills", [pytest.param(100, id="100"), pytest.param(1000, marks=pytest.mark.slow, id="1000")]
 )
 def test_killed_at_random_moments_it_ends_with_the_same_bits(
-    uninterrupted, tmp_path, kills, record_property
+    uninterrupted, scratch, kills, record_property
 ):
     expected, seconds = uninterrupted
-    config = replace(expected, log_root=tmp_path)
-    folder, draw, tally = tmp_path / "run", np.random.default_rng(0), Tally()
+    config = replace(expected, log_root=scratch / str(kills))
+    config.log_root.mkdir()
+    folder, draw, tally = config.log_root / "run", np.random.default_rng(0), Tally()
     begin = time.monotonic()
     while tally.kills < kills or tally.finished == 0:
         before = tally.finished
         longest = seconds / 5 if tally.kills < kills else 1000.0  # the last one may end
-        trial(config, draw.uniform(longest / 20, longest), tally)
+        saving = draw.uniform(0, seconds / 50) if tally.kills % 2 and tally.kills < kills else None
+        trial(config, draw.uniform(longest / 20, longest), saving, tally)
         if tally.finished > before:
             assert exact_rows(folder) == exact_rows(expected.log_root / "run")
             assert_same_bits(final_state(folder), final_state(expected.log_root / "run"))

@@ -10,7 +10,10 @@ import reliability
 from benchmarks.table import BEGIN, END, filled
 from benchmarks.table import PAGES as TABLES
 from evaluation.eval_on_val_for_metrics import EvalConfig
+from evaluation.report import ReportConfig
 from evaluation.score import parse_options
+from export import ExportConfig
+from predict import PredictConfig
 from utils.config import Config, parse
 from utils.files import REPOSITORY
 from utils.preprocess_data import PreprocessConfig
@@ -24,6 +27,9 @@ CONFIGS = {
     "utils/synthetic.py": SyntheticConfig,
     "utils/results.py": ResultsConfig,
     "evaluation/eval_on_val_for_metrics.py": EvalConfig,
+    "evaluation/report.py": ReportConfig,
+    "predict.py": PredictConfig,
+    "export.py": ExportConfig,
 }
 COMMAND = re.compile(r"^ {4,}(?:python|torchrun)\s.*?(\S+\.py)(.*)$", re.MULTILINE)
 

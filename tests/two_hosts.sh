@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# Two "hosts" in network namespaces of their own, joined by a cable, train together; one is killed.
+# Two "hosts" in network namespaces of their own, joined by a cable, train together until one fails.
 #
-#     unshare -rmn tests/two_hosts.sh PYTHON FOLDER train.py's options ...
+#     unshare -rmn tests/two_hosts.sh FAULT PYTHON FOLDER train.py's options ...
 #
+# FAULT: gone (b is killed), back (killed and started again), cut5, cut60 (the cable is out for so
+# many seconds), poor (it delays by 20 ms and loses one packet in a hundred).
 # Writes FOLDER/host_a.log and host_b.log; ends with host a's exit code.
 set -euo pipefail
-python=$1 folder=$2
-shift 2
+fault=$1 python=$2 folder=$3
+shift 3
 mount -t tmpfs none /run && mkdir -p /run/netns
 ip netns add b
 ip link add cable_a type veth peer name cable_b
@@ -21,15 +23,38 @@ launch="-m torch.distributed.run --nnodes 1:2 --nproc-per-node 1 --max-restarts 
 GLOO_SOCKET_IFNAME=cable_a "$python" $launch --local-addr 10.7.7.1 --rdzv-conf "is_host=true,$conf" \
     train.py "$@" > "$folder/host_a.log" 2>&1 &
 host_a=$!
-GLOO_SOCKET_IFNAME=cable_b ip netns exec b "$python" $launch --local-addr 10.7.7.2 \
-    --rdzv-conf "is_host=false,$conf" train.py "$@" > "$folder/host_b.log" 2>&1 &
+host_b() {
+    GLOO_SOCKET_IFNAME=cable_b ip netns exec b "$python" $launch --local-addr 10.7.7.2 \
+        --rdzv-conf "is_host=false,$conf" train.py "$@" >> "$folder/host_b.log" 2>&1 &
+}
+host_b "$@"
 processes_of_b() { ip netns pids b; }
 trap 'kill -9 $host_a $(processes_of_b) 2> /dev/null || true' EXIT
 
-until ls "$folder"/run/checkpoints/step_*.pth > /dev/null 2>&1; do
-    kill -0 $host_a
-    sleep 0.2
-done
-kill -9 $(processes_of_b) # torchrun and the training
-echo "$(date +%s) host b killed" > "$folder/killed"
+wait_until() { # a command that succeeds, while host a is at work
+    until "$@" > /dev/null 2>&1; do
+        kill -0 $host_a
+        sleep 0.2
+    done
+}
+wait_until compgen -G "$folder/run/checkpoints/step_*.pth"
+echo "$(date +%s) $fault" > "$folder/fault"
+case $fault in
+gone | back)
+    kill -9 $(processes_of_b) # torchrun and the training
+    if [ "$fault" = back ]; then
+        wait_until grep -q "on 1 x cpu" "$folder/host_a.log"
+        host_b "$@"
+    fi
+    ;;
+cut*)
+    ip link set cable_a down
+    sleep "${fault#cut}"
+    ip link set cable_a up
+    ;;
+poor)
+    tc qdisc add dev cable_a root netem delay 20ms loss 1%
+    tc -n b qdisc add dev cable_b root netem delay 20ms loss 1%
+    ;;
+esac
 wait $host_a

@@ -7,6 +7,7 @@ import re
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from operator import le
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -171,6 +172,46 @@ class Config:
         )
 
 
+@dataclass(frozen=True)
+class PredictionOptions:
+    """What every command that predicts with a checkpoint takes."""
+
+    checkpoint: str | None = None
+    """A run's name, its folder or a checkpoint file. Default: best checkpoint of the newest run."""
+    log_root: Path | None = None
+    """Folder of all runs. Default: training_logs/."""
+    data_root: Path | None = None
+    """Folder of the data set. Default: the one the checkpoint was trained on."""
+    output_stride: Literal[8, 16, 32] | None = None
+    """Output stride of the network, atrous rates to match: 8 is finer than the 16 it may have been
+    trained with (DeepLabV3 section 4.1). Default: as trained."""
+    scales: tuple[float, ...] | None = None
+    """Sizes, as factors, at which the model sees an image. Default: the run's --eval_scales."""
+    flip: bool = False
+    """Average with the mirrored image's prediction."""
+    crop: tuple[int, int] | None = None
+    """Height and width of sliding windows, whose logits are averaged. Default: whole images."""
+    stride: tuple[int, int] | None = None
+    """Steps of the windows down and to the right. Default: two thirds of --crop."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the network; auto takes bf16 on GPUs that have it, else fp32: as training."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes CUDA when there is a GPU."""
+    workers: int = 2
+    """Threads that read images, and as many that write; 0: all in the main thread."""
+
+    def __post_init__(self) -> None:
+        check(self, "workers", lambda workers: workers >= 0, "at least 0")
+        check(self, "crop", lambda crop: min(crop) >= 32, "at least 32x32")
+        check(
+            self,
+            "stride",
+            lambda stride: min(stride) >= 1 and all(map(le, stride, self.crop or (0, 0))),
+            "at least 1 and at most --crop",
+        )
+        check(self, "scales", valid_scales, "one or more factors between 0.01 and 100")
+
+
 def valid_scales(scales: tuple[float, ...]) -> bool:
     return len(scales) > 0 and all(0.01 <= scale <= 100 for scale in scales)
 
@@ -206,6 +247,7 @@ def parse(
     """Command line, over `--config FILE.yaml` -> `config_class`; UserError on a mistake.
 
     An option that is a list is given once per item: jsonargparse writes that `--name+ ITEM`.
+    A field with a `help` in its metadata is given by its place, without a name.
     """
     lists = {f"--{field.name}" for field in fields(config_class) if field.default_factory is list}
     given = sys.argv[1:] if argv is None else argv
@@ -214,7 +256,12 @@ def parse(
     parser.add_argument(
         "--config", action="config", help="YAML file of options; flags override it."
     )
-    parser.add_class_arguments(config_class)
+    placed = {
+        field.name: field.metadata["help"] for field in fields(config_class) if field.metadata
+    }
+    for name, text in placed.items():
+        parser.add_argument(name, nargs="?", help=text)
+    parser.add_class_arguments(config_class, skip=set(placed))
     try:
         values = parser.parse_args(argv)
         return config_class(**{field.name: values[field.name] for field in fields(config_class)})

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,8 +68,7 @@ def start(device: str) -> World:
     if use_cuda:
         torch.cuda.set_device(chosen)
     if size > 1:
-        backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=10))
+        join("cpu:gloo,cuda:nccl" if use_cuda else "gloo")
     launch = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     return World(
         rank=int(os.environ.get("RANK", "0")),
@@ -77,6 +77,20 @@ def start(device: str) -> World:
         launch="" if launch == "none" else launch[:8],
         restarted=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0,
     )
+
+
+def join(backend: str) -> None:
+    """The process group that the environment announces; UserError where that is impossible."""
+    place = ":".join(os.environ.get(name, "(unset)") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    try:
+        socket.getaddrinfo(os.environ.get("MASTER_ADDR"), None)  # torch would try for ten minutes
+        dist.init_process_group(backend, timeout=timedelta(minutes=10))
+    except (OSError, RuntimeError, ValueError) as error:
+        what = str(error).splitlines()[0]
+        raise UserError(
+            f"{place}: process {os.environ.get('RANK')} cannot join there ({what}). "
+            "Start with torchrun, or check MASTER_ADDR and MASTER_PORT"
+        ) from error
 
 
 def stop(world: World) -> None:

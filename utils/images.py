@@ -23,9 +23,12 @@ from utils.labels import INVALID, LabelTable, label_ids
 CHECK = "Replace it; python utils/preprocess_data.py --check true lists every fault"
 
 
-def read_image(path: Path | Member) -> np.ndarray:
-    """PNG or JPEG file -> (H,W,3) uint8 RGB. EXIF rotation is ignored: labels have none."""
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+def read_image(path: Path | Member, *, upright: bool = False) -> np.ndarray:
+    """PNG or JPEG file -> (H,W,3) uint8 RGB.
+
+    upright: turned as a camera's EXIF entry says, else as stored, as labels are.
+    """
+    flags = cv2.IMREAD_COLOR_RGB | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
     content = read_bytes(path)
     require_image(content, path)
     try:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -34,8 +34,11 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def plot_confusion(confusion: np.ndarray, classes: LabelTable, path: Path) -> None:
-    """(ids,ids) counts -> a PNG: of each true class, per cent predicted as each class."""
+def plot_confusion(confusion: np.ndarray, classes: LabelTable, path: Path | IO[bytes]) -> None:
+    """(ids,ids) counts -> a PNG: of each true class, per cent predicted as each class.
+
+    path: or a binary file.
+    """
     counts = confusion[classes.ids]
     shown = np.column_stack([counts[:, classes.ids], counts.sum(1) - counts[:, classes.ids].sum(1)])
     percent = 100 * shown / np.maximum(counts.sum(1, keepdims=True), 1)
