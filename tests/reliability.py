@@ -84,6 +84,9 @@ ROWS: dict[str, list[tuple[str, str, str]]] = {
         ("64 open files, no language set, data on a read-only disk", "works", "test_faults.py::test_few_open_files_no_language_and_data_that_may_only_be_read_are_enough"),
         ("an image larger than the memory", "predicted in windows, with a warning", "test_evaluate.py::test_an_image_larger_than_the_memory_is_predicted_in_windows"),
         ("fp16 that overflows in every step", "one line", "test_faults.py::test_fp16_that_overflows_in_every_step_is_one_line"),
+        ("bad files, a cut video among those to predict", "named and left out, code 2 at the end", "test_predict.py::test_a_folder_with_faults_is_predicted_but_for_them"),
+        ("an exported file that predicts something else", "refused, an earlier one stays", "test_export.py::test_a_file_that_predicts_something_else_is_refused"),
+        ("a zip file for the test server with a fault", "refused", "test_predict.py::test_the_test_split_becomes_a_checked_archive"),
         ("output into `| head`", "no traceback", "test_commands.py::test_a_reader_that_leaves_early_gets_no_traceback"),
     ],
     "Several processes and hosts": [
@@ -94,7 +97,7 @@ ROWS: dict[str, list[tuple[str, str, str]]] = {
         ("a bad file that one process meets", "one line in all, all end", "test_distributed.py::test_a_bad_file_of_one_process_is_one_line_and_ends_all"),
         ("kill -9 of one process", "all go on from the last checkpoint", "test_distributed.py::test_a_killed_process_a_stop_and_going_on_alone"),
         ("SIGTERM to torchrun", "all save at one step and leave", "test_distributed.py::test_a_killed_process_a_stop_and_going_on_alone"),
-        ("one of two hosts lost, lost and back, cut off for 5 or 60 s; a slow cable that loses packets", "the training goes on with those that are there and finishes, every step once", "test_distributed.py::test_of_two_hosts_one_fails_and_every_step_is_done_once"),
+        ("one of two hosts lost, lost and back, cut off for 5 or 60 s", "the training goes on with those that are there and finishes, every step once", "test_distributed.py::test_of_two_hosts_one_fails_and_every_step_is_done_once"),
         ("a port in use, a host that does not exist", "one line", "test_distributed.py::test_a_meeting_that_fails_is_one_line"),
     ],
     "Scoring": [

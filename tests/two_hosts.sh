@@ -4,7 +4,7 @@
 #     unshare -rmn tests/two_hosts.sh FAULT PYTHON FOLDER train.py's options ...
 #
 # FAULT: gone (b is killed), back (killed and started again), cut5, cut60 (the cable is out for so
-# many seconds), poor (it delays by 20 ms and loses one packet in a hundred).
+# many seconds).
 # Writes FOLDER/host_a.log and host_b.log; ends with host a's exit code.
 set -euo pipefail
 fault=$1 python=$2 folder=$3
@@ -51,10 +51,6 @@ cut*)
     ip link set cable_a down
     sleep "${fault#cut}"
     ip link set cable_a up
-    ;;
-poor)
-    tc qdisc add dev cable_a root netem delay 20ms loss 1%
-    tc -n b qdisc add dev cable_b root netem delay 20ms loss 1%
     ;;
 esac
 wait $host_a
