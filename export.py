@@ -120,6 +120,8 @@ def export(config: ExportConfig) -> None:
 
 def write_onnx(plain: Plain, path: Path, facts: dict[str, str]) -> Runner:
     import onnx
+
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read at import
     import onnxruntime
 
     program = traced(plain)

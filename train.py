@@ -239,12 +239,15 @@ def build_run(
         "num_classes": len(classes),
         "backbone": config.backbone,
         "output_stride": config.output_stride,
+        "norm": config.norm,
         "multi_grid": list(config.multi_grid),
         "aux": config.aux,
     }
     weights = None
     if state is None and config.init_from is None:
-        weights = checkpoint.load_backbone_weights(config.backbone_weights, config.backbone)
+        weights = checkpoint.load_backbone_weights(
+            config.backbone_weights, config.backbone, norm=config.norm
+        )
     model = build_model(**network, backbone_weights=weights)
     if state is None and config.init_from is not None:
         path = find_checkpoint(config.init_from, resolve_log_root(config.log_root))

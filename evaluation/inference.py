@@ -16,6 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from datasets import Dataset, build_dataset
 from model import build_model
+from model.layers import WSConv2d
 from model.ops.upsample_argmax import upsample_argmax
 from utils import distributed
 from utils.checkpoint import load_checkpoint
@@ -97,13 +98,17 @@ class Trained:
 
 
 def inference_copy(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode, channels last, each BatchNorm folded into its convolution.
+    """A copy in evaluation mode, channels last, each BatchNorm folded into its convolution, weights
+    standardized for good.
 
     A BatchNorm is taken to follow the Conv2d that its module names just before it, as in
     torchvision's blocks. One copy for each state of the weights: it does not follow them.
     """
     network = copy.deepcopy(model).eval().requires_grad_(False)
     for module in network.modules():
+        if isinstance(module, WSConv2d):
+            module.weight.copy_(module.standardized())
+            module.__class__ = nn.Conv2d
         for (conv_name, conv), (norm_name, norm) in pairwise([*module.named_children()]):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, NORMS):
                 setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))

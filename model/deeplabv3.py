@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from model.aspp import ASPP
-from model.layers import conv_norm_relu
+from model.layers import Norm, conv_norm_relu, set_norm
 from model.resnet import ResNet
 
 ATROUS_RATES = {8: (12, 24, 36), 16: (6, 12, 18), 32: (3, 6, 9)}  # section 3.3: doubled at OS8
@@ -22,7 +22,7 @@ class DeepLabV3(nn.Module):
         num_classes: int,
         backbone: str = "resnet18",
         output_stride: int = 8,
-        norm: Literal["bn"] = "bn",
+        norm: Norm = "bn",
         multi_grid: tuple[int, ...] = (1, 1, 1),
         atrous_rates: tuple[int, ...] | None = None,
         aux: bool = False,
@@ -40,6 +40,7 @@ class DeepLabV3(nn.Module):
             output_stride=output_stride,
             multi_grid=multi_grid,
             contract=contract,
+            norm=norm,
             weights=backbone_weights,
         )
         *_, c4, c5 = self.backbone.channels
@@ -54,6 +55,8 @@ class DeepLabV3(nn.Module):
         post = conv_norm_relu(width, width, 3) if post_conv else [nn.Identity() for _ in range(3)]
         self.classifier = nn.Sequential(aspp, *post, nn.Conv2d(width, num_classes, 1))
         self.aux_classifier = fcn_head(c4, num_classes) if aux else None
+        for head in filter(None, (self.classifier, self.aux_classifier)):
+            set_norm(head, norm)
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """(N,3,H,W) -> {"out": (N,K,H/s,W/s) logits[, "aux": the same of layer3, in training]}."""

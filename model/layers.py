@@ -1,6 +1,45 @@
 """Building blocks that more than one architecture uses."""
 
+from typing import Literal
+
+import torch
 from torch import nn
+
+Norm = Literal["bn", "gn", "gn_ws"]
+GROUPS = 32  # of GroupNorm (Wu and He, arXiv 1803.08494, section 4.1)
+
+
+class WSConv2d(nn.Conv2d):
+    """Convolution with Weight Standardization (Qiao et al., arXiv 1903.10520, equation 5).
+
+    Each output channel's filter with mean 0 and deviation 1; the deviation is the unbiased one, and
+    1e-5 is added to it, not to the variance, as the authors' code has it.
+    """
+
+    def standardized(self) -> torch.Tensor:
+        """The weights that convolve, shaped as self.weight."""
+        rows = self.weight.flatten(1)
+        rows = rows - rows.mean(1, keepdim=True)
+        return (rows / (rows.std(1, keepdim=True) + 1e-5)).view_as(self.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N,C,H,W) -> (N,C',H',W')."""
+        return self._conv_forward(x, self.standardized(), self.bias)
+
+
+def set_norm(network: nn.Module, norm: Norm) -> None:
+    """In place: GroupNorm for every BatchNorm, Weight Standardization in convolutions without bias.
+
+    "bn" leaves all as it is, "gn" the convolutions. The state_dict keeps its keys but statistics.
+    """
+    if norm == "bn":
+        return
+    for module in network.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(module, name, nn.GroupNorm(GROUPS, child.num_features))
+            elif norm == "gn_ws" and type(child) is nn.Conv2d and child.bias is None:
+                child.__class__ = WSConv2d  # same parameters, another forward
 
 
 def conv_norm_relu(

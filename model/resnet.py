@@ -11,6 +11,8 @@ import torch
 import torchvision
 from torch import nn
 
+from model.layers import Norm, set_norm
+
 Contract = bool | Literal["conv1_only"]
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
@@ -32,6 +34,7 @@ class ResNet(nn.Module):
         output_stride: int = 8,
         multi_grid: tuple[int, ...] = (1, 1, 1),
         contract: Contract | None = None,
+        norm: Norm = "bn",
         weights: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         """`weights`: a ResNet state_dict; entries of its classifier `fc` are left out."""
@@ -41,6 +44,7 @@ class ResNet(nn.Module):
         body = BACKBONES[name](weights=None)
         for part in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
             setattr(self, part, getattr(body, part))
+        set_norm(self, norm)
         if weights is not None:
             kept = {key: value for key, value in weights.items() if not key.startswith("fc.")}
             self.load_state_dict(kept)

@@ -8,18 +8,21 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from threading import RLock
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from utils.config import Config
 from utils.labels import CITYSCAPES
 from utils.preprocess_data import preprocess
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 torch.set_num_threads(1)  # tests run beside each other; one thread also fixes the bits
 
 
@@ -117,6 +120,7 @@ class Command:
         self.process.start()
 
     def work(self) -> None:
+        tqdm.set_lock(RLock())  # its own is shared by all forks: one killed within stops the rest
         for number, stream in enumerate(self.streams, 1):
             os.dup2(stream.fileno(), number)
         sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))

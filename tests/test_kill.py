@@ -12,12 +12,14 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import RLock
 
 import numpy as np
 import pytest
 import torch
 from conftest import tiny
 from test_resume import assert_same_bits, exact_rows, final_state
+from tqdm import tqdm
 
 from train import train
 from utils.checkpoint import NAME, point, prune, save_checkpoint, step_files
@@ -63,6 +65,7 @@ def forked(config: Config) -> int:
     child = os.fork()
     if child:
         return child
+    tqdm.set_lock(RLock())  # as conftest.Command
     messages = os.open(config.log_root / "messages", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(messages, stream)
@@ -83,24 +86,34 @@ def sizes(folder: Path) -> dict[str, int]:
         return {}
 
 
-def trial(config: Config, seconds: float, saving: float | None, tally: Tally) -> None:
-    """Go on with the run, and kill it after `seconds`; with `saving`, that long into the next save.
+@dataclass
+class Moment:
+    """When to kill: so many seconds after the start or, from then on, into a later save."""
 
-    A run that ends by itself is left as it is.
-    """
+    seconds: float
+    saves: int | None = None  # to let pass before; None: right then
+    into: float = 0.0  # seconds into the save
+    pause: float = 0.0  # seconds that a save takes at most
+
+
+def trial(config: Config, moment: Moment, tally: Tally) -> None:
+    """Go on with the run and kill it at that moment; one that ends by itself is left as it is."""
     folder = config.log_root / "run"
     checkpoints = folder / "checkpoints"
     begun = bool(step_files(checkpoints))
     child = forked(replace(config, resume="auto" if begun else None, overwrite=not begun))
-    deadline = time.monotonic() + seconds
-    ended, before = 0, None
+    start = time.monotonic()
+    deadline, saves, before, ended = start + moment.seconds, moment.saves, None, 0
     while not ended:
-        if time.monotonic() > deadline:
-            before = sizes(checkpoints) if before is None else before
-            if saving is None:
+        now = time.monotonic()
+        assert now < start + 120, "hangs"
+        if now > deadline:
+            if saves is None:
                 break
-            if sizes(checkpoints) != before:
-                deadline, saving = time.monotonic() + saving, None
+            before = sizes(checkpoints) if before is None else before
+            if sizes(checkpoints) != before:  # a save begins
+                saves, pause = (saves - 1, moment.pause) if saves else (None, moment.into)
+                deadline, before = now + pause, None
         ended, status = os.waitpid(child, os.WNOHANG)
         time.sleep(0.005)
     messages = config.log_root / "messages"
@@ -131,9 +144,13 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(
     begin = time.monotonic()
     while tally.kills < kills or tally.finished == 0:
         before = tally.finished
-        longest = seconds / 5 if tally.kills < kills else 1000.0  # the last one may end
-        saving = draw.uniform(0, seconds / 50) if tally.kills % 2 and tally.kills < kills else None
-        trial(config, draw.uniform(longest / 20, longest), saving, tally)
+        moment = Moment(draw.uniform(seconds / 100, seconds / 5))
+        if tally.kills >= kills:
+            moment = Moment(1000.0)  # the last one may end
+        elif tally.kills % 4 == 3:
+            into = draw.uniform(0, seconds / 50)
+            moment = Moment(0.0, int(draw.integers(0, 3)), into, seconds / 8)
+        trial(config, moment, tally)
         if tally.finished > before:
             assert exact_rows(folder) == exact_rows(expected.log_root / "run")
             assert_same_bits(final_state(folder), final_state(expected.log_root / "run"))

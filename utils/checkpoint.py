@@ -154,23 +154,49 @@ def take_over(model: nn.Module, path: Path) -> list[str]:
     return [name for name in own if name not in fitting]
 
 
-def load_backbone_weights(spec: str | None, backbone: str) -> dict[str, torch.Tensor] | None:
+def load_backbone_weights(
+    spec: str | None, backbone: str, *, norm: str = "bn"
+) -> dict[str, torch.Tensor] | None:
     """State dict of 'imagenet' (torchvision's weights for `backbone`) or of a file; None for None.
 
-    ImageNet files are looked for in pretrained_models/ and downloaded there once.
+    ImageNet files are looked for in pretrained_models/ and downloaded there once; those of ResNets
+    with GroupNorm must be there already.
     """
     if spec is None:
         return None
-    path = imagenet_file(backbone) if spec == "imagenet" else Path(spec)
+    path = Path(spec)
+    if spec == "imagenet":
+        path = imagenet_file(backbone) if norm == "bn" else group_norm_file(backbone, norm)
     weights = read_tensors(path)
+    if isinstance(weights, dict) and "state_dict" in weights:  # beside epoch and optimizer
+        weights = weights["state_dict"]
+    if isinstance(weights, dict):
+        weights = {str(key).removeprefix("module."): value for key, value in weights.items()}
     with torch.device("meta"):  # shapes without memory
         expected = torchvision.models.get_model(backbone, weights=None).state_dict()
+    statistics = ("num_batches_tracked",) + (
+        ("running_mean", "running_var") if norm != "bn" else ()
+    )
     for key, value in expected.items():
-        if key.startswith("fc.") or key.endswith("num_batches_tracked"):
+        if key.startswith("fc.") or key.endswith(statistics):
             continue
         if not isinstance(weights, dict) or key not in weights or weights[key].shape != value.shape:
             raise UserError(f"{path}: no {key} of {tuple(value.shape)}. Give weights of {backbone}")
+    if norm != "bn" and "bn1.running_mean" in weights:
+        raise UserError(f"{path}: weights of BatchNorm. Give a {norm} network's, or --norm bn")
     return weights
+
+
+def group_norm_file(backbone: str, norm: str) -> Path:
+    """Where the ImageNet weights of a ResNet with GroupNorm are expected."""
+    name = f"R-{backbone.removeprefix('resnet')}-{norm.upper().replace('_', '-')}.pth.tar"
+    path = PRETRAINED / name
+    if not path.is_file():
+        raise UserError(
+            f"{path}: not there. Fetch it from github.com/joe-siyuan-qiao/pytorch-classification, "
+            "or start from random weights with --backbone_weights null"
+        )
+    return path
 
 
 def imagenet_file(backbone: str) -> Path:

@@ -54,6 +54,9 @@ class Config:
     """Input pixels per feature; 8 is finer and costs about three times as much as 16."""
     multi_grid: tuple[int, int, int] = (1, 1, 1)
     """Factors on the dilation of the last stage's blocks (DeepLabV3 section 3.2)."""
+    norm: Literal["bn", "gn", "gn_ws"] = "bn"
+    """BatchNorm, GroupNorm of 32 groups, or that with Weight Standardization in every convolution:
+    independent of the batch, so also for --batch_size 1."""
     aux: bool = False
     """Train an auxiliary FCN head on the third stage, weight 0.4."""
     backbone_weights: str | None = "imagenet"
@@ -148,7 +151,12 @@ class Config:
             check(self, name, lambda value: value >= 0, "at least 0")
         for name in ("steps", "eval_every", "save_every", "log_every", "patience", "accumulate"):
             check(self, name, lambda value: value >= 1, "at least 1")
-        check(self, "batch_size", lambda n: n >= 2, "at least 2 (BatchNorm after image pooling)")
+        check(
+            self,
+            "batch_size",
+            lambda n: n >= 2 or (n == 1 and self.norm != "bn"),
+            "at least 2 (BatchNorm after image pooling), or 1 with --norm gn or gn_ws",
+        )
         for name in ("epochs", "base_lr", "power", "head_lr_factor", "clip_grad"):
             check(self, name, lambda value: 0 < value < float("inf"), "a number above 0")
         for name in ("min_lr", "weight_decay"):
