@@ -55,12 +55,12 @@ def write_pair(root: Path, split: str, city: str, number: int, instance: np.ndar
     cv2.imwrite(str(labels / f"{name}_gtFine_instanceIds.png"), instance)
 
 
-LONG = ("test_kill.py", "test_resume.py", "test_commands.py", "test_distributed.py")
+LONG = ("kill", "export", "resume", "commands", "distributed", "predict", "bootstrap")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first: a worker that got one last would keep the others waiting."""
-    items.sort(key=lambda item: item.path.name not in LONG)
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
 
 
 @pytest.fixture(autouse=True)

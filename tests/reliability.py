@@ -122,6 +122,7 @@ def main() -> None:
             "-n2",
             "--dist",
             "loadfile",
+            "--no-loadscope-reorder",
             "-m",
             "slow or not slow",
         ]
