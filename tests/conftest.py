@@ -23,6 +23,7 @@ from utils.preprocess_data import preprocess
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+torch.ones(1, requires_grad=True).sum().backward()  # after torch.export's imports forks could not
 torch.set_num_threads(1)  # tests run beside each other; one thread also fixes the bits
 
 
@@ -55,7 +56,7 @@ def write_pair(root: Path, split: str, city: str, number: int, instance: np.ndar
     cv2.imwrite(str(labels / f"{name}_gtFine_instanceIds.png"), instance)
 
 
-LONG = ("kill", "export", "resume", "commands", "distributed", "predict", "bootstrap")
+LONG = ("kill", "resume", "commands", "distributed", "export", "predict", "bootstrap")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,6 +3,7 @@
 A named pipe in an image's place holds the training where it is read until the test lets it go on.
 """
 
+import errno
 import os
 import shutil
 import signal
@@ -41,12 +42,21 @@ def started(expected, tmp_path):
         os.mkfifo(path)
         process = Command("train.py", "--config", tmp_path / "config.yaml")
         processes.append(process)
-        pipe = path.open("wb")  # waits for the reader
-        return process, pipe, path, content
+        return process, open_when_read(path, process), path, content
 
     yield config, start
     for process in processes:
         process.send_signal(signal.SIGKILL)
+
+
+def open_when_read(path, process):
+    """The pipe's end to write to, once the process reads it."""
+    while True:
+        try:
+            return os.fdopen(os.open(path, os.O_WRONLY | os.O_NONBLOCK), "wb")
+        except OSError as error:
+            assert error.errno == errno.ENXIO and process.is_alive(), process.end().stderr
+            time.sleep(0.01)
 
 
 def goes_on(config, expected) -> None:
