@@ -122,7 +122,6 @@ def main() -> None:
             "-n2",
             "--dist",
             "loadfile",
-            "--no-loadscope-reorder",
             "-m",
             "slow or not slow",
         ]
