@@ -198,7 +198,7 @@ def test_a_killed_process_a_stop_and_going_on_alone(cityscapes_root, tmp_path, r
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(None in map(which, ("unshare", "ip")), reason="needs them")
+@pytest.mark.skipif(None in map(which, ("unshare", "ip")), reason="needs unshare and ip")
 @pytest.mark.parametrize(
     ("fault", "steps"),
     [("gone", 24), ("back", 200), ("cut5", 24), ("cut60", 24)],

@@ -33,7 +33,7 @@ needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs 
 
 @pytest.fixture(scope="module")
 def scratch():
-    """A folder in memory, where that has room: the kills write 50 GB of checkpoints."""
+    """A folder in memory, where that has room: the kills write many checkpoints."""
     memory = Path("/dev/shm")  # noqa: S108
     roomy = memory.is_dir() and shutil.disk_usage(memory).free > 4 << 30
     with tempfile.TemporaryDirectory(dir=memory if roomy else None) as folder:
