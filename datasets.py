@@ -1,33 +1,26 @@
 """The data sets: which files belong to a split and what their labels mean. No augmentation here."""
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from utils.archives import Member, find_members
+from utils.cityscapes import cityscapes_files, labelled_files, zipped_files
 from utils.custom import read_description
 from utils.errors import UserError
-from utils.files import first_folder
 from utils.images import image_size, labels_of, read_ids, read_image, to_train_ids
-from utils.labels import CAMVID, CITYSCAPES, LabelTable
+from utils.labels import CAMVID, CITYSCAPES, VOC, LabelTable
+from utils.listing import Files, find_images, require_labels
 from utils.packing import PackedFile, packed_path
+from utils.voc import voc_samples
 
 SPLITS = ("train", "val", "test")
-
-
-@dataclass(frozen=True)
-class Files:
-    """Where one sample lies. `label` holds train ids or ids, as the data set's `label_lut` says."""
-
-    name: str
-    image: Path | Member
-    label: Path | Member | None = None
-    instance: Path | Member | None = None
+MORE_SPLITS = {
+    "cityscapes": ("train_extra",),
+    "synthetic": ("train_extra",),
+    "voc": ("trainaug",),
+}
 
 
 class SegmentationDataset:
@@ -128,7 +121,7 @@ class PackedDataset:
 
 
 class JoinedDataset:
-    """Several splits of one data set, one after the other."""
+    """Several splits of one data set, one after the other; a split may come more than once."""
 
     def __init__(self, parts: list[SegmentationDataset | PackedDataset]) -> None:
         self.places = [(part, index) for part in parts for index in range(len(part))]
@@ -155,39 +148,20 @@ Dataset = SegmentationDataset | PackedDataset | JoinedDataset
 
 
 def cityscapes(root: Path, split: str) -> SegmentationDataset:
-    """Cityscapes fine annotations (cityscapes-dataset.com), flat or as the zips unpack.
-
-    Train labels are the files that utils/preprocess_data.py writes; val reads instance ids, from
-    which label ids and train ids follow; test has images only.
-    """
-    images, labels = (first_folder(root, name, split) for name in ("leftImg8bit", "gtFine"))
-    files = []
-    for image in find_images(images, "*/*_leftImg8bit.png", root):
-        name = image.name.removesuffix("_leftImg8bit.png")
-        instance = labels / image.parent.name / f"{name}_gtFine_instanceIds.png"
-        label = train_id_path(root, name)
-        found = {"train": {"label": label}, "val": {"instance": instance}, "test": {}}[split]
-        files.append(Files(name, image, **found))
-    hint = {"train": "Run python utils/preprocess_data.py first", "val": "Unpack gtFine"}
-    require_labels(files, hint.get(split, ""))
-    return SegmentationDataset(files, CITYSCAPES, label_lut=None)
+    """Cityscapes' fine annotations; also the synthetic data set, which has its format."""
+    return SegmentationDataset(cityscapes_files(root, split), CITYSCAPES, label_lut=None)
 
 
-def train_id_path(root: Path, name: str) -> Path:
-    """Where the train ids of a Cityscapes image lie once preprocessed."""
-    return root / "meta" / "label_imgs" / f"{name}.png"
+def cityscapes_coarse(root: Path) -> SegmentationDataset:
+    """Cityscapes' train_extra, 19,998 images with coarse annotations; ids are read as they are."""
+    files = labelled_files(root, "train_extra", kind="gtCoarse")
+    return SegmentationDataset(files, CITYSCAPES, label_lut=CITYSCAPES.id_to_train)
 
 
-def cityscapes_label_ids(root: Path, split: str) -> list[Files]:
-    """Every image of a split with its `*_gtFine_labelIds.png`: what preprocessing converts."""
-    images, labels = (first_folder(root, name, split) for name in ("leftImg8bit", "gtFine"))
-    files = []
-    for image in find_images(images, "*/*_leftImg8bit.png", root):
-        name = image.name.removesuffix("_leftImg8bit.png")
-        label = labels / image.parent.name / f"{name}_gtFine_labelIds.png"
-        files.append(Files(name, image, label))
-    require_labels(files, "Unpack gtFine")
-    return files
+def zipped_cityscapes(archives: list[Path], split: str) -> SegmentationDataset:
+    """Cityscapes train or val inside the official zip archives."""
+    files = zipped_files(archives, split)
+    return SegmentationDataset(files, CITYSCAPES, label_lut=CITYSCAPES.id_to_train)
 
 
 def camvid(root: Path, split: str) -> SegmentationDataset:
@@ -208,55 +182,22 @@ def custom(root: Path, split: str) -> SegmentationDataset:
     return SegmentationDataset(files, classes, label_lut=classes.id_to_train)
 
 
-def find_images(folder: Path, pattern: str, root: Path) -> list[Path]:
-    """Sorted image files of a split; UserError when there are none."""
-    images = sorted(folder.glob(pattern))
-    if not images:
-        raise UserError(
-            f"{root}: no images {folder / pattern}. "
-            "Name the data set's folder with --data_root, or try without data: make demo"
-        )
-    return images
-
-
-def require_labels(files: list[Files], hint: str) -> None:
-    """UserError naming the first images whose label or instance file is missing."""
-    wanted = [path for x in files for path in (x.label, x.instance) if path is not None]
-    missing = [path for path in wanted if not path.is_file()]
-    if missing:
-        first = ", ".join(path.name for path in missing[:3])
-        count = f"{len(missing)} of {len(wanted)} label files missing"
-        raise UserError(f"{missing[0].parent}: {count} ({first}). {hint}")
-
-
-def zipped_cityscapes(archives: list[Path], split: str) -> SegmentationDataset:
-    """Cityscapes train or val inside the official zip archives, which are not unpacked."""
-    kind, plane = {"train": ("labelIds", "label"), "val": ("instanceIds", "instance")}[split]
-    found = [
-        find_members(archives, pattern)
-        for pattern in (
-            f"leftImg8bit/{split}/*/*_leftImg8bit.png",
-            f"gtFine/{split}/*/*_gtFine_{kind}.png",
-        )
-    ]
-    images, labels = (
-        {name.rpartition("/")[2].rsplit("_", count)[0]: member for name, member in members.items()}
-        for members, count in zip(found, (1, 2), strict=True)
-    )
-    if missing := sorted(images.keys() - labels.keys()):
-        count = f"{len(missing)} of {len(images)} {split} images have no {kind} ({missing[0]})"
-        raise UserError(f"{archives[-1]}: {count}. Give gtFine_trainvaltest.zip as well")
-    files = [Files(name, image, **{plane: labels[name]}) for name, image in images.items()]
-    return SegmentationDataset(files, CITYSCAPES, label_lut=CITYSCAPES.id_to_train)
+def voc(root: Path, split: str) -> SegmentationDataset:
+    """PASCAL VOC 2012 or 2007, 21 classes; trainaug is train and SBD's labels of other images."""
+    files = [Files(*sample) for sample in voc_samples(root, split)]
+    augmented = "Run python utils/preprocess_data.py --dataset voc first, or complete the list"
+    require_labels(files, augmented if split == "trainaug" else "Unpack SegmentationClass")
+    return SegmentationDataset(files, VOC, label_lut=VOC.id_to_train)
 
 
 DATASETS: dict[str, Callable[[Path, str], SegmentationDataset]] = {
     "cityscapes": cityscapes,
     "synthetic": cityscapes,
     "camvid": camvid,
+    "voc": voc,
     "custom": custom,
 }
-LABEL_TABLES = {"cityscapes": CITYSCAPES, "synthetic": CITYSCAPES, "camvid": CAMVID}
+LABEL_TABLES = {"cityscapes": CITYSCAPES, "synthetic": CITYSCAPES, "camvid": CAMVID, "voc": VOC}
 
 
 def label_table(name: str, root: Path) -> LabelTable:
@@ -264,15 +205,23 @@ def label_table(name: str, root: Path) -> LabelTable:
     return LABEL_TABLES.get(name) or read_description(root).label_table()
 
 
-def build_dataset(name: str, root: Path, split: str, *, packed: bool = True) -> Dataset:
-    """Data set `name` of DATASETS below `root`; `split` is train, val, test or trainval.
+def build_dataset(
+    name: str, root: Path, split: str, *, packed: bool = True, fine_repeats: int = 1
+) -> Dataset:
+    """Data set `name` of DATASETS below `root`; `split` is train, val, test, trainval or one of
+    MORE_SPLITS.
 
     Where utils/preprocess_data.py packed the split, the packed file is read, unless told not to.
+    fine_repeats: how often train_extra holds each finely labelled image.
     """
     if split == "trainval":
         return JoinedDataset([build_dataset(name, root, x, packed=packed) for x in SPLITS[:2]])
-    if name not in DATASETS or split not in SPLITS:
-        raise ValueError(f"no data set {name!r} split {split!r}; have {list(DATASETS)} x {SPLITS}")
+    splits = (*SPLITS, *MORE_SPLITS.get(name, ()))
+    if name not in DATASETS or split not in splits:
+        raise ValueError(f"no data set {name!r} split {split!r}; have {list(DATASETS)} x {splits}")
+    if split == "train_extra":
+        fine = build_dataset(name, root, "train", packed=packed)
+        return JoinedDataset([*[fine] * fine_repeats, cityscapes_coarse(root)])
     path = packed_path(root, split)
     if not packed or not path.is_file():
         return DATASETS[name](root, split)
@@ -280,16 +229,3 @@ def build_dataset(name: str, root: Path, split: str, *, packed: bool = True) -> 
     opened = PackedFile(path, classes)
     opened.require_current(root)
     return PackedDataset(opened, classes)
-
-
-def read_class_weights(root: Path, classes: LabelTable) -> torch.Tensor:
-    """The (K,) float32 ENet class weights that utils/preprocess_data.py wrote."""
-    path = root / "meta" / "class_weights.json"
-    try:
-        weights = json.loads(path.read_text(encoding="utf-8"))["class_weights"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{path}: no class weights. Run python utils/preprocess_data.py with the same "
-            "--dataset and --data_root, or train with --class_weights false"
-        ) from error
-    return torch.tensor([weights[name] for name in classes.names])

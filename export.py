@@ -28,8 +28,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from evaluation.inference import Predictor, Trained, inference_copy
-from utils.config import PredictionOptions, check, parse
+from utils.config import PredictionOptions
 from utils.errors import UserError, run_command
+from utils.parser import check, parse
 from utils.progress import progress
 from utils.transforms import IMAGENET_MEAN, IMAGENET_STD, normalize
 

@@ -28,13 +28,14 @@ import numpy as np
 from datasets import build_dataset, label_table
 from evaluation.inference import Predictor, Trained
 from evaluation.submission import write_submission
-from evaluation.visualize import overlay, panel_size, panels, save_png, with_legend
-from utils.config import PredictionOptions, check, parse
+from evaluation.visualize import overlay, panel_size, panels, save_ids, save_png, with_legend
+from utils.config import PredictionOptions
 from utils.errors import UserError, run_command
 from utils.files import make_folder, resolve_log_root
 from utils.images import read_image
 from utils.labels import LabelTable
 from utils.loader import read_ahead
+from utils.parser import check, parse
 from utils.progress import progress
 from utils.video import ENDING, VideoReader, VideoWriter
 
@@ -217,15 +218,16 @@ class Work:
 
     def write(self, result: tuple[str, np.ndarray, np.ndarray]) -> None:
         name, image, labels = result
-        files = {"labels": ("pred_label_img", self.classes.to_ids(labels))}
+        save_ids(self.place("labels", f"{name}_pred_label_img.png"), labels, self.classes)
         if self.config.pictures:
             blend = with_legend(overlay(image, labels, self.classes), self.classes)
-            files["colors"] = ("color", self.classes.draw(labels))
-            files["overlays"] = ("overlayed", blend)
-        for folder, (ending, content) in files.items():
-            path = self.output / folder / f"{name}_{ending}.png"
-            make_folder(path.parent)
-            save_png(path, content)
+            save_png(self.place("colors", f"{name}_color.png"), self.classes.draw(labels))
+            save_png(self.place("overlays", f"{name}_overlayed.png"), blend)
+
+    def place(self, folder: str, name: str) -> Path:
+        path = self.output / folder / name
+        make_folder(path.parent)
+        return path
 
     def sequence(self, name: str, pictures: list[Picture]) -> None:
         """A video of images."""

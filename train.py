@@ -23,15 +23,17 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from datasets import SegmentationDataset, build_dataset, read_class_weights
+from datasets import SegmentationDataset, build_dataset
 from evaluation.evaluate import evaluate
 from evaluation.visualize import ContactSheet
 from model import build_model
-from model.layers import freeze_norms
+from model.convert import renamed
+from model.layers import freeze_norms, set_momentum
 from model.losses import SegmentationLoss
 from utils import checkpoint, distributed
 from utils.class_uniform import ClassUniform
-from utils.config import Config, parse, plain
+from utils.class_weights import read_class_weights
+from utils.config import Config, plain
 from utils.distributed import Interrupted, StopRequest, World
 from utils.errors import UserError, out_of_memory, run_command
 from utils.files import resolve_data_root, resolve_log_root
@@ -39,6 +41,7 @@ from utils.loader import Batches, dropout_seed, read_labels
 from utils.lock import hold
 from utils.logger import RunLogger, StepClock
 from utils.optim import AveragedWeights, build_optimizer, poly_schedule
+from utils.parser import parse
 from utils.progress import progress
 from utils.run import (
     ADVICE,
@@ -75,7 +78,9 @@ def train_in(folder: Path, begin: Path | None, config: Config, world: World) -> 
 
     root = resolve_data_root(config.dataset, config.data_root)
     config = replace(config, data_root=root)
-    train_set, val_set = (build_dataset(config.dataset, root, x) for x in (config.split, "val"))
+    name, repeats = config.dataset, config.fine_repeats
+    train_set = build_dataset(name, root, config.split, fine_repeats=repeats)
+    val_set = build_dataset(name, root, "val")
     distributed.require_same((train_set.names, val_set.names), "data set", world)
     free = FREE_ON_RESUME - {"batch_size", "accumulate"}
     recipe = {k: v for k, v in plain(config).items() if k not in free}
@@ -243,19 +248,17 @@ def build_run(
         "multi_grid": list(config.multi_grid),
         "aux": config.aux,
     }
-    weights = None
-    if state is None and config.init_from is None:
-        weights = checkpoint.load_backbone_weights(
-            config.backbone_weights, config.backbone, norm=config.norm
-        )
+    spec = None if state or config.init_from else config.backbone_weights
+    weights = checkpoint.load_backbone_weights(spec, config.backbone, norm=config.norm)
     model = build_model(**network, backbone_weights=weights)
     if state is None and config.init_from is not None:
         path = find_checkpoint(config.init_from, resolve_log_root(config.log_root))
-        left = checkpoint.take_over(model, path)
+        left = checkpoint.take_over(model, path, renamed)
         if world.is_main:
             print(f"weights of {path}; random: {', '.join(left) or 'none'}")
     if config.sync_bn and world.size > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    set_momentum(model, *config.bn_momentum)
     if config.freeze_bn:
         freeze_norms(model)
     model = model.to(world.device, memory_format=torch.channels_last)

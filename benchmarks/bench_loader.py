@@ -36,10 +36,11 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from benchmarks.measure import median_seconds, pack_into
-from datasets import Files, PackedDataset, SegmentationDataset, build_dataset
+from datasets import PackedDataset, SegmentationDataset, build_dataset
 from utils.errors import run_command
 from utils.files import REPOSITORY
 from utils.labels import IGNORE
+from utils.listing import Files
 from utils.loader import Batches
 from utils.packing import PackedFile
 from utils.transforms import IMAGENET_MEAN, IMAGENET_STD

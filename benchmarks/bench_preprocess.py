@@ -23,11 +23,13 @@ import numpy as np
 from cityscapesscripts.helpers.labels import labels
 from PIL import Image
 
-from datasets import Files, cityscapes_label_ids, train_id_path
+from utils.cityscapes import labelled_files, train_id_path
+from utils.class_weights import class_weights
 from utils.errors import run_command
 from utils.files import REPOSITORY
 from utils.labels import CITYSCAPES
-from utils.preprocess_data import class_weights, convert
+from utils.listing import Files
+from utils.preprocess_data import convert
 
 TRAIN_ID = {label.id: label.trainId if label.trainId >= 0 else 255 for label in labels}
 map_ids = np.vectorize(TRAIN_ID.get)
@@ -44,7 +46,7 @@ def peer(files: Files, folder: Path) -> np.ndarray:
 def main() -> None:
     given = sys.argv[1:]
     root = Path(given[0]) if given else REPOSITORY / "data" / "synthetic"
-    files = cityscapes_label_ids(root, "train")[: int(given[1]) if given[1:] else 24]
+    files = labelled_files(root, "train")[: int(given[1]) if given[1:] else 24]
     cv2.setNumThreads(0)
     pixels = [np.zeros(19, np.int64), np.zeros(256, np.int64)]
     seconds: tuple[list[float], list[float]] = ([], [])

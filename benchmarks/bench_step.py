@@ -46,18 +46,20 @@ from benchmarks.measure import (
     resident_mib,
     wait_for,
 )
-from datasets import Dataset, build_dataset, read_class_weights
+from datasets import Dataset, build_dataset
 from evaluation.evaluate import evaluate
 from evaluation.inference import inference_copy, predict
 from model import build_model
 from model.losses import SegmentationLoss
 from train import build_run
-from utils.config import Config, parse
+from utils.class_weights import read_class_weights
+from utils.config import Config
 from utils.distributed import World
 from utils.errors import run_command
 from utils.files import REPOSITORY, resolve_data_root
 from utils.loader import Batch, Batches
 from utils.optim import build_optimizer
+from utils.parser import parse
 from utils.step import training_step
 from utils.transforms import normalize
 

@@ -33,9 +33,10 @@ from evaluation.evaluate import evaluate
 from evaluation.inference import load_model
 from train import train
 from utils import distributed
-from utils.config import Config, parse
+from utils.config import Config
 from utils.errors import run_command
 from utils.files import REPOSITORY, write_json
+from utils.parser import parse
 from utils.preprocess_data import weigh
 
 PATH = RESULTS / "recipes" / "camvid.json"

@@ -20,12 +20,12 @@ if __name__ == "__main__":  # run by path, Python looks for modules in evaluatio
 
 import numpy as np
 
-from datasets import read_class_weights
 from evaluation.counts import Counts
 from evaluation.evaluate import evaluate
 from evaluation.inference import Trained
-from evaluation.visualize import overlay, save_png
-from utils.config import DatasetName, PredictionOptions, check, parse
+from evaluation.visualize import overlay, save_ids, save_png
+from utils.class_weights import read_class_weights
+from utils.config import DatasetName, PredictionOptions
 from utils.errors import UserError, run_command
 from utils.files import (
     first_folder,
@@ -33,6 +33,7 @@ from utils.files import (
     resolve_log_root,
     write_json,
 )
+from utils.parser import check, parse
 from utils.plots import plot_confusion
 
 
@@ -74,7 +75,7 @@ def evaluate_checkpoint(config: EvalConfig) -> None:
     index = {name: number for number, name in enumerate(dataset.names)}
 
     def write(name: str, _counts: Counts, labels: np.ndarray) -> None:
-        save_png(new_predictions / f"{name}_pred_label_img.png", dataset.classes.to_ids(labels))
+        save_ids(new_predictions / f"{name}_pred_label_img.png", labels, dataset.classes)
         if config.overlays:
             image = dataset.image(index[name])
             save_png(

@@ -106,7 +106,7 @@ def total_over_ranks(counted: dict[int, Counts], classes: LabelTable, world: Wor
 
 
 def truth_of(sample: dict, classes: LabelTable) -> np.ndarray:
-    """(H,W) instance ids, or ids where a set has no instances; ignored pixels get the last id."""
+    """(H,W) instance ids, or ids where a set has no instances."""
     if "instance" in sample:
         return sample["instance"]
     return classes.to_ids(sample["label"])

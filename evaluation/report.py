@@ -33,10 +33,11 @@ from evaluation.evaluate import evaluate
 from evaluation.inference import Trained
 from evaluation.metrics import Scores
 from evaluation.visualize import legend, sheet_row, titles
-from utils.config import DatasetName, PredictionOptions, check, parse
+from utils.config import DatasetName, PredictionOptions
 from utils.errors import UserError, run_command
 from utils.files import resolve_log_root, write_text
 from utils.logger import describe_environment, peak_memory_gib
+from utils.parser import check, parse
 from utils.plots import plot_confusion
 
 STYLE = """

@@ -5,11 +5,12 @@ from typing import Any
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from datasets import Dataset
 from evaluation.counts import Counts
 from utils.errors import UserError
-from utils.labels import IGNORE, LabelTable
+from utils.labels import IGNORE, LabelTable, voc_palette
 
 SHEET_WIDTH = 480  # pixels of one picture in a contact sheet
 LEGEND_COLUMN = 150  # pixels that the longest names need
@@ -21,6 +22,20 @@ def save_png(path: Path, image: np.ndarray) -> None:
     pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
     try:
         path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error}). Free the place") from error
+
+
+def save_ids(path: Path, labels: np.ndarray, classes: LabelTable) -> None:
+    """(H,W) uint8 train ids -> PNG file of ids, with a palette where the set's own have one."""
+    ids = classes.to_ids(labels)
+    if not classes.palette:
+        save_png(path, ids)
+        return
+    indexed = Image.fromarray(ids)
+    indexed.putpalette(voc_palette().tobytes())
+    try:
+        indexed.save(path, "PNG")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error}). Free the place") from error
 

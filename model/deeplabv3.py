@@ -1,14 +1,13 @@
 """DeepLabV3 (Chen et al., "Rethinking Atrous Convolution", arXiv 1706.05587)."""
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import nn
 
 from model.aspp import ASPP
 from model.layers import Norm, conv_norm_relu, set_norm
-from model.resnet import ResNet
+from model.resnet import Contract, ResNet
 
 ATROUS_RATES = {8: (12, 24, 36), 16: (6, 12, 18), 32: (3, 6, 9)}  # section 3.3: doubled at OS8
 
@@ -27,7 +26,8 @@ class DeepLabV3(nn.Module):
         atrous_rates: tuple[int, ...] | None = None,
         aux: bool = False,
         backbone_weights: Mapping[str, torch.Tensor] | None = None,
-        contract: bool | Literal["conv1_only"] | None = None,
+        contract: Contract | None = None,
+        stem: tuple[int, int, int] | None = None,
         head_channels: int = 256,
         project_kernel: int = 1,
         post_conv: bool = True,
@@ -41,6 +41,7 @@ class DeepLabV3(nn.Module):
             multi_grid=multi_grid,
             contract=contract,
             norm=norm,
+            stem=stem,
             weights=backbone_weights,
         )
         *_, c4, c5 = self.backbone.channels

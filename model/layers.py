@@ -51,6 +51,13 @@ def conv_norm_relu(
     return [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
 
 
+def set_momentum(model: nn.Module, backbone: float, head: float) -> None:
+    """Each batch's share in the running statistics of BatchNorm, in the backbone and behind it."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = backbone if name.startswith("backbone.") else head
+
+
 def freeze_norms(model: nn.Module) -> None:
     """BatchNorm keeps its statistics and weights from now on, in training mode too."""
     for module in model.modules():

@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import nn
 
-from model.layers import Norm, set_norm
+from model.layers import Norm, conv_norm_relu, set_norm
 
 Contract = bool | Literal["conv1_only"]
 
@@ -35,15 +35,22 @@ class ResNet(nn.Module):
         multi_grid: tuple[int, ...] = (1, 1, 1),
         contract: Contract | None = None,
         norm: Norm = "bn",
+        stem: tuple[int, int, int] | None = None,
         weights: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        """`weights`: a ResNet state_dict; entries of its classifier `fc` are left out."""
+        """`weights`: a ResNet state_dict; entries of its classifier `fc` are left out.
+
+        stem: channels of three 3x3 convolutions in the place of the 7x7 (mmsegmentation: 32, 32,
+        64); the last must be 64.
+        """
         super().__init__()
         if name not in BACKBONES:
             raise ValueError(f"no backbone {name!r}; have {list(BACKBONES)}")
         body = BACKBONES[name](weights=None)
         for part in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
             setattr(self, part, getattr(body, part))
+        if stem is not None:
+            self.conv1 = deep_stem(*stem)
         set_norm(self, norm)
         if weights is not None:
             kept = {key: value for key, value in weights.items() if not key.startswith("fc.")}
@@ -68,6 +75,14 @@ class ResNet(nn.Module):
         return features
 
 
+def deep_stem(first: int, second: int, last: int) -> nn.Sequential:
+    """ResNet-C's stem (He et al., arXiv 1812.01187, section 4.1), to stand before bn1 and relu."""
+    down = nn.Conv2d(3, first, 3, stride=2, padding=1, bias=False)
+    between = conv_norm_relu(first, second, 3)
+    end = nn.Conv2d(second, last, 3, padding=1, bias=False)
+    return nn.Sequential(down, nn.BatchNorm2d(first), nn.ReLU(inplace=True), *between, end)
+
+
 def dilate(
     resnet: nn.Module,
     output_stride: int,
@@ -80,8 +95,9 @@ def dilate(
     multi_grid: factors on the rate of layer4's blocks, first block included (section 3.2); deeper
         stages repeat the last factor.
     contract: rate of a dilated stage's first block. True: the previous stage's rate (torchvision,
-        mmseg); False: the stage's own (fregu856, semseg, SMP); "conv1_only": only the first 3x3
-        of a BasicBlock is dilated (mmseg's ResNet-18). None: False for BasicBlock, else True.
+        mmseg); False: the stage's own (fregu856, semseg, SMP); "conv1_only": as True, and only the
+        first 3x3 of a BasicBlock is dilated (mmseg's ResNet-18). None: False for BasicBlock, else
+        True.
     """
     if output_stride not in (8, 16, 32):
         raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}")
@@ -97,7 +113,7 @@ def dilate(
             if grid:
                 dilation = rate * grid[min(number, len(grid) - 1)]
             else:
-                dilation = previous if number == 0 and contract is True else rate
+                dilation = previous if number == 0 and contract else rate
             dilate_block(block, dilation, only_conv1=contract == "conv1_only")
 
 

@@ -17,6 +17,7 @@ MAY_IMPORT = {"utils": {"utils"}, "model": {"model"}, "datasets": {"utils"}}
 MAY_IMPORT |= {"evaluation": {"utils", "model", "datasets", "evaluation"}}
 # Commands inside a room: they may import everything, and nobody imports them.
 COMMANDS = {
+    "utils.convert_checkpoint",
     "utils.preprocess_data",
     "utils.results",
     "utils.synthetic",

@@ -14,9 +14,10 @@ from export import ExportConfig
 from model import build_model
 from predict import PredictConfig
 from train import train
-from utils.config import Config, parse, plain, write_config
+from utils.config import Config, plain, write_config
 from utils.errors import UserError
 from utils.files import REPOSITORY, resolve_data_root
+from utils.parser import parse
 from utils.preprocess_data import PreprocessConfig
 from utils.synthetic import SyntheticConfig
 
@@ -43,7 +44,7 @@ def test_one_step_of_every_shipped_config(path, cityscapes_root, tmp_path):
     """Its network, optimizer and options on small crops."""
     small = ["--dataset", "cityscapes", "--data_root", str(cityscapes_root), "--run_name", "run"]
     small += ["--log_root", str(tmp_path), "--device", "cpu", "--backbone_weights", "null"]
-    small += ["--crop", "[32,64]", "--batch_size", "2", "--workers", "0"]
+    small += ["--crop", "[32,64]", "--batch_size", "2", "--workers", "0", "--split", "train"]
     config = parse(Config, "", ["--config", str(path), *small, "--steps", "1", "--epochs", "null"])
     train(config)
     results = json.loads((tmp_path / "run" / "results.json").read_text())

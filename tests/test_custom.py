@@ -73,7 +73,7 @@ def test_ids_become_classes_in_the_order_of_the_file(tmp_path):
     path = root / "labels" / "train" / "0 b.png"
     assert np.array_equal(sample["label"], table.id_to_train[np.asarray(Image.open(path))])
     back = table.to_ids(np.array([[0, 1, 2, IGNORE]], np.uint8))
-    assert back.tolist() == [[7, 8, 26, 27]] and table.id_to_train[27] == 2
+    assert back.tolist() == [[7, 8, 26, 0]] and table.id_to_train[0] == IGNORE
 
 
 def test_colors_of_the_description_take_the_palettes_place(tmp_path):

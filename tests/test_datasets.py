@@ -4,6 +4,7 @@ import shutil
 import struct
 import time
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,10 +12,12 @@ import pytest
 from conftest import write_cityscapes
 from PIL import Image
 
-from datasets import build_dataset, read_class_weights
+from datasets import build_dataset
+from utils.class_weights import read_class_weights
 from utils.errors import UserError
 from utils.images import read_ids, read_image
 from utils.labels import CITYSCAPES, IGNORE, label_ids
+from utils.preprocess_data import preprocess
 
 
 @pytest.fixture
@@ -236,3 +239,37 @@ def test_any_name_of_a_folder_will_do(cityscapes_root, tmp_path):
             build_dataset("cityscapes", root, split)[0]["label"],
             build_dataset("cityscapes", cityscapes_root, split)[0]["label"],
         )
+
+
+def write_coarse(root: Path) -> Path:
+    """Three images of train_extra with label ids, in the official folders, one of them broken."""
+    rng = np.random.default_rng(5)
+    for name in ("augsburg_000000_000000", "troisdorf_000000_000073", "troisdorf_000000_000074"):
+        image, label = (
+            root / kind / "train_extra" / name.split("_")[0] / f"{name}_{ending}.png"
+            for kind, ending in (("leftImg8bit", "leftImg8bit"), ("gtCoarse", "gtCoarse_labelIds"))
+        )
+        for path in (image, label):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (64, 128, 3), dtype=np.uint8)).save(image)
+        Image.fromarray(rng.integers(0, 34, (64, 128), dtype=np.uint8)).save(label)
+        if name.endswith("73"):
+            image.write_bytes(b"")
+    return root
+
+
+def test_coarse_labels_join_the_fine_ones_with_a_weight_of_their_own(tmp_path):
+    root = write_coarse(write_cityscapes(tmp_path, train=4))
+    preprocess(root, workers=1, overwrite=False)
+    fine = build_dataset("cityscapes", root, "train")
+    both = build_dataset("cityscapes", root, "train_extra", fine_repeats=3)
+    coarse = ["augsburg_000000_000000", "troisdorf_000000_000074"]
+    assert both.names == [*fine.names * 3, *coarse] and len(both) == 14
+    assert np.array_equal(both[4]["label"], fine[0]["label"])
+    path = root / "gtCoarse/train_extra/augsburg" / f"{coarse[0]}_gtCoarse_labelIds.png"
+    ids = np.asarray(Image.open(path))
+    assert np.array_equal(both[12]["label"], CITYSCAPES.id_to_train[ids])
+    assert not both.checked  # nobody has seen the coarse labels before training
+    path.unlink()
+    with pytest.raises(UserError, match="1 of 2 label files missing.*Unpack gtCoarse"):
+        build_dataset("cityscapes", root, "train_extra")

@@ -11,9 +11,10 @@ from conftest import REPOSITORY
 from PIL import Image
 
 from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.config import Config, parse
+from utils.config import Config
 from utils.errors import UserError
 from utils.images import read_ids, read_image
+from utils.parser import parse
 
 SECONDS = 10.0  # more is a hang
 

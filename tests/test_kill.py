@@ -3,6 +3,7 @@
 One process imports torch and forks every trial, so a trial costs as much as its own steps.
 """
 
+import multiprocessing
 import os
 import re
 import shutil
@@ -131,17 +132,11 @@ def trial(config: Config, moment: Moment, tally: Tally) -> None:
     tally.repeated += done - (int(NAME.fullmatch(saved[-1].name)[1]) if saved else 0)
 
 
-@pytest.mark.parametrize(
-    "kills", [pytest.param(100, id="100"), pytest.param(1000, marks=pytest.mark.slow, id="1000")]
-)
-def test_killed_at_random_moments_it_ends_with_the_same_bits(
-    uninterrupted, scratch, kills, record_property
-):
-    expected, seconds = uninterrupted
-    config = replace(expected, log_root=scratch / str(kills))
-    config.log_root.mkdir()
-    folder, draw, tally = config.log_root / "run", np.random.default_rng(0), Tally()
-    begin = time.monotonic()
+def kill_often(expected: Config, seconds: float, folder: Path, kills: int, seed: int) -> Tally:
+    """Kill runs until so many kills are done and one has ended; every ended one has the bits."""
+    config = replace(expected, log_root=folder)
+    folder.mkdir()
+    run, draw, tally = folder / "run", np.random.default_rng(seed), Tally()
     while tally.kills < kills or tally.finished == 0:
         before = tally.finished
         moment = Moment(draw.uniform(seconds / 100, seconds / 5))
@@ -152,14 +147,29 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(
             moment = Moment(0.0, int(draw.integers(0, 3)), into, seconds / 8)
         trial(config, moment, tally)
         if tally.finished > before:
-            assert exact_rows(folder) == exact_rows(expected.log_root / "run")
-            assert_same_bits(final_state(folder), final_state(expected.log_root / "run"))
-            for path in step_files(folder / "checkpoints"):
+            assert exact_rows(run) == exact_rows(expected.log_root / "run")
+            assert_same_bits(final_state(run), final_state(expected.log_root / "run"))
+            for path in step_files(run / "checkpoints"):
                 path.unlink()  # the next trial starts anew
-    record_property(f"{tally.kills} kills: runs finished", tally.finished)
-    record_property("steps repeated", tally.repeated)
+    return tally
+
+
+@pytest.mark.parametrize(
+    "kills", [pytest.param(100, id="100"), pytest.param(1000, marks=pytest.mark.slow, id="1000")]
+)
+def test_killed_at_random_moments_it_ends_with_the_same_bits(
+    uninterrupted, scratch, kills, record_property
+):
+    """Two runs side by side, each killed half as often."""
+    begin = time.monotonic()
+    halves = [(*uninterrupted, scratch / f"{kills}-{seed}", kills // 2, seed) for seed in range(2)]
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        tallies = pool.starmap(kill_often, halves, chunksize=1)
+    done = sum(tally.kills for tally in tallies)
+    record_property(f"{done} kills: runs finished", sum(tally.finished for tally in tallies))
+    record_property("steps repeated", sum(tally.repeated for tally in tallies))
     record_property("seconds", round(time.monotonic() - begin))
-    assert tally.repeated > 0
+    assert done >= kills and all(tally.repeated > 0 for tally in tallies)
 
 
 def save_second(folder) -> None:

@@ -14,9 +14,10 @@ import pytest
 import torch
 from conftest import run, tiny
 
-from datasets import PackedDataset, SegmentationDataset, build_dataset, read_class_weights
+from datasets import PackedDataset, SegmentationDataset, build_dataset
 from train import train
 from utils import packing
+from utils.class_weights import read_class_weights
 from utils.errors import UserError
 from utils.labels import CAMVID
 from utils.loader import Batches

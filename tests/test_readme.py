@@ -14,8 +14,9 @@ from evaluation.report import ReportConfig
 from evaluation.score import parse_options
 from export import ExportConfig
 from predict import PredictConfig
-from utils.config import Config, parse
+from utils.config import Config
 from utils.files import REPOSITORY
+from utils.parser import parse
 from utils.preprocess_data import PreprocessConfig
 from utils.results import ResultsConfig
 from utils.synthetic import SyntheticConfig

@@ -63,8 +63,8 @@ def test_strides_and_dilations_follow_the_table(name, stride, grid):
 
 def test_conv1_only_dilates_the_first_convolution_of_a_basic_block():
     backbone = ResNet("resnet18", output_stride=8, contract="conv1_only")
-    assert three_by_threes(backbone.layer3) == [D2, PLAIN, D2, PLAIN]
-    assert three_by_threes(backbone.layer4) == [D4, PLAIN, D4, PLAIN]
+    assert three_by_threes(backbone.layer3) == [PLAIN, PLAIN, D2, PLAIN]
+    assert three_by_threes(backbone.layer4) == [D2, PLAIN, D4, PLAIN]
 
 
 @pytest.mark.parametrize("stride, replace", [(8, [0, 1, 1]), (16, [0, 0, 1]), (32, [0, 0, 0])])

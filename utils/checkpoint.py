@@ -5,10 +5,11 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision
 from torch import nn
@@ -17,8 +18,16 @@ from utils.errors import UserError
 from utils.files import REPOSITORY
 
 FORMAT = 1
+SCALAR = np.float64(0).__reduce__()[0]
 DOWNLOAD_TIMEOUT = 60.0  # seconds without a byte
 PRETRAINED = REPOSITORY / "pretrained_models"
+NUMPY_SCALARS = [  # a best score beside the weights; they hold a number and run nothing
+    np.dtype,
+    np.dtypes.Float32DType,
+    np.dtypes.Float64DType,
+    np.dtypes.Int64DType,
+    *((SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
 NAME = re.compile(r"step_(\d{8})-([0-9a-f]{16})\.pth")
 
 
@@ -111,7 +120,10 @@ def load_checkpoint(path: Path, *, needs: Iterable[str] = ()) -> dict[str, Any]:
     if isinstance(made, int) and made > FORMAT:
         raise UserError(f"{path}: of a newer version, format {made} not {FORMAT}. Update the code")
     if made != FORMAT:
-        raise UserError(f"{path}: not a checkpoint of train.py. Name a run or a file it wrote")
+        raise UserError(
+            f"{path}: not a checkpoint of train.py. Name a run or a file it wrote, or convert it: "
+            "python utils/convert_checkpoint.py"
+        )
     require_entries(state, needs, path)
     return state
 
@@ -127,25 +139,29 @@ def read_tensors(path: Path) -> Any:
     if path.exists() and not path.is_file():  # a named pipe would be waited for
         raise UserError(f"{path}: not a readable weights file. Replace it")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(NUMPY_SCALARS):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{path}: does not exist. Name an existing file") from error
     except Exception as error:  # a damaged file raises one of seven unrelated types
         raise UserError(f"{path}: not a readable weights file. Replace it") from error
 
 
-def take_over(model: nn.Module, path: Path) -> list[str]:
+def take_over(
+    model: nn.Module, path: Path, renamed: Callable[[Any], dict[str, torch.Tensor]]
+) -> list[str]:
     """Load those tensors of a checkpoint that fit by name and shape; the names of the others.
 
-    Averaged weights, where there are any; a plain state_dict is read as well.
+    Averaged weights, where there are any; a plain state_dict is read as well, and another
+    project's file: `renamed` gives its tensors this one's names.
     """
     content = read_tensors(path)
     given = content if isinstance(content, dict) else {}
-    given = given.get("ema") or given.get("model") or given
+    given = given.get("ema") or (given.get("model", {}) if "format" in given else renamed(given))
     own = model.state_dict()
     fitting = {
         name: value
-        for name, value in ((key.removeprefix("module."), given[key]) for key in given)
+        for name, value in ((key.removeprefix("network."), given[key]) for key in given)
         if name in own and getattr(value, "shape", None) == own[name].shape
     }
     if not fitting:

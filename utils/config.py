@@ -1,26 +1,20 @@
-"""Every option of `train.py` as one typed dataclass, and the parser that all commands share.
+"""Every option of `train.py`, and those of all commands that predict, as typed dataclasses.
 
 Imports no torch: `--help` and a mistyped option answer at once.
 """
 
 import re
-import sys
-from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from operator import le
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
 
-from utils.errors import UserError
 from utils.files import write_text
+from utils.parser import check, valid_scales
 
-DatasetName = Literal["cityscapes", "synthetic", "camvid", "custom"]
-ConfigClass = TypeVar("ConfigClass")
-
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
+DatasetName = Literal["cityscapes", "synthetic", "camvid", "voc", "custom"]
 
 
 @dataclass(frozen=True)
@@ -31,9 +25,12 @@ class Config:
     """Data set to train on; custom is what dataset.yaml in --data_root describes."""
     data_root: Path | None = None
     """Folder of the data set. Default: $CITYSCAPES_DATASET for cityscapes, else data/<dataset>."""
-    split: Literal["train", "trainval"] = "train"
+    split: Literal["train", "trainval", "trainaug", "train_extra"] = "train"
     """Images to train on; trainval adds the val split, whose scores then mean nothing: for the test
-    server."""
+    server; trainaug, of voc, adds SBD's; train_extra, of cityscapes, the coarsely labelled ones."""
+    fine_repeats: int = 1
+    """With --split train_extra: how often an epoch shows a finely labelled image while it shows a
+    coarsely labelled one once; 7 makes them about as many."""
     run_name: str | None = None
     """Name of the run's folder in --log_root. Default: data set, model, backbone, stride, time."""
     log_root: Path | None = None
@@ -107,6 +104,8 @@ class Config:
     given, evaluation and checkpoints' users take the average."""
     freeze_bn: bool = False
     """Keep all BatchNorm statistics and weights as they start."""
+    bn_momentum: tuple[float, float] = (0.1, 0.1)
+    """Share of each batch in the running statistics of BatchNorm: the backbone's and the head's."""
     sync_bn: bool = False
     """BatchNorm over the crops of all GPUs together."""
 
@@ -147,9 +146,20 @@ class Config:
     """Seed of initial weights, data order, augmentation and dropout."""
 
     def __post_init__(self) -> None:
+        owners = {"trainaug": ("voc",), "train_extra": ("cityscapes", "synthetic")}
+        if self.dataset not in owners.get(self.split, (self.dataset,)):
+            raise ValueError(f"--split {self.split} is of {owners[self.split][0]} only")
         for name in ("workers", "warmup_steps", "seed"):
             check(self, name, lambda value: value >= 0, "at least 0")
-        for name in ("steps", "eval_every", "save_every", "log_every", "patience", "accumulate"):
+        for name in (
+            "steps",
+            "eval_every",
+            "save_every",
+            "log_every",
+            "patience",
+            "accumulate",
+            "fine_repeats",
+        ):
             check(self, name, lambda value: value >= 1, "at least 1")
         check(
             self,
@@ -168,6 +178,7 @@ class Config:
         check(self, "hard_min_kept", lambda pixels: pixels >= 0, "at least 0")
         check(self, "max_class_share", lambda share: 0 < share <= 1, "above 0, at most 1")
         check(self, "class_uniform", lambda share: 0 <= share <= 1, "between 0 and 1")
+        check(self, "bn_momentum", lambda m: 0 < min(m) <= max(m) <= 1, "two shares, 0 to 1")
         check(self, "crop", lambda size: min(size) >= 16, "two sizes of at least 16 pixels")
         check(self, "multi_grid", lambda grid: min(grid) >= 1, "three factors of at least 1")
         check(self, "scale", lambda s: 0.01 <= s[0] <= s[1] <= 100, "two factors, smaller first")
@@ -218,63 +229,6 @@ class PredictionOptions:
             "at least 1 and at most --crop",
         )
         check(self, "scales", valid_scales, "one or more factors between 0.01 and 100")
-
-
-def valid_scales(scales: tuple[float, ...]) -> bool:
-    return len(scales) > 0 and all(0.01 <= scale <= 100 for scale in scales)
-
-
-def check(config: Any, name: str, valid: Any, expected: str) -> None:
-    """Raise ValueError when the field is set and not `valid`."""
-    value = getattr(config, name)
-    if value is not None and not valid(value):
-        raise ValueError(f"--{name} must be {expected}, got {value}")
-
-
-class YamlParser(ArgumentParser):
-    """jsonargparse; a file with aliases is refused: a small one could unfold without end."""
-
-    def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
-        text = Path(cfg_path).read_text(encoding="utf-8")
-        with suppress(yaml.YAMLError):  # told better by jsonargparse
-            if any(isinstance(x, yaml.AliasEvent) for x in yaml.parse(text, yaml.SafeLoader)):
-                raise ValueError(f"{cfg_path}: has aliases (*name), which are not taken")
-        return super().parse_path(cfg_path, *args, **kwargs)
-
-
-class OneLineParser(YamlParser):
-    """A mistake is told in one line instead of the whole usage."""
-
-    def error(self, message: str, ex: Exception | None = None) -> None:
-        raise UserError(f"{self.prog}: {message}. Options: {self.prog} --help") from ex
-
-
-def parse(
-    config_class: type[ConfigClass], description: str, argv: list[str] | None = None
-) -> ConfigClass:
-    """Command line, over `--config FILE.yaml` -> `config_class`; UserError on a mistake.
-
-    An option that is a list is given once per item: jsonargparse writes that `--name+ ITEM`.
-    A field with a `help` in its metadata is given by its place, without a name.
-    """
-    lists = {f"--{field.name}" for field in fields(config_class) if field.default_factory is list}
-    given = sys.argv[1:] if argv is None else argv
-    argv = [f"{word}+" if word in lists else word for word in given]
-    parser = OneLineParser(description=description.split("\n", 1)[0])
-    parser.add_argument(
-        "--config", action="config", help="YAML file of options; flags override it."
-    )
-    placed = {
-        field.name: field.metadata["help"] for field in fields(config_class) if field.metadata
-    }
-    for name, text in placed.items():
-        parser.add_argument(name, nargs="?", help=text)
-    parser.add_class_arguments(config_class, skip=set(placed))
-    try:
-        values = parser.parse_args(argv)
-        return config_class(**{field.name: values[field.name] for field in fields(config_class)})
-    except ValueError as error:
-        parser.error(str(error))
 
 
 def write_config(config: Config, path: Path) -> None:

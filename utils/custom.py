@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from jsonargparse import ArgumentError
 
-from utils.config import YamlParser
 from utils.errors import UserError
 from utils.files import read_bytes
 from utils.labels import IGNORE, INVALID, LabelTable, voc_palette
+from utils.parser import YamlParser
 
 NAME = "dataset.yaml"
 ADVICE = "docs/custom_data.md explains it"

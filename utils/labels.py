@@ -24,14 +24,16 @@ class LabelTable:
     categories: dict[str, tuple[int, ...]]  # name -> train ids; empty where the set has none
     instance_sizes: dict[int, float]  # id -> average pixels of an instance, where classes have them
     instance_categories: dict[str, tuple[int, ...]]  # name -> ids, where all of them have instances
+    palette: bool = False  # the set's own label files are PNGs with a palette
 
     @property
     def num_classes(self) -> int:
         return len(self.names)
 
     def to_ids(self, labels: np.ndarray) -> np.ndarray:
-        """(H,W) uint8 train ids -> (H,W) uint8 ids; ignored pixels get the last id."""
-        table = np.full(256, self.num_ids - 1, np.uint8)
+        """(H,W) uint8 train ids -> (H,W) uint8 ids; all that is no class becomes an ignored id."""
+        ignored = np.flatnonzero(self.id_to_train[: self.num_ids] == IGNORE)
+        table = np.full(256, ignored[0] if len(ignored) else self.num_ids - 1, np.uint8)
         table[: self.num_classes] = self.ids
         return cv2.LUT(labels, table)
 
@@ -112,17 +114,35 @@ def _camvid() -> LabelTable:
         "pedestrian":  ( 64,  64,   0),
         "bicyclist":   (  0, 128, 192),
     }  # fmt: skip
+    return _plain(tuple(classes), np.array(list(classes.values()), np.uint8), void=11)
+
+
+def _voc() -> LabelTable:
+    """PASCAL VOC's background and 20 objects; 255 is the border between objects, or void."""
+    names = (
+        "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse "
+        "motorbike person pottedplant sheep sofa train tvmonitor"
+    )
+    return _plain(tuple(names.split()), voc_palette()[:21], void=IGNORE, palette=True)
+
+
+def _plain(
+    names: tuple[str, ...], colors: np.ndarray, *, void: int, palette: bool = False
+) -> LabelTable:
+    """Ids are train ids; `void` is ignored."""
     id_to_train = np.full(256, INVALID, np.uint8)
-    id_to_train[:12] = [*range(11), IGNORE]
+    id_to_train[: len(names)] = np.arange(len(names))
+    id_to_train[void] = IGNORE
     return LabelTable(
-        names=tuple(classes),
-        colors=np.array(list(classes.values()), np.uint8),
-        ids=np.arange(11, dtype=np.uint8),
+        names=names,
+        colors=colors,
+        ids=np.arange(len(names), dtype=np.uint8),
         id_to_train=id_to_train,
-        num_ids=12,
+        num_ids=len(names) + 1,
         categories={},
         instance_sizes={},
         instance_categories={},
+        palette=palette,
     )
 
 
@@ -131,3 +151,4 @@ LABEL_OF_INSTANCE = np.where(_NUMBERS < 1000, np.minimum(_NUMBERS, 255), _NUMBER
 LABEL_OF_INSTANCE = LABEL_OF_INSTANCE.astype(np.uint8)
 CITYSCAPES = _cityscapes()
 CAMVID = _camvid()
+VOC = _voc()

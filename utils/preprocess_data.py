@@ -13,10 +13,8 @@ the archives without unpacking them. A second run does nothing; an interrupted o
 stopped.
 """
 
-import math
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,36 +22,37 @@ from pathlib import Path
 if __name__ == "__main__":  # run by path, Python looks for modules in utils/ first
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import cv2
 import numpy as np
 
-from datasets import SPLITS as DATA_SPLITS
 from datasets import (
-    Files,
+    MORE_SPLITS,
     SegmentationDataset,
     build_dataset,
-    cityscapes_label_ids,
     label_table,
-    train_id_path,
     zipped_cityscapes,
 )
+from datasets import SPLITS as DATA_SPLITS
 from evaluation.counts import histogram
 from utils.archives import Member
-from utils.config import DatasetName, check, parse
+from utils.cityscapes import labelled_files, train_id_path
+from utils.class_weights import write_class_weights
+from utils.config import DatasetName
 from utils.custom import read_description
 from utils.errors import UserError, run_command
-from utils.files import first_folder, make_folder, resolve_data_root, write_json
+from utils.files import first_folder, make_folder, resolve_data_root, write_png
 from utils.images import image_size, labels_of, read_ids, read_image, to_train_ids
 from utils.integrity import check_packed, check_split
 from utils.labels import CITYSCAPES
+from utils.listing import Files
 from utils.loader import read_ahead, read_labels
 from utils.lock import hold
 from utils.packing import PackedFile, is_packed, make_header, pack, packed_path, require_space
+from utils.parser import check, parse
 from utils.progress import progress
+from utils.voc import convert_sbd, has_split, voc_samples
 
 SPLITS = ("train", "val")  # what is converted and packed
 CONVERTED = ("cityscapes", "synthetic")  # the data sets whose label ids become train ids
-PLAIN = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE)  # id maps: faster and smaller so
 COUNTS = {"cityscapes": {"train": 2975, "val": 500, "test": 1525}}  # images
 
 
@@ -62,8 +61,8 @@ class PreprocessConfig:
     """Options of preprocess_data.py."""
 
     dataset: DatasetName = "cityscapes"
-    """Data set; cityscapes and synthetic are converted, of the others only the class weights are
-    computed: their files hold ids that training reads as they are."""
+    """Data set; cityscapes and synthetic are converted, and the SBD part of voc; of the others only
+    the class weights are computed: their files hold ids that training reads as they are."""
     data_root: Path | None = None
     """Folder of the data set. Default: $CITYSCAPES_DATASET for cityscapes, else data/<dataset>."""
     workers: int = os.cpu_count() or 1
@@ -88,7 +87,7 @@ class PreprocessConfig:
 
 def preprocess(root: Path, *, workers: int, overwrite: bool) -> None:
     """Train ids of train and val below root/meta, and the class weights of train."""
-    files = {split: cityscapes_label_ids(root, split) for split in SPLITS}
+    files = {split: labelled_files(root, split) for split in SPLITS}
     weights_file = root / "meta" / "class_weights.json"
     every = [x for split in SPLITS for x in files[split]]
     pending = [x for x in every if overwrite or not is_current(x, root)]
@@ -103,7 +102,7 @@ def preprocess(root: Path, *, workers: int, overwrite: bool) -> None:
             for count in read_ahead(work, files[split], workers=workers, ahead=2 * workers):
                 counts[split] += count
                 bar.update()
-    write_weights(root, counts["train"], CITYSCAPES.names, images=len(files["train"]))
+    write_class_weights(root, counts["train"], CITYSCAPES.names, images=len(files["train"]))
     print(f"{root / 'meta'}: {len(pending)} label images, class_weights.json")
 
 
@@ -128,47 +127,14 @@ def convert(files: Files, *, root: Path, redo: set[str]) -> np.ndarray:
     return histogram(train_ids)
 
 
-def write_png(path: Path, pixels: np.ndarray) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    try:
-        temporary.write_bytes(cv2.imencode(".png", pixels, PLAIN)[1].tobytes())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error}). Free the place") from error
-
-
 def weigh(name: str, root: Path, *, workers: int) -> None:
     """The class weights of a data set whose label files need no conversion."""
     dataset = build_dataset(name, root, "train", packed=False)
     counts = np.zeros(256, np.int64)
     for label in read_labels(dataset, workers=workers):
         counts += histogram(label)
-    write_weights(root, counts, dataset.classes.names, images=len(dataset))
+    write_class_weights(root, counts, dataset.classes.names, images=len(dataset))
     print(f"{root / 'meta'}: class_weights.json; nothing to convert, --pack true packs it")
-
-
-def write_weights(root: Path, counts: np.ndarray, names: Sequence[str], *, images: int) -> None:
-    make_folder(root / "meta")
-    write_json(root / "meta" / "class_weights.json", class_weights(counts, names, images=images))
-
-
-def class_weights(counts: np.ndarray, names: Sequence[str], *, images: int) -> dict[str, object]:
-    """(256,) pixel counts -> ENet's weights 1 / ln(1.02 + p), arXiv 1606.02147 section 5.2.
-
-    p is the class's share of all pixels, ignored ones included.
-    """
-    total = counts.sum()
-    pixels = dict(zip(names, counts.tolist(), strict=False))
-    absent = [name for name in names if pixels[name] == 0]
-    if absent:
-        print(f"warning: no training pixel of {', '.join(absent)}", file=sys.stderr)
-    return {
-        "class_weights": {name: 1 / math.log(1.02 + pixels[name] / total) for name in names},
-        "pixels": pixels,
-        "ignored_pixels": int(total - sum(pixels.values())),
-        "images": images,
-    }
 
 
 def pack_data(
@@ -189,7 +155,7 @@ def pack_data(
         counts = np.zeros(256, np.int64)
         for index in range(len(train)):
             counts += histogram(train.planes(index)["label"])
-        write_weights(root, counts, CITYSCAPES.names, images=len(train))
+        write_class_weights(root, counts, CITYSCAPES.names, images=len(train))
 
 
 def pack_split(dataset: SegmentationDataset, path: Path, root: Path, *, workers: int) -> None:
@@ -224,14 +190,20 @@ def find_all(name: str, root: Path, split: str) -> dict[str, dict[str, Path]]:
     if name == "custom":
         described = read_description(root)
         return {kind: described.find(f"{kind}s", root, split) for kind in ("image", "label")}
+    if name == "voc":
+        samples = voc_samples(root, split) if has_split(root, split) else []
+        kinds = {"image": {x[0]: x[1] for x in samples}, "label": {x[0]: x[2] for x in samples}}
+        return kinds if all(kinds["label"].values()) else {"image": kinds["image"]}
     if name == "camvid":
         folders = {"image": (root / split, "*.[pj][np]g", 0)}
         folders["label"] = (root / f"{split}annot", "*.png", 0)
     else:
-        images, labels = (first_folder(root, kind, split) for kind in ("leftImg8bit", "gtFine"))
+        kind = "gtCoarse" if split == "train_extra" else "gtFine"
+        images, labels = (first_folder(root, name, split) for name in ("leftImg8bit", kind))
         folders = {"image": (images, "*/*_leftImg8bit.png", 1)}
         if split != "test":
-            folders["label"] = (labels, "*/*_gtFine_labelIds.png", 2)
+            folders["label"] = (labels, f"*/*_{kind}_labelIds.png", 2)
+        if kind == "gtFine" and split != "test":
             folders["instance"] = (labels, "*/*_gtFine_instanceIds.png", 2)
     return {
         kind: {path.stem.rsplit("_", words)[0]: path for path in sorted(folder.glob(pattern))}
@@ -248,7 +220,7 @@ def check_data(name: str, root: Path, *, decode: bool, workers: int) -> None:
         "instance": lambda path: labels_of(read_ids(path, np.uint16), classes, path),
     }
     files = found = 0
-    for split in DATA_SPLITS:
+    for split in (*DATA_SPLITS, *MORE_SPLITS.get(name, ())):
         by_kind, packed = find_all(name, root, split), packed_path(root, split)
         images, expected = len(by_kind["image"]), COUNTS.get(name, {}).get(split)
         if images and expected and images != expected:
@@ -276,6 +248,8 @@ def main() -> None:
         if not config.zip and config.dataset in CONVERTED:
             preprocess(root, workers=config.workers, overwrite=config.overwrite)
         elif not config.zip:
+            if config.dataset == "voc":
+                convert_sbd(root, workers=config.workers, overwrite=config.overwrite)
             weigh(config.dataset, root, workers=config.workers)
         if config.pack or config.zip:
             options = {"workers": config.workers, "overwrite": config.overwrite}

@@ -17,9 +17,10 @@ from typing import Any
 if __name__ == "__main__":  # run by path, Python looks for modules in utils/ first
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from utils.config import DatasetName, parse
+from utils.config import DatasetName
 from utils.errors import UserError, run_command
 from utils.files import resolve_log_root, write_json
+from utils.parser import parse
 
 # Options in which runs of one recipe may differ.
 NOT_RECIPE = {"seed", "run_name", "log_root", "data_root", "device", "workers", "compile"}

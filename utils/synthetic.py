@@ -25,9 +25,9 @@ from cityscapesscripts.helpers.annotation import Annotation
 from cityscapesscripts.preparation.json2instanceImg import createInstanceImage
 from cityscapesscripts.preparation.json2labelImg import createLabelImage
 
-from utils.config import check, parse
 from utils.errors import UserError, run_command
 from utils.files import REPOSITORY
+from utils.parser import check, parse
 from utils.progress import progress
 from utils.synthetic_scene import HEIGHT, WIDTH, compose, paint
 

@@ -1,0 +1,281 @@
+"""Checkpoints of other projects: recognized by their keys, converted to this one's networks.
+
+Only names, and what follows from them, are known here; the layouts are those of the projects'
+published files. tests/test_convert.py restates each project's network and compares logits.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from model import build_model
+
+Weights = dict[str, torch.Tensor]
+Rules = tuple[tuple[str, str], ...]  # regular expressions and what takes their place, in order
+CITYSCAPES_IMAGE, VOC_CROP = (1025, 2049), (513, 513)  # what chenxi116 pads images to
+BLOCKS = {  # of layer1 to layer4, whether they are bottlenecks
+    ((2, 2, 2, 2), False): "resnet18",
+    ((3, 4, 6, 3), False): "resnet34",
+    ((3, 4, 6, 3), True): "resnet50",
+    ((3, 4, 23, 3), True): "resnet101",
+    ((3, 8, 36, 3), True): "resnet152",
+}
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A foreign checkpoint as a network of this project."""
+
+    source: str
+    network: dict[str, Any]  # build_model's options
+    weights: Weights  # its state_dict
+
+
+@dataclass(frozen=True)
+class Source:
+    """How one project names a DeepLabV3, and which of this one's options that is."""
+
+    name: str
+    marker: str  # a key that no other project has
+    rules: Rules
+    stride: int = 8  # where neither keys nor caller say another
+    network: dict[str, Any] = field(default_factory=dict)
+    compat: dict[str, Any] = field(default_factory=dict)
+    adapt: Callable[[Weights, dict[str, Any]], None] | None = None  # both are changed in place
+
+
+def convert(
+    content: Any, *, output_stride: int | None = None, align_corners: bool | None = None
+) -> Converted:
+    """What torch.load gave -> the network; ValueError where it is none that is known.
+
+    output_stride, align_corners: of its training, where the project publishes several.
+    """
+    given = unwrap(content)
+    source = next((source for source in SOURCES if source.marker in given), None)
+    if source is None:
+        known = ", ".join(dict.fromkeys(x.name for x in SOURCES))
+        raise ValueError(f"keys {', '.join(sorted(given)[:3])}, ... of no project known ({known})")
+    weights = {rename(key, source.rules): value for key, value in given.items()}
+    tracked = {  # torch 0.4 had none
+        key.replace("running_mean", "num_batches_tracked"): torch.tensor(0)
+        for key in weights
+        if key.endswith("running_mean")
+    }
+    weights = tracked | weights
+    network = {
+        "name": "deeplabv3",
+        "backbone": backbone_of(weights, source.name),
+        "output_stride": source.stride,
+        "aux": "aux_classifier.0.weight" in weights,
+        **source.network,
+    }
+    compat = dict(source.compat)
+    for key in ("classifier.4.weight", "classifier.4.bias", f"{ASPP}.project.0.weight"):
+        if key not in weights:
+            raise ValueError(f"like {source.name}'s, but lacks {key}")
+    if source.adapt is not None:
+        source.adapt(weights, network)
+        compat |= network.pop("compat", {})
+    if output_stride is not None:
+        network["output_stride"] = output_stride
+    if align_corners is not None:
+        compat["align_corners"] = align_corners
+    network["num_classes"] = len(weights["classifier.4.bias"])
+    require_same_keys(weights, network, source.name)
+    if any(compat.values()):
+        network["compat"] = compat
+        weights = {f"network.{key}": value for key, value in weights.items()}
+    return Converted(source.name, network, weights)
+
+
+def renamed(content: Any) -> Weights:
+    """A foreign checkpoint's tensors under this project's names; as they are, if it is unknown."""
+    try:
+        return convert(content).weights
+    except ValueError:
+        return unwrap(content)
+
+
+def unwrap(content: Any) -> Weights:
+    """The state_dict in a checkpoint of any usual form, without the prefix of parallel models."""
+    for name in ("state_dict", "model_state", "model_state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            content = content[name]
+    if not isinstance(content, Mapping):
+        raise ValueError("holds no state_dict")
+    return {
+        str(key).removeprefix("module."): value
+        for key, value in content.items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def rename(key: str, rules: Rules) -> str:
+    for pattern, replacement in rules:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def backbone_of(weights: Weights, source: str) -> str:
+    places = [re.match(r"backbone\.layer(\d)\.(\d+)\.", key) for key in weights]
+    found = {(int(place[1]), int(place[2])) for place in places if place}
+    counts = tuple(sum(layer == number for layer, _ in found) for number in (1, 2, 3, 4))
+    bottleneck = "backbone.layer1.0.conv3.weight" in weights
+    if (counts, bottleneck) not in BLOCKS:
+        raise ValueError(f"{source}: no ResNet has {counts} blocks")
+    return BLOCKS[counts, bottleneck]
+
+
+def require_same_keys(weights: Weights, network: dict[str, Any], source: str) -> None:
+    """ValueError naming the first keys and shapes that differ from the network's own."""
+    with torch.device("meta"):
+        own = build_model(**network).state_dict()
+    missing = [key for key in own if key not in weights]
+    unknown = [key for key in weights if key not in own]
+    wrong = [key for key in own if key in weights and own[key].shape != weights[key].shape]
+    texts = [
+        f"{what} {', '.join(keys[:3])}"
+        for what, keys in (("lacks", missing), ("unknown", unknown), ("other shape:", wrong))
+        if keys
+    ]
+    if texts:
+        raise ValueError(f"like {source}'s, but {'; '.join(texts)}")
+
+
+def fold_biases(weights: Weights, network: dict[str, Any]) -> None:
+    """fregu856: the ASPP's convolutions have biases; the running means behind take them over."""
+    for key in [key for key in weights if re.search(r"classifier\.0\..*\.bias", key)]:
+        norm = re.sub(r"(\d)\.bias", lambda place: f"{int(place[1]) + 1}.running_mean", key)
+        if norm in weights:
+            weights[norm] = weights[norm] - weights.pop(key)
+
+
+def pad_as_chenxi116(weights: Weights, network: dict[str, Any]) -> None:
+    network["norm"] = "bn" if "backbone.bn1.running_mean" in weights else "gn_ws"
+    classes = len(weights["classifier.4.bias"])
+    network["compat"] = {"pad": CITYSCAPES_IMAGE if classes == 19 else VOC_CROP}
+
+
+def reorder_as_mmseg(weights: Weights, network: dict[str, Any]) -> None:
+    """Image pooling comes first in its concatenation, here last; a deep stem, or torchvision's."""
+    width = weights["classifier.4.weight"].shape[1]
+    network["head_channels"] = width
+    weights["classifier.0.project.0.weight"] = weights["classifier.0.project.0.weight"].roll(
+        -width, 1
+    )
+    network["contract"] = "conv1_only" if network["backbone"] in ("resnet18", "resnet34") else True
+    if "backbone.conv1.0.weight" in weights:
+        network["stem"] = [len(weights[f"backbone.conv1.{place}.weight"]) for place in (0, 3, 6)]
+
+
+ASPP = "classifier.0"
+FREGU856: Rules = (
+    (r"^resnet\.resnet\.0\.", "backbone.conv1."),
+    (r"^resnet\.resnet\.1\.", "backbone.bn1."),
+    (r"^resnet\.resnet\.4\.", "backbone.layer1."),
+    (r"^resnet\.resnet\.5\.", "backbone.layer2."),
+    (r"^resnet\.resnet\.6\.", "backbone.layer3."),
+    (r"^aspp\.conv_1x1_1\.", f"{ASPP}.convs.0.0."),
+    (r"^aspp\.bn_conv_1x1_1\.", f"{ASPP}.convs.0.1."),
+    (r"^aspp\.conv_3x3_(\d)\.", rf"{ASPP}.convs.\1.0."),
+    (r"^aspp\.bn_conv_3x3_(\d)\.", rf"{ASPP}.convs.\1.1."),
+    (r"^aspp\.conv_1x1_2\.", f"{ASPP}.convs.4.1."),
+    (r"^aspp\.bn_conv_1x1_2\.", f"{ASPP}.convs.4.2."),
+    (r"^aspp\.conv_1x1_3\.", f"{ASPP}.project.0."),
+    (r"^aspp\.bn_conv_1x1_3\.", f"{ASPP}.project.1."),
+    (r"^aspp\.conv_1x1_4\.", "classifier.4."),
+)
+CHENXI116: Rules = (
+    (r"^(conv1|bn1|layer\d)\.", r"backbone.\1."),
+    (r"^aspp\.aspp1\.", f"{ASPP}.convs.0.0."),
+    (r"^aspp\.aspp2\.", f"{ASPP}.convs.1.0."),
+    (r"^aspp\.aspp3\.", f"{ASPP}.convs.2.0."),
+    (r"^aspp\.aspp4\.", f"{ASPP}.convs.3.0."),
+    (r"^aspp\.aspp5\.", f"{ASPP}.convs.4.1."),
+    (r"^aspp\.aspp1_bn\.", f"{ASPP}.convs.0.1."),
+    (r"^aspp\.aspp2_bn\.", f"{ASPP}.convs.1.1."),
+    (r"^aspp\.aspp3_bn\.", f"{ASPP}.convs.2.1."),
+    (r"^aspp\.aspp4_bn\.", f"{ASPP}.convs.3.1."),
+    (r"^aspp\.aspp5_bn\.", f"{ASPP}.convs.4.2."),
+    (r"^aspp\.conv2\.", f"{ASPP}.project.0."),
+    (r"^aspp\.bn2\.", f"{ASPP}.project.1."),
+    (r"^aspp\.conv3\.", "classifier.4."),
+)
+MMSEG: Rules = (
+    (r"^backbone\.stem\.7\.", "backbone.bn1."),
+    (r"^backbone\.stem\.", "backbone.conv1."),
+    (r"^decode_head\.aspp_modules\.(\d)\.conv\.", rf"{ASPP}.convs.\1.0."),
+    (r"^decode_head\.aspp_modules\.(\d)\.bn\.", rf"{ASPP}.convs.\1.1."),
+    (r"^decode_head\.image_pool\.1\.conv\.", f"{ASPP}.convs.4.1."),
+    (r"^decode_head\.image_pool\.1\.bn\.", f"{ASPP}.convs.4.2."),
+    (r"^decode_head\.bottleneck\.conv\.", f"{ASPP}.project.0."),
+    (r"^decode_head\.bottleneck\.bn\.", f"{ASPP}.project.1."),
+    (r"^decode_head\.conv_seg\.", "classifier.4."),
+    (r"^auxiliary_head\.convs\.0\.conv\.", "aux_classifier.0."),
+    (r"^auxiliary_head\.convs\.0\.bn\.", "aux_classifier.1."),
+    (r"^auxiliary_head\.conv_seg\.", "aux_classifier.4."),
+)
+SMP: Rules = (
+    (r"^encoder\.", "backbone."),
+    (r"^decoder\.(aspp|0)\.", f"{ASPP}."),
+    (r"^decoder\.(conv|1)\.", "classifier.1."),
+    (r"^decoder\.(bn|2)\.", "classifier.2."),
+    (r"^segmentation_head\.0\.", "classifier.4."),
+)
+AS_FREGU856 = {
+    "network": {"contract": False, "atrous_rates": [6, 12, 18], "post_conv": False},
+    "compat": {"bgr": True, "resize": [512, 1024]},
+    "adapt": fold_biases,
+}
+AS_SMP = {
+    "network": {"contract": False, "atrous_rates": [12, 24, 36]},
+    "compat": {"align_corners": True},
+}
+SOURCES = (
+    Source("torchvision", "classifier.0.convs.0.0.weight", ()),
+    Source(
+        "VainF",
+        "classifier.classifier.0.convs.0.0.weight",
+        ((r"^classifier\.classifier\.", "classifier."),),
+        stride=16,
+    ),
+    Source(
+        "fregu856",
+        "resnet.layer4.0.conv1.weight",
+        (
+            (r"^resnet\.layer4\.", "backbone.layer3."),
+            (r"^resnet\.layer5\.", "backbone.layer4."),
+            *FREGU856,
+        ),
+        **AS_FREGU856,
+    ),
+    Source(
+        "fregu856",
+        "resnet.layer5.0.conv1.weight",
+        ((r"^resnet\.layer5\.", "backbone.layer4."), *FREGU856),
+        stride=16,
+        **AS_FREGU856,
+    ),
+    Source(
+        "chenxi116",
+        "aspp.aspp1.weight",
+        CHENXI116,
+        stride=16,
+        network={"post_conv": False},
+        compat={"align_corners": True},
+        adapt=pad_as_chenxi116,
+    ),
+    Source(
+        "mmsegmentation",
+        "decode_head.aspp_modules.0.conv.weight",
+        MMSEG,
+        network={"project_kernel": 3, "post_conv": False},
+        adapt=reorder_as_mmseg,
+    ),
+    Source("segmentation_models_pytorch", "decoder.aspp.convs.0.0.weight", SMP, **AS_SMP),
+    Source("segmentation_models_pytorch", "decoder.0.convs.0.0.weight", SMP, **AS_SMP),
+)

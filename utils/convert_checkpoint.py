@@ -1,0 +1,97 @@
+"""Convert another project's DeepLabV3 checkpoint: every command then takes it as a run's.
+
+    python utils/convert_checkpoint.py pretrained_models/model_13_2_2_2_epoch_580.pth
+    python evaluation/eval_on_val_for_metrics.py --checkpoint model_13_2_2_2_epoch_580
+
+Knows torchvision's, mmsegmentation's, fregu856's (and PSG's), chenxi116's, VainF's and
+segmentation_models_pytorch's; docs/published_checkpoints.md has files and the scores to expect.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+if __name__ == "__main__":  # run by path, Python looks for modules in utils/ first
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from datasets import label_table
+from model.convert import Converted, convert
+from utils.checkpoint import read_tensors, save_checkpoint
+from utils.config import Config, DatasetName, plain
+from utils.errors import UserError, run_command
+from utils.files import resolve_data_root, resolve_log_root
+from utils.parser import parse
+
+DATASETS: dict[int, DatasetName] = {19: "cityscapes", 20: "cityscapes", 21: "voc"}
+VOID_OUTPUT = 20  # fregu856's last class is no class
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """Options of convert_checkpoint.py."""
+
+    file: str | None = field(default=None, metadata={"help": "The other project's checkpoint."})
+    run_name: str | None = None
+    """Name of the folder in --log_root that is made. Default: the file's, without its ending."""
+    log_root: Path | None = None
+    """Folder of all runs. Default: training_logs/."""
+    dataset: DatasetName | None = None
+    """Data set whose classes it knows. Default: cityscapes for 19 or 20 classes, voc for 21."""
+    data_root: Path | None = None
+    """Folder of the data set. Default: $CITYSCAPES_DATASET for cityscapes, else data/<dataset>."""
+    output_stride: Literal[8, 16, 32] | None = None
+    """Output stride it was trained with, which no key tells. Default: the project's usual one."""
+    align_corners: bool | None = None
+    """Whether its project upsamples logits so. Default: what the project does."""
+
+
+def convert_file(given: ConvertConfig) -> None:
+    if given.file is None:
+        raise UserError("convert_checkpoint.py: no file. Name another project's checkpoint")
+    file = Path(given.file)
+    folder = resolve_log_root(given.log_root) / (given.run_name or file.stem)
+    if folder.exists():
+        raise UserError(f"{folder}: exists. Name another folder with --run_name")
+    try:
+        found = convert(
+            read_tensors(file),
+            output_stride=given.output_stride,
+            align_corners=given.align_corners,
+        )
+    except ValueError as error:
+        raise UserError(f"{file}: {error}. Take weights that fit with --init_from") from error
+    path = save_checkpoint(folder / "checkpoints", state_of(found, given))
+    network = found.network
+    what = f"{network['backbone']} at stride {network['output_stride']}"
+    print(f"{found.source}'s DeepLabV3, {what}, {network['num_classes']} classes: {path}")
+    print(f"next: python evaluation/eval_on_val_for_metrics.py --checkpoint {folder.name}")
+
+
+def state_of(found: Converted, given: ConvertConfig) -> dict[str, object]:
+    """The entries of train.py's checkpoints that evaluation needs."""
+    outputs = found.network["num_classes"]
+    name = given.dataset or DATASETS.get(outputs)
+    if name is None:
+        raise UserError(f"{given.file}: {outputs} classes. Name the data set with --dataset")
+    root = resolve_data_root(name, given.data_root)
+    names = list(label_table(name, root).names)
+    if len(names) != outputs - (outputs == VOID_OUTPUT and name == "cityscapes"):
+        raise UserError(f"{given.file}: {outputs} classes, {name} has {len(names)}. Name another")
+    config = Config(dataset=name, data_root=root, class_weights=False)
+    return {
+        "step": 0,
+        "network": found.network,
+        "model": found.weights,
+        "config": plain(config),
+        "classes": names,
+        "source": f"{found.source}: {Path(given.file).name}",
+    }
+
+
+def main() -> None:
+    convert_file(parse(ConvertConfig, __doc__))
+
+
+if __name__ == "__main__":
+    run_command(main)
