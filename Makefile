@@ -21,7 +21,7 @@ demo: .venv/ready
 	@echo "Look at: $(LOGS)/demo/samples/, $(LOGS)/demo/curves.png, $(LOGS)/model_eval_val/"
 
 test: .venv/ready-dev
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/ready-dev
 	$(BIN)/python -m pytest -m slow

@@ -6,10 +6,11 @@
     python benchmarks/camvid_recipes.py --only shipped           configs/camvid as it is
 
 Options: DeepLabV3-ResNet18 at stride 16 from scratch, 5 epochs of 367 training images, 160x240
-crops, one option at a time; mIoU of the last weights on the val images. Shipped: the config's own
-epochs; the weights best on val are scored on the test images. "fine-tuning" starts from the
-demo's checkpoint (make demo), trained on drawn scenes. Unseen: val's 101 images are of a sequence
-that train holds too, test's are not, so some options were also tried with sequence 0006R0 held out.
+crops, one option or the network changed at a time; mIoU of the last weights on the val images.
+Shipped: the config's own epochs; the weights best on val are scored on the test images.
+"fine-tuning" starts from the demo's checkpoint (make demo), trained on drawn scenes. Unseen: val's
+101 images are of a sequence that train holds too, test's are not, so some options were also tried
+with sequence 0006R0 held out.
 
 Every finished run is written to benchmarks/results/recipes/camvid.json at once; a second call goes
 on where the first one stopped, and several processes may share the work. Runs lie in
@@ -31,6 +32,7 @@ from benchmarks.measure import RESULTS, choose_device, machine
 from datasets import build_dataset
 from evaluation.evaluate import evaluate
 from evaluation.inference import load_model
+from evaluation.metrics import Scores
 from train import train
 from utils import distributed
 from utils.config import Config
@@ -63,6 +65,13 @@ OPTIONS: dict[str, dict] = {
     "clipping": {"clip_grad": 1.0},
     "batch of 4": {"batch_size": 4},
 }
+AT_8 = "trained at 16, evaluated at 8"
+NETWORKS: dict[str, dict] = {
+    "GroupNorm, Weight Standardization": {"norm": "gn_ws"},
+    "Multi-Grid (1, 2, 4)": {"multi_grid": (1, 2, 4)},
+    "stride 8": {"output_stride": 8},
+    AT_8: {},
+}
 LONGER = replace(SHORT, epochs=None, steps=276, ema=0.99, class_uniform=0.5, class_weights=True)
 UNSEEN: dict[str, dict] = {
     "no class weights": {"class_weights": False},
@@ -81,7 +90,7 @@ UNSEEN: dict[str, dict] = {
 }
 HELD_OUT = "0006R0"
 CAMVID = REPOSITORY / "data" / "camvid"
-VARIANTS = [*OPTIONS, *UNSEEN, "shipped"]
+VARIANTS = [*OPTIONS, *NETWORKS, *UNSEEN, "shipped"]
 
 
 def main() -> None:
@@ -102,7 +111,7 @@ def held() -> list[dict]:
 
 def measure(name: str, seed: int) -> dict:
     """One training, from where an earlier call left it, and its scores."""
-    base, options = SHORT, OPTIONS.get(name, {})
+    base, options = SHORT, (OPTIONS | NETWORKS).get(name, {})
     if name == "shipped":
         base = parse(Config, "", ["--config", str(SHIPPED)])
     if name in UNSEEN:
@@ -117,9 +126,11 @@ def measure(name: str, seed: int) -> dict:
     )  # fmt: skip
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     return {
-        "variant": name, "seed": seed, "options": options, "unseen": name in UNSEEN,
+        "variant": name, "seed": seed, "options": options,
+        "unseen": name in UNSEEN, "network": name in NETWORKS,
         **{key: results[key] for key in ("miou", "pixel_accuracy", "seconds")},
         **(test_scores(folder) if name == "shipped" else {}),
+        **(scores_at_8(folder) if name == AT_8 else {}),
         "machine": machine(choose_device()), "threads": torch.get_num_threads(),
         "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
@@ -142,11 +153,21 @@ def with_a_sequence_held_out() -> Path:
 
 def test_scores(folder: Path) -> dict:
     """Of the weights that were best on val."""
-    model, state = load_model(folder / "checkpoints" / "best.pth")
-    dataset = build_dataset("camvid", Path(state["config"]["data_root"]), "test")
+    scores, step = score(folder / "checkpoints" / "best.pth", "test")
+    return {"step": step, "test": scores.plain()}
+
+
+def scores_at_8(folder: Path) -> dict:
+    """Of the last weights, on val."""
+    scores, _ = score(folder / "checkpoints" / "last.pth", "val", output_stride=8)
+    return {"miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy}
+
+
+def score(path: Path, split: str, *, output_stride: int | None = None) -> tuple[Scores, int]:
+    model, state = load_model(path, output_stride=output_stride)
+    dataset = build_dataset("camvid", Path(state["config"]["data_root"]), split)
     world = distributed.start("auto")
-    scores = evaluate(model.to(world.device), dataset, world=world)
-    return {"step": state["step"], "test": scores.plain()}
+    return evaluate(model.to(world.device), dataset, world=world), state["step"]
 
 
 if __name__ == "__main__":

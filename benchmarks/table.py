@@ -173,8 +173,10 @@ def recipes(runs: list[dict]) -> str:
     """Options by their gain, on val and on a sequence unseen; the shipped config's scores."""
     found: dict[str, list[dict]] = {}
     unseen: dict[str, list[dict]] = {}
+    networks: dict[str, list[dict]] = {}
     for run in sorted(runs, key=lambda run: run["seed"]):
-        (unseen if run.get("unseen") else found).setdefault(run["variant"], []).append(run)
+        group = unseen if run.get("unseen") else networks if run.get("network") else found
+        group.setdefault(run["variant"], []).append(run)
     shipped, former = found.pop("shipped", []), found.pop("shipped without photometric", [])
     plain = {run["seed"]: run["miou"] for run in found["baseline"]}
     gains = {
@@ -189,8 +191,23 @@ def recipes(runs: list[dict]) -> str:
         flags = ", ".join(f"`{key} {value}`" for key, value in found[name][0]["options"].items())
         gain = f"{100 * gains[name]:+.1f}" if name != "baseline" else ""
         rows.append([name, flags, spread(values), percent(*values), gain])
-    tables = [rows, unseen_rows(unseen), *(shipped_rows(x) for x in (former, shipped) if x)]
+    networks = {"BatchNorm, stride 16": found["baseline"], **networks}
+    tables = [
+        rows,
+        network_rows(networks),
+        unseen_rows(unseen),
+        *(shipped_rows(x) for x in (former, shipped) if x),
+    ]
     return "\n".join(map(table, tables))
+
+
+def network_rows(found: dict[str, list[dict]]) -> Rows:
+    rows = [["network", "val mIoU", "each seed", "pixel accuracy", "minutes (threads)"]]
+    for name, runs in found.items():
+        values, accuracy = ([run[key] for run in runs] for key in ("miou", "pixel_accuracy"))
+        minutes = ", ".join(f"{run['seconds'] / 60:.0f} ({run['threads']})" for run in runs)
+        rows.append([name, spread(values), percent(*values), spread(accuracy), minutes])
+    return rows
 
 
 def unseen_rows(found: dict[str, list[dict]]) -> Rows:

@@ -3,6 +3,7 @@
     python evaluation/eval_on_val_for_metrics.py                       best checkpoint, newest run
     python evaluation/eval_on_val_for_metrics.py --checkpoint RUN
     python evaluation/eval_on_val_for_metrics.py --checkpoint model.pth --data_root /data/cityscapes
+    torchrun --standalone --nproc-per-node 4 evaluation/eval_on_val_for_metrics.py      four GPUs
 
 Writes, in training_logs/: model_eval_val_for_metrics/<img_id>_pred_label_img.png (label ids, full
 size) and model_eval_val/<img_id>_overlayed.png, scores.json, confusion.png.
@@ -24,8 +25,10 @@ from evaluation.counts import Counts
 from evaluation.evaluate import evaluate
 from evaluation.inference import Trained
 from evaluation.visualize import overlay, save_ids, save_png
+from utils import distributed
 from utils.class_weights import read_class_weights
 from utils.config import DatasetName, PredictionOptions
+from utils.distributed import World
 from utils.errors import UserError, run_command
 from utils.files import (
     first_folder,
@@ -57,21 +60,23 @@ class EvalConfig(PredictionOptions):
 
 
 def evaluate_checkpoint(config: EvalConfig) -> None:
-    trained = Trained.open(config)
+    trained = Trained.open(config, together=True)
     log_root, root = resolve_log_root(config.log_root), trained.root(config.dataset)
     dataset = trained.dataset(config.split, config.dataset)
-    print(f"checkpoint {trained.path} (step {trained.state['step']})")
-    print(f"on {len(dataset)} images of {root}, {dataset.source}")
+    world = trained.world
+    if world.is_main:
+        print(f"checkpoint {trained.path} (step {trained.state['step']})")
+        print(f"on {len(dataset)} images of {root}, {dataset.source}")
     weights = None
     if trained.state["config"]["class_weights"] and config.split == "val":
         try:
-            weights = read_class_weights(root, dataset.classes).to(trained.world.device)
+            weights = read_class_weights(root, dataset.classes).to(world.device)
         except UserError:  # of a val split alone; only the loss needs them
             print("the loss is without class weights: this data set was not preprocessed")
 
     predictions = log_root / "model_eval_val_for_metrics"
     pictures = log_root / "model_eval_val"
-    new_predictions, new_pictures = start_folder(predictions), start_folder(pictures)
+    new_predictions, new_pictures = (start_folder(x, world) for x in (predictions, pictures))
     index = {name: number for number, name in enumerate(dataset.names)}
 
     def write(name: str, _counts: Counts, labels: np.ndarray) -> None:
@@ -85,7 +90,7 @@ def evaluate_checkpoint(config: EvalConfig) -> None:
     scores = evaluate(
         trained.model,
         dataset,
-        world=trained.world,
+        world=world,
         amp=trained.amp,
         class_weights=weights,
         workers=config.workers,
@@ -93,6 +98,10 @@ def evaluate_checkpoint(config: EvalConfig) -> None:
         on_image=write,
         **trained.options,
     )
+    distributed.wait_for_all(world)  # until every process has written its images
+    distributed.stop(world)
+    if not world.is_main:
+        return
     write_json(new_pictures / "scores.json", {"checkpoint": str(trained.path), **scores.plain()})
     plot_confusion(scores.counts.confusion, dataset.classes, new_pictures / "confusion.png")
     swap_in(new_predictions, predictions)
@@ -108,11 +117,13 @@ def evaluate_checkpoint(config: EvalConfig) -> None:
         )
 
 
-def start_folder(folder: Path) -> Path:
-    """An empty folder beside `folder`, to be filled and then swapped in."""
+def start_folder(folder: Path, world: World) -> Path:
+    """An empty folder beside `folder`, to be filled by all processes and then swapped in."""
     fresh = folder.with_name(f".{folder.name}-new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    make_folder(fresh)
+    if world.is_main:
+        shutil.rmtree(fresh, ignore_errors=True)
+        make_folder(fresh)
+    distributed.wait_for_all(world)
     return fresh
 
 

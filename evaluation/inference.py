@@ -60,9 +60,17 @@ class Trained:
     options: dict[str, Any]  # predict's
 
     @classmethod
-    def open(cls, given: PredictionOptions, checkpoint: str | None = None) -> "Trained":
-        """given.checkpoint, or another one under the same options; joins torchrun's processes."""
+    def open(
+        cls, given: PredictionOptions, checkpoint: str | None = None, *, together: bool = False
+    ) -> "Trained":
+        """given.checkpoint, or another one under the same options.
+
+        together: torchrun's processes share the work; else there must be one only.
+        """
         world = distributed.start(given.device)
+        if world.size > 1 and not together:
+            name = Path(sys.argv[0]).name
+            raise UserError(f"{name}: {world.size} processes would do the same. Use no torchrun")
         path = find_checkpoint(checkpoint or given.checkpoint, resolve_log_root(given.log_root))
         path = path.resolve()
         model, state = load_model(path, output_stride=given.output_stride)

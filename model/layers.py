@@ -18,9 +18,9 @@ class WSConv2d(nn.Conv2d):
 
     def standardized(self) -> torch.Tensor:
         """The weights that convolve, shaped as self.weight."""
-        rows = self.weight.flatten(1)
-        rows = rows - rows.mean(1, keepdim=True)
-        return (rows / (rows.std(1, keepdim=True) + 1e-5)).view_as(self.weight)
+        variance, mean = torch.var_mean(self.weight, (1, 2, 3), keepdim=True)
+        scale = 1 / (variance.sqrt() + 1e-5)
+        return torch.addcmul(-mean * scale, self.weight, scale)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N,C,H,W) -> (N,C',H',W')."""

@@ -325,6 +325,46 @@ def test_group_norm_and_weight_standardization_agree_in_float64(depth):
     assert difference(theirs, ours, images) > 1e-3
 
 
+NETWORKS = {  # parameters, dilations of the first 3x3 in layer3, all in layer4, the ASPP's
+    "torchvision": (42_004_074, [1, 2, 2, 2], [2, 4, 4], [12, 24, 36]),
+    "VainF": (39_638_869, [1, 1, 1, 1], [1, 2, 2], [6, 12, 18]),
+    "fregu856 resnet18 stride 8": (15_313_492, [2, 2, 2, 2], [4, 4, 4, 4], [6, 12, 18]),
+    "fregu856 resnet34 stride 16": (25_421_652, [1, 1, 1, 1], [2] * 6, [6, 12, 18]),
+    "fregu856 resnet50 stride 16": (39_048_276, [1, 1, 1, 1], [2, 2, 2], [6, 12, 18]),
+    "chenxi116 resnet101": (58_040_661, [1, 1, 1, 1], [1, 2, 2], [6, 12, 18]),
+    "mmsegmentation r18": (13_986_374, [1, 1, 2, 1], [2, 1, 4, 1], [12, 24, 36]),
+    "mmsegmentation r18b": (13_967_142, [1, 1, 2, 1], [2, 1, 4, 1], [12, 24, 36]),
+    "mmsegmentation r50": (68_113_030, [1, 2, 2, 2], [2, 4, 4], [12, 24, 36]),
+    "mmsegmentation r50b": (68_093_798, [1, 2, 2, 2], [2, 4, 4], [12, 24, 36]),
+    "mmsegmentation r101": (87_105_158, [1, 2, 2, 2], [2, 4, 4], [12, 24, 36]),
+    "mmsegmentation r101b": (87_085_926, [1, 2, 2, 2], [2, 4, 4], [12, 24, 36]),
+    "segmentation_models_pytorch": (15_903_571, [2, 2, 2, 2], [4, 4, 4, 4], [12, 24, 36]),
+    "segmentation_models_pytorch 16": (15_903_571, [1, 1, 1, 1], [2, 2, 2, 2], [12, 24, 36]),
+}
+LARGE = {
+    "chenxi116 resnet101": (lambda: Chenxi116(101), {}),
+    "mmsegmentation r101": (lambda: Mmseg(101, deep_stem=True), {}),
+    "mmsegmentation r101b": (lambda: Mmseg(101, deep_stem=False), {}),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_parameters_and_dilations_follow_the_table(name):
+    build, options = (CASES | LARGE)[name]
+    with torch.device("meta"):
+        converted = convert(build().state_dict(), **options)
+        network = build_model(**{**converted.network, "compat": None})
+
+    def rates(layer):
+        convs = [module for module in layer.modules() if isinstance(module, nn.Conv2d)]
+        return [conv.dilation[0] for conv in convs if conv.kernel_size == (3, 3)]
+
+    body = network.backbone
+    aspp = [branch[0].dilation[0] for branch in network.classifier[0].convs[1:4]]
+    count = sum(p.numel() for p in network.parameters())
+    assert (count, rates(body.layer3)[:4], rates(body.layer4), aspp) == NETWORKS[name]
+
+
 def test_unrolled_channels_are_another_network():
     theirs, ours, _ = both(lambda: Mmseg(18, deep_stem=False), {})
     weight = ours.classifier[0].project[0].weight

@@ -1,6 +1,7 @@
 """Real torchrun processes against one process: the same loss, gradients, samples and counts."""
 
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -14,7 +15,7 @@ from shutil import which
 
 import pytest
 import torch
-from conftest import REPOSITORY, run, write_cityscapes
+from conftest import REPOSITORY, run, tiny, write_cityscapes
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -22,6 +23,7 @@ from datasets import build_dataset
 from evaluation.evaluate import evaluate
 from model import build_model
 from model.losses import SegmentationLoss
+from train import train
 from utils import distributed
 from utils.checkpoint import load_checkpoint, step_files
 from utils.errors import UserError
@@ -90,9 +92,33 @@ def results(root, folder, processes: int) -> dict:
     if processes == 1:
         work(str(root), str(path))
         return json.loads(path.read_text())
-    done = torchrun(processes, __file__, root, path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    if processes == 2:
+        done = torchrun(processes, __file__, root, path)
+        assert done.returncode == 0, done.stderr[-3000:]
+    else:
+        forked(processes, str(root), str(path))
     return json.loads(path.read_text())
+
+
+def forked(processes: int, root: str, path: str) -> None:
+    """`work` in processes that torchrun would take four seconds each to start."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def child(rank: int) -> None:
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        values = (rank, rank, processes, "127.0.0.1", port)
+        os.environ.update(zip(names, map(str, values), strict=True))
+        work(root, path)
+
+    fork = multiprocessing.get_context("fork")
+    children = [fork.Process(target=child, args=(rank,)) for rank in range(processes)]
+    for process in children:
+        process.start()
+    for process in children:
+        process.join(120)
+    assert [process.exitcode for process in children] == [0] * processes
 
 
 def test_processes_equal_one(tmp_path):
@@ -108,6 +134,22 @@ def test_processes_equal_one(tmp_path):
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-6)
     assert len(set(one["losses"])) == 3
     assert two["gradients"] == pytest.approx(one["gradients"], rel=1e-4)
+
+
+def test_the_evaluation_command_shares_its_images(tmp_path):
+    root = write_cityscapes(tmp_path / "data", train=2, val=3)
+    preprocess(root, workers=1, overwrite=False)
+    train(tiny(root, tmp_path / "logs", steps=1, eval_every=1, crop=(32, 64)))
+    script, logs = "evaluation/eval_on_val_for_metrics.py", ["--log_root", tmp_path / "logs"]
+    scores, pictures = [], tmp_path / "logs" / "model_eval_val"
+    for processes in (1, 2):
+        done = run(script, *logs) if processes == 1 else torchrun(2, script, *logs)
+        assert done.returncode == 0 and done.stdout.count("predictions: ") == 1, done.stderr
+        scores.append(json.loads((pictures / "scores.json").read_text()))
+        assert len([*pictures.glob("*_overlayed.png")]) == 3
+        assert len([*(tmp_path / "logs" / "model_eval_val_for_metrics").glob("*")]) == 3
+    losses = [each.pop("loss") for each in scores]
+    assert scores[0] == scores[1] and losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 def test_a_bad_file_of_one_process_is_one_line_and_ends_all(tmp_path):

@@ -13,7 +13,6 @@ from train import train
 from utils.checkpoint import load_backbone_weights
 from utils.config import Config
 from utils.errors import UserError
-from utils.logger import read_metrics
 
 
 def by_hand(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
@@ -77,19 +76,11 @@ def test_the_inference_copy_standardizes_once_and_agrees():
     assert (found - expected).abs().max() <= 1e-10
 
 
-@pytest.mark.parametrize("norm", ["gn", "gn_ws"])
-def test_batches_of_one_train_to_a_falling_loss(norm, cityscapes_root, tmp_path):
-    config = tiny(
-        cityscapes_root, tmp_path, norm=norm, batch_size=1, steps=32, warmup_steps=0, flip=False,
-        eval_every=32, optimizer="adamw", base_lr=1e-3, min_lr=0.0, scale=(1.0, 1.0),
-        crop=(64, 128),
-    )  # fmt: skip
-    train(config)
-    losses = [float(row["loss"]) for row in read_metrics(tmp_path / "run") if row["loss"]]
-    assert sum(losses[-8:]) < 0.9 * sum(losses[:8])
+def test_batches_of_one_take_steps_and_leave_a_network_of_their_norm(cityscapes_root, tmp_path):
+    """That GN+WS learns so, tests/test_voc.py shows."""
+    train(tiny(cityscapes_root, tmp_path, norm="gn", batch_size=1, steps=2, eval_every=2))
     model, state = load_model(tmp_path / "run" / "checkpoints" / "last.pth")
-    assert state["network"]["norm"] == norm
-    assert isinstance(model.backbone.conv1, WSConv2d) == (norm == "gn_ws")
+    assert state["network"]["norm"] == "gn" and not isinstance(model.backbone.conv1, WSConv2d)
     with pytest.raises(ValueError, match="at least 2"):
         Config(batch_size=1)
 
