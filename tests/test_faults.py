@@ -34,7 +34,7 @@ from utils.run import Run, default_run_name, find_checkpoint, find_run
 def finished(cityscapes_root, tmp_path_factory):
     """Six steps with EMA, checkpoints at 2, 4 and 6."""
     log_root = tmp_path_factory.mktemp("logs")
-    config = tiny(cityscapes_root, log_root, ema=0.9)
+    config = tiny(cityscapes_root, log_root, ema=0.9, eval_every=4, save_every=2)
     train(config)
     return config, log_root / "run"
 

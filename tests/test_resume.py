@@ -125,7 +125,9 @@ def test_resume_without_a_run_is_one_line(cityscapes_root, tmp_path):
 
 def test_a_run_keeps_its_images_per_step_whatever_the_batch(cityscapes_root, tmp_path, capsys):
     """Norms that do not look at the batch: four images at once or two by two are one training."""
-    config = tiny(cityscapes_root, tmp_path, run_name="whole", batch_size=4, freeze_bn=True)
+    config = tiny(
+        cityscapes_root, tmp_path, run_name="whole", batch_size=4, freeze_bn=True, save_every=2
+    )
     train(config)
     shutil.copytree(tmp_path / "whole", tmp_path / "run", symlinks=True)
     step_files(tmp_path / "run" / "checkpoints")[-1].unlink()

@@ -21,7 +21,10 @@ from utils.config import write_config
 
 @pytest.fixture(scope="module")
 def expected(cityscapes_root, tmp_path_factory):
-    config = tiny(cityscapes_root, tmp_path_factory.mktemp("logs"), workers=1, ema=0.9, log_every=3)
+    config = tiny(
+        cityscapes_root, tmp_path_factory.mktemp("logs"), workers=1, ema=0.9, log_every=3,
+        eval_every=4, save_every=2,
+    )  # fmt: skip
     train(config)
     return config
 

@@ -24,7 +24,7 @@ def metrics(folder):
 def finished(cityscapes_root, tmp_path_factory):
     """One training of six steps with class weights and two reader threads."""
     log_root = tmp_path_factory.mktemp("logs")
-    config = tiny(cityscapes_root, log_root, workers=2, aux=True)
+    config = tiny(cityscapes_root, log_root, workers=2, aux=True, eval_every=4, save_every=2)
     train(config)
     return config, log_root / "run"
 

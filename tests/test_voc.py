@@ -204,15 +204,15 @@ def test_check_names_faulty_files(tmp_path):
     assert "cut off" in done.stdout and f"{TRAIN[0]}.jpg: cannot be read" in done.stdout
 
 
-@pytest.mark.parametrize("norm", ["bn", "gn_ws"])
-def test_a_run_learns_and_writes_palette_files(norm, tmp_path):
-    """The loss falls, mIoU rises; predictions are files of the set's own kind."""
+def test_a_run_learns_and_writes_palette_files(tmp_path):
+    """With GN+WS and batches of one the loss falls, mIoU rises; predictions are palette files."""
     voc = write_voc(tmp_path / "voc")
     config = tiny(
-        tmp_path / "voc", tmp_path / "logs", dataset="voc", class_weights=False, norm=norm,
-        batch_size=2 if norm == "bn" else 1, steps=36, eval_every=12, save_every=36,
+        tmp_path / "voc", tmp_path / "logs", dataset="voc", class_weights=False,
+        norm="gn_ws",
+        batch_size=1, steps=36, eval_every=12, save_every=36,
         warmup_steps=0, optimizer="adamw", base_lr=3e-3, min_lr=0.0, crop=(48, 64),
-        output_stride=16, bn_momentum=(0.2, 0.2), scale=(1.0, 1.0),
+        output_stride=16, scale=(1.0, 1.0),
     )  # fmt: skip
     train(config)
     rows = read_metrics(tmp_path / "logs" / "run")
