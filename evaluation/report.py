@@ -160,8 +160,8 @@ def page(result: Result, other: Result | None, interval: Estimate) -> str:
     parts = [
         f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>',
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style>',
-        f"<h1>{escape(title)}</h1><p><span class=big>{100 * scores.miou:.2f} %</span> mean IoU",
-        f"; 95 % interval {100 * interval.low:.2f} to {100 * interval.high:.2f} over images",
+        f"<h1>{escape(title)}</h1><p><span class=big>{100 * scores.miou:.2f} %</span> mean IoU,",
+        f"95 % interval {100 * interval.low:.2f} to {100 * interval.high:.2f} over images",
         "<p class=note>The interval says how far mIoU would move with other images of the same "
         "kind (2,000 draws with replacement); other seeds of the training move it as well.",
     ]
