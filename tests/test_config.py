@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import write_cityscapes
 from torch.distributed.run import get_args_parser
 
 from evaluation.eval_on_val_for_metrics import EvalConfig
@@ -18,7 +19,7 @@ from utils.config import Config, plain, write_config
 from utils.errors import UserError
 from utils.files import REPOSITORY, resolve_data_root
 from utils.parser import parse
-from utils.preprocess_data import PreprocessConfig
+from utils.preprocess_data import PreprocessConfig, preprocess
 from utils.synthetic import SyntheticConfig
 
 CONFIGS = sorted((REPOSITORY / "configs").glob("*/*.yaml"))
@@ -39,10 +40,17 @@ def test_every_shipped_config_is_read_and_builds_its_network(path):
     assert set(yaml.safe_load(path.read_text())) <= {field.name for field in fields(Config)}
 
 
+@pytest.fixture(scope="module")
+def smallest(tmp_path_factory) -> Path:
+    root = write_cityscapes(tmp_path_factory.mktemp("smallest"), train=2, val=1)
+    preprocess(root, workers=1, overwrite=False)
+    return root
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_one_step_of_every_shipped_config(path, cityscapes_root, tmp_path):
+def test_one_step_of_every_shipped_config(path, smallest, tmp_path):
     """Its network, optimizer and options on small crops."""
-    small = ["--dataset", "cityscapes", "--data_root", str(cityscapes_root), "--run_name", "run"]
+    small = ["--dataset", "cityscapes", "--data_root", str(smallest), "--run_name", "run"]
     small += ["--log_root", str(tmp_path), "--device", "cpu", "--backbone_weights", "null"]
     small += ["--crop", "[32,64]", "--batch_size", "2", "--workers", "0", "--split", "train"]
     config = parse(Config, "", ["--config", str(path), *small, "--steps", "1", "--epochs", "null"])
