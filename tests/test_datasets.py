@@ -241,6 +241,21 @@ def test_any_name_of_a_folder_will_do(cityscapes_root, tmp_path):
         )
 
 
+@pytest.mark.parametrize("read", [read_image, lambda path: read_ids(path, np.uint8)])
+def test_a_chunk_that_claims_two_gigabytes_is_refused_at_once(read, tmp_path):
+    """OpenCV would allocate them: seconds, or no memory left, for one flipped bit."""
+    path = tmp_path / "x.png"
+    Image.fromarray(np.zeros((48, 64), np.uint8)).save(path)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"IDAT") - 4
+    content[place] |= 0x7F
+    path.write_bytes(content)
+    begin = time.monotonic()
+    with pytest.raises(UserError, match="not a whole PNG"):
+        read(path)
+    assert time.monotonic() - begin < 0.5
+
+
 def write_coarse(root: Path) -> Path:
     """Three images of train_extra with label ids, in the official folders, one of them broken."""
     rng = np.random.default_rng(5)

@@ -98,6 +98,19 @@ def png_header(start: bytes, end: bytes, path: Any, *, advice: str = DAMAGED) ->
     return PngHeader((height, width), bits, color)
 
 
+def require_chunks(content: bytes, path: Any, *, advice: str = DAMAGED) -> None:
+    """UserError where a chunk of a PNG file claims more bytes than follow.
+
+    OpenCV would allocate them first: up to 2 GiB, and seconds, for one flipped bit.
+    """
+    place, kind = 8, b""
+    while kind != b"IEND":
+        if place + 12 > len(content):
+            raise UserError(f"{path}: not a whole PNG image. {advice}")
+        kind = content[place + 4 : place + 8]
+        place += 12 + int.from_bytes(content[place : place + 4], "big")
+
+
 def read_png_header(path: Path) -> PngHeader:
     """The header of a PNG file, of which only the beginning and the end are read."""
     try:
@@ -126,6 +139,7 @@ def decode_grey(content: bytes, path: Any, dtype: type, *, advice: str = DAMAGED
     if header.color != GREY or header.bits not in {np.uint8: (8,), np.uint16: (8, 16)}[dtype]:
         wanted = f"one-channel image of {8 * dtype(0).itemsize} bits"
         raise UserError(f"{path}: {header.kind}, not ids. Give a {wanted}")
+    require_chunks(content, path, advice=advice)
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:  # an absurd size

@@ -17,6 +17,7 @@ from utils.files import (
     decode_grey,
     png_header,
     read_bytes,
+    require_chunks,
 )
 from utils.labels import INVALID, LabelTable, label_ids
 
@@ -46,6 +47,7 @@ def require_image(content: bytes, path: Path | Member) -> None:
         header = png_header(content[:26], content[-TAIL:], path, advice=CHECK)
         if header.bits > 8:
             raise UserError(f"{path}: {header.bits} bits per channel. Give an 8-bit image")
+        require_chunks(content, path, advice=CHECK)
         return
     try:
         with Image.open(BytesIO(content), formats=("JPEG",)) as image:
