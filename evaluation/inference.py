@@ -38,7 +38,11 @@ def load_model(path: Path, *, output_stride: int | None = None) -> tuple[nn.Modu
     """
     state = load_checkpoint(path, needs=("network", "model", "config", "classes"))
     if output_stride is not None:
-        state["network"]["output_stride"] = output_stride
+        network = state["network"]
+        if network.get("atrous_rates"):  # a converted network's own; the usual ones follow
+            scale = network["output_stride"] / output_stride
+            network["atrous_rates"] = [max(1, int(x * scale)) for x in network["atrous_rates"]]
+        network["output_stride"] = output_stride
     weights = state.pop("model")
     weights = state.pop("ema", None) or weights
     with torch.device("meta"):  # no random weights first

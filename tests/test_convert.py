@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
-from evaluation.inference import predict
+from evaluation.inference import load_model, predict
 from model import build_model
 from model.compat import Compat
 from model.convert import convert
@@ -436,6 +436,9 @@ def test_files_of_other_projects_through_the_commands(tmp_path):
     run("utils/preprocess_data.py", "--data_root", root)
     done = run("evaluation/eval_on_val_for_metrics.py", "--checkpoint", "model_13", *logs)
     assert done.returncode == 0 and "bicycle" in done.stdout, done.stderr
+    checkpoint = tmp_path / "logs" / "model_13" / "checkpoints" / "last.pth"
+    network = load_model(checkpoint, output_stride=16)[1]["network"]
+    assert network["atrous_rates"] == [3, 6, 9]  # 6, 12, 18 at stride 8: the same pixels
     train(
         Config(
             data_root=root, log_root=tmp_path / "logs", run_name="tuned", init_from=str(path),

@@ -1,5 +1,6 @@
 """Damaged checkpoints, full disks, second processes, weights that are not finite."""
 
+import fcntl
 import json
 import os
 import resource
@@ -7,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from functools import partial
@@ -136,6 +138,16 @@ def test_one_of_many_processes_gets_the_lock(tmp_path):
     holder.wait()
     with hold(tmp_path / "run"):  # a kill leaves the file, not the lock
         assert (tmp_path / "run" / LOCK).is_file()
+
+
+def test_a_holder_that_has_not_yet_written_its_name_is_waited_for(tmp_path):
+    with (tmp_path / LOCK).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        late = threading.Timer(0.3, lambda: print("process 7", end="", file=file, flush=True))
+        late.start()
+        with pytest.raises(UserError, match="held by process 7. Wait"), hold(tmp_path):
+            pass
+        late.join()
 
 
 def test_a_run_in_use_is_left_alone(run_folder, capsys):

@@ -1,6 +1,7 @@
 """One process per folder: a lock that the system releases when its holder ends, in any way."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -54,11 +55,21 @@ def acquire(file: IO[str], path: Path) -> None:
         else:
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
     except (BlockingIOError, PermissionError) as error:
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        raise UserError(f"{path}: held by {holder}. Wait until it ends, or stop it") from error
+        name = holder(file)
+        raise UserError(f"{path}: held by {name}. Wait until it ends, or stop it") from error
     except OSError:
         return  # a file system without locks
     file.truncate(0)
     file.write(f"process {os.getpid()}")
     file.flush()
+
+
+def holder(file: IO[str], seconds: float = 2.0) -> str:
+    """What the holder writes right after it got the lock, which may be this moment."""
+    end = time.monotonic() + seconds
+    while True:
+        file.seek(0)
+        name = file.read().strip()
+        if name or time.monotonic() > end:
+            return name or "another process"
+        time.sleep(0.05)
