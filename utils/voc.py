@@ -46,7 +46,7 @@ def voc_folder(root: Path) -> Path:
             return root / name
     raise UserError(
         f"{root}: no VOCdevkit/VOC2012/{LISTS}. Name the folder with --data_root; "
-        "docs/datasets.md says how to get it"
+        "docs/voc.md says how to get it"
     )
 
 
@@ -75,7 +75,7 @@ def augmented_samples(root: Path, voc: Path) -> list[Sample]:
     sbd = sbd_folder(root)
     if sbd is None:
         raise UserError(
-            f"{voc}: neither {AUG_LISTS[0]} nor SBD. docs/datasets.md says how to get them, or "
+            f"{voc}: neither {AUG_LISTS[0]} nor SBD. docs/voc.md says how to get them, or "
             "train with --split train"
         )
     own = [sample(voc, name) for name in read_names(voc, "train")]
