@@ -68,7 +68,7 @@ OPTIONS: dict[str, dict] = {
 AT_8 = "trained at 16, evaluated at 8"
 NETWORKS: dict[str, dict] = {
     "GroupNorm, Weight Standardization": {"norm": "gn_ws"},
-    "Multi-Grid (1, 2, 4)": {"multi_grid": (1, 2, 4)},
+    "Multi-Grid 1, 2, 4": {"multi_grid": (1, 2, 4)},
     "stride 8": {"output_stride": 8},
     AT_8: {},
 }

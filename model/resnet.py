@@ -4,24 +4,17 @@ Weight shapes do not change under dilation, so ImageNet weights fit every stage.
 `replace_stride_with_dilation` refuses BasicBlock, hence ResNet-18 and -34.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
-import torchvision
 from torch import nn
 
 from model.layers import Norm, conv_norm_relu, set_norm
 
 Contract = bool | Literal["conv1_only"]
 
-BACKBONES: dict[str, Callable[..., nn.Module]] = {
-    "resnet18": torchvision.models.resnet18,
-    "resnet34": torchvision.models.resnet34,
-    "resnet50": torchvision.models.resnet50,
-    "resnet101": torchvision.models.resnet101,
-    "resnet152": torchvision.models.resnet152,
-}
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
 
 class ResNet(nn.Module):
@@ -43,10 +36,12 @@ class ResNet(nn.Module):
         stem: channels of three 3x3 convolutions in the place of the 7x7 (mmsegmentation: 32, 32,
         64); the last must be 64.
         """
+        import torchvision  # seconds, for which --help and mistakes need not wait
+
         super().__init__()
         if name not in BACKBONES:
-            raise ValueError(f"no backbone {name!r}; have {list(BACKBONES)}")
-        body = BACKBONES[name](weights=None)
+            raise ValueError(f"no backbone {name!r}; have {', '.join(BACKBONES)}")
+        body = torchvision.models.get_model(name, weights=None)
         for part in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
             setattr(self, part, getattr(body, part))
         if stem is not None:

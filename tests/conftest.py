@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torchvision  # noqa: F401 - before the forks, as each would take seconds for it
 from PIL import Image
 from tqdm import tqdm
 

@@ -253,3 +253,21 @@ def test_memory_is_an_eighth_of_the_reference_s():
 
 def test_eight_images_of_full_size_need_less_than_half_a_gigabyte():
     assert extra_mib("upsample_cross_entropy", 8, 1024, 2048) < 500
+
+
+def test_a_compiled_step_leaves_the_loss_out_of_its_graphs():
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph.code)
+        return graph.forward
+
+    def mean_loss(logits, labels):
+        loss_sum, weight_sum = upsample_cross_entropy(logits * 2, labels)
+        return loss_sum / weight_sum
+
+    logits, labels = logits_and_labels((4, 5), (31, 33))
+    compiled = torch.compile(mean_loss, backend=backend)
+    assert compiled(logits, labels) == mean_loss(logits, labels)
+    text = "".join(graphs)
+    assert "truediv" in text and "matmul" not in text and "exp2" not in text

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from torch import nn
 
 from utils.errors import UserError
@@ -180,6 +179,8 @@ def load_backbone_weights(
     """
     if spec is None:
         return None
+    import torchvision  # seconds, for which --help and mistakes need not wait
+
     path = Path(spec)
     if spec == "imagenet":
         path = imagenet_file(backbone) if norm == "bn" else group_norm_file(backbone, norm)
@@ -217,6 +218,8 @@ def group_norm_file(backbone: str, norm: str) -> Path:
 
 def imagenet_file(backbone: str) -> Path:
     """torchvision's ImageNet weights in pretrained_models/, downloaded if they are not there."""
+    import torchvision
+
     url = torchvision.models.get_model_weights(backbone).IMAGENET1K_V1.url
     path = PRETRAINED / url.rsplit("/", 1)[1]
     if not path.is_file():

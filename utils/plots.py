@@ -2,20 +2,22 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from utils.errors import UserError
 from utils.labels import LabelTable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PANELS = {"loss": ("loss", "val_loss"), "mIoU": ("miou",), "learning rate": ("lr",)}
 
 
 def plot_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Rows of metrics.csv -> a PNG with loss, mIoU and learning rate over the steps."""
-    figure = Figure(figsize=(15, 4))  # without pyplot: no screen, no globals
+    figure = new_figure(figsize=(15, 4))
     figure.subplots_adjust(left=0.04, right=0.99, bottom=0.14, top=0.92, wspace=0.2)
     for axis, (title, names) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
         for name in names:
@@ -44,7 +46,7 @@ def plot_confusion(confusion: np.ndarray, classes: LabelTable, path: Path | IO[b
     percent = 100 * shown / np.maximum(counts.sum(1, keepdims=True), 1)
     columns = [*classes.names, "other ids"]
     side = 3 + 0.42 * len(columns)
-    figure = Figure(figsize=(side, side), layout="constrained")
+    figure = new_figure(figsize=(side, side), layout="constrained")
     axis = figure.subplots()
     axis.imshow(percent, cmap="Blues", vmin=0, vmax=100)
     axis.set_xticks(range(len(columns)), columns, rotation=90)
@@ -58,3 +60,10 @@ def plot_confusion(confusion: np.ndarray, classes: LabelTable, path: Path | IO[b
         figure.savefig(path, dpi=130, format="png")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}). Free the place") from error
+
+
+def new_figure(**options: Any) -> "Figure":
+    """matplotlib is imported when something is drawn; without pyplot: no screen, no globals."""
+    from matplotlib.figure import Figure
+
+    return Figure(**options)

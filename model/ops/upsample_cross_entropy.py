@@ -19,7 +19,6 @@ from model.ops.bilinear import Run, make_pieces, make_runs, widen
 GAP = 100.0  # bits below the best class that exponentials of a progression can hold
 
 
-@torch.compiler.disable
 def upsample_cross_entropy(
     logits: torch.Tensor,
     labels: torch.Tensor,
@@ -39,9 +38,12 @@ def upsample_cross_entropy(
     In float32 at least, always in the same order of additions; differentiable once, by logits.
     IndexError (on a GPU its assertion) where a label is neither a class nor ignore_index.
     """
+    apply = UpsampleCrossEntropy.apply
+    if torch.compiler.is_compiling():  # the loop over slabs would be unrolled
+        apply = torch.compiler.disable(apply)
     wanted = torch.is_grad_enabled() and logits.requires_grad
     with torch.autocast(logits.device.type, enabled=False):
-        return UpsampleCrossEntropy.apply(
+        return apply(
             logits, labels, class_weights, ignore_index, label_smoothing, align_corners, wanted
         )
 
