@@ -24,6 +24,7 @@ from utils.preprocess_data import preprocess
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # of every command; its threads would wait by spinning
 torch.ones(1, requires_grad=True).sum().backward()  # after torch.export's imports forks could not
 torch.set_num_threads(1)  # tests run beside each other; one thread also fixes the bits
 
@@ -160,13 +161,13 @@ def run(
     fork: bool = True,
     **environment: str,
 ) -> subprocess.CompletedProcess:
-    """A command of the repository to its end; without `fork` by a new Python, in one thread."""
+    """A command of the repository to its end; without `fork` by a new Python."""
     if fork:
         return Command(script, *arguments, cwd=cwd, limit=limit, **environment).end()
     return subprocess.run(
         [sys.executable, str(REPOSITORY / str(script)), *map(str, arguments)],
         cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=180,

@@ -117,7 +117,7 @@ def test_trains_like_smp():
     criterion, curves = SegmentationLoss(), ([], [])
     optimizers = [torch.optim.SGD(m.parameters(), 1e-2, momentum=0.9) for m in (reference, model)]
     generator = torch.Generator().manual_seed(0)
-    for _ in range(12):
+    for _ in range(8):
         coarse = torch.randn(4, 3, 6, 6, generator=generator).double()
         images = F.interpolate(coarse, (32, 32), mode="bilinear")
         images += 0.5 * torch.randn(images.shape, generator=generator)

@@ -82,7 +82,7 @@ def torchrun(processes: int, script: str, *arguments: object) -> subprocess.Comp
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     return subprocess.run(
         [sys.executable, *launch, str(REPOSITORY / script), *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
 
@@ -204,7 +204,7 @@ def test_a_killed_process_a_stop_and_going_on_alone(cityscapes_root, tmp_path, r
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     process = subprocess.Popen(
         [sys.executable, *launch, "--max-restarts", "1", str(REPOSITORY / "train.py"), *options],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+        env={**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     folder = tmp_path / "run"

@@ -193,7 +193,7 @@ def train_in_shell(first: str, *arguments: object) -> subprocess.CompletedProces
         pytest.skip("may not mount here")
     return subprocess.run(
         [*shell, sys.executable, REPOSITORY / "train.py", *TRAIN, *arguments],
-        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True,
     )  # fmt: skip
 
 
