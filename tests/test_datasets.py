@@ -15,7 +15,7 @@ from PIL import Image
 from datasets import build_dataset
 from utils.class_weights import read_class_weights
 from utils.errors import UserError
-from utils.images import read_ids, read_image
+from utils.images import image_size, read_ids, read_image
 from utils.labels import CITYSCAPES, IGNORE, label_ids
 from utils.preprocess_data import preprocess
 
@@ -288,3 +288,11 @@ def test_coarse_labels_join_the_fine_ones_with_a_weight_of_their_own(tmp_path):
     path.unlink()
     with pytest.raises(UserError, match="1 of 2 label files missing.*Unpack gtCoarse"):
         build_dataset("cityscapes", root, "train_extra")
+
+
+def test_the_size_of_a_missing_and_of_a_wrong_file(tmp_path):
+    with pytest.raises(UserError, match=r"none.png: does not exist"):
+        image_size(tmp_path / "none.png")
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(UserError, match=r"text.png: not a PNG or JPEG image"):
+        image_size(tmp_path / "text.png")

@@ -63,6 +63,8 @@ def image_size(path: Path | Member) -> tuple[int, int]:
     try:
         with path.open("rb") as file, Image.open(file, formats=("PNG", "JPEG")) as image:
             return image.height, image.width
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: does not exist. {CHECK}") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: not a PNG or JPEG image. {CHECK}") from error
 
