@@ -9,12 +9,14 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from PIL import Image
+from scipy.io import savemat
 
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.config import Config
 from utils.errors import UserError
 from utils.images import read_ids, read_image
 from utils.parser import parse
+from utils.voc import read_mat
 
 SECONDS = 10.0  # more is a hang
 
@@ -90,6 +92,23 @@ def test_a_damaged_png_is_never_read_with_wrong_pixels(tmp_path, count):
 
     found = tally(inputs(), lambda read: read())
     assert found["wrong"] == 0 and found["refused"] > 0.9 * count
+
+
+@many(300, 5000)
+def test_a_damaged_sbd_label_is_never_read_with_wrong_pixels(tmp_path, count):
+    """Compressed as SBD's are, by which damage is noticed."""
+    rng = np.random.default_rng(0)
+    ids = np.kron(rng.integers(0, 21, (6, 8)), np.ones((8, 8))).astype(np.uint8)
+    path = tmp_path / "x.mat"
+    savemat(path, {"GTcls": {"Segmentation": ids}}, do_compression=True)
+    good = path.read_bytes()
+
+    def is_right(content: bytes) -> bool:
+        path.write_bytes(content)
+        return np.array_equal(read_mat(path), ids)
+
+    found = tally((mutated(good, rng) for _ in range(count)), is_right)
+    assert found["wrong"] == 0 and found["refused"] > 0.5 * count
 
 
 @many(200, 1000)

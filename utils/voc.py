@@ -4,6 +4,7 @@ VOC: host.robots.ox.ac.uk/pascal/VOC (Everingham et al., 2010). SBD, "VOC aug": 
 "Semantic Contours from Inverse Detectors", 2011.
 """
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -133,7 +134,12 @@ def read_mat(path: Path) -> np.ndarray:
         from scipy.io import loadmat  # only SBD needs it
     except ImportError as error:
         raise UserError(f"{path}: MATLAB's format. Install scipy: pip install scipy") from error
+    content = read_bytes(path)
     try:
-        return loadmat(path)["GTcls"][0]["Segmentation"][0].astype(np.uint8)
-    except (OSError, ValueError, KeyError, IndexError, TypeError, NotImplementedError) as error:
-        raise UserError(f"{path}: not one of SBD's files ({error}). Replace it") from error
+        ids = loadmat(BytesIO(content))["GTcls"][0]["Segmentation"][0].astype(np.uint8)
+    except Exception as error:  # whatever scipy makes of damaged bytes
+        text = str(error).split("\n")[0]
+        raise UserError(f"{path}: not one of SBD's files ({text}). Replace it") from error
+    if ids.ndim != 2:
+        raise UserError(f"{path}: holds no label image. Replace it")
+    return ids
