@@ -27,7 +27,7 @@ import numpy as np
 
 from datasets import build_dataset, label_table
 from evaluation.inference import Predictor, Trained
-from evaluation.submission import write_submission
+from evaluation.submission import SERVERS, write_submission
 from evaluation.visualize import overlay, panel_size, panels, save_ids, save_png, with_legend
 from utils.config import PredictionOptions
 from utils.errors import UserError, run_command
@@ -53,8 +53,8 @@ class PredictConfig(PredictionOptions):
         metadata={"help": "Image, folder, pattern ('*.png'), video or number of a camera."},
     )
     split: Literal["train", "val", "test"] | None = None
-    """Predict this part of the checkpoint's data set instead of a SOURCE; test also makes the zip
-    file that the Cityscapes server takes."""
+    """Predict this part of the checkpoint's data set instead of a SOURCE; test also makes the
+    archive that the server of Cityscapes or VOC takes."""
     output: Path | None = None
     """Folder to write to. Default: predictions/ in --log_root."""
     pictures: bool = True
@@ -110,9 +110,8 @@ def predict(config: PredictConfig) -> None:
         total = len(pictures) + len(videos) + sum(map(len, sequences.values()))
         what = f"{len(work.faults)} of {total} files could not be predicted, named above"
         raise UserError(f"{config.source or root}: {what}. Replace them")
-    if config.split == "test":
-        archive = output.with_name(f"{output.name}.zip")
-        write_submission(output / "labels", dataset, archive)
+    if config.split == "test" and name in SERVERS and not dataset.has_labels:
+        archive = write_submission(output / "labels", dataset, output, SERVERS[name])
         print(f"for the test server: {archive}")
 
 

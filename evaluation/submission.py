@@ -1,61 +1,93 @@
-"""The zip file that the Cityscapes test server takes, checked before it is there."""
+"""The archive that a data set's test server takes, checked before it is there."""
 
+import io
 import os
+import tarfile
 import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from datasets import Dataset
-from utils.archives import Member
 from utils.errors import UserError
-from utils.files import decode_grey
+from utils.images import decode_ids
 from utils.progress import progress
 
-OFFICIAL_TEST_IMAGES = 1525
+
+@dataclass(frozen=True)
+class Server:
+    """What it expects: one PNG of label ids per image."""
+
+    images: int
+    ending: str  # of the archive
+    file: str  # within the archive, {} stands for the image's name
 
 
-def write_submission(folder: Path, dataset: Dataset, path: Path) -> None:
-    """Predictions <name>_*.png of every image of `dataset` -> a zip file at `path`.
+CITYSCAPES_SERVER = Server(1525, ".zip", "{}_pred_label_img.png")
+SERVERS = {
+    "cityscapes": CITYSCAPES_SERVER,
+    "synthetic": CITYSCAPES_SERVER,
+    # VOC 2012 development kit, section 5.3; comp6: trained on other data than VOC's, as ImageNet is
+    "voc": Server(1456, ".tgz", "results/VOC2012/Segmentation/comp6_test_cls/{}.png"),
+}
+
+
+def write_submission(folder: Path, dataset: Dataset, output: Path, server: Server) -> Path:
+    """Predictions <name>_pred_label_img.png of every image of `dataset` -> archive `output`.zip.
 
     The archive is read again and compared with the data set: every image once, of its size, with
     evaluated label ids only. UserError otherwise, and an earlier file stays as it was.
     """
+    path = output.with_name(output.name + server.ending)
     temporary = path.with_name(f".tmp-{path.name}")
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:  # PNGs are compressed
-        for name in dataset.names:
-            file = folder / f"{name}_pred_label_img.png"
-            archive.write(file, file.name)
+    files = {server.file.format(x): folder / f"{x}_pred_label_img.png" for x in dataset.names}
+    if server.ending == ".zip":
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:  # PNGs are compressed
+            for name, file in files.items():
+                archive.write(file, name)
+    else:
+        with tarfile.open(temporary, "w:gz") as archive:
+            for name, file in files.items():
+                info = tarfile.TarInfo(name)  # of no user and time
+                info.size = file.stat().st_size
+                archive.addfile(info, io.BytesIO(file.read_bytes()))
     try:
-        check_submission(temporary, dataset)
+        check_submission(temporary, dataset, server)
     except UserError:
         temporary.unlink()
         raise
     os.replace(temporary, path)
+    return path
 
 
-def check_submission(path: Path, dataset: Dataset) -> None:
+def contents(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each file of an archive."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                yield name, archive.read(name)
+    else:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                yield member.name, archive.extractfile(member).read()
+
+
+def check_submission(path: Path, dataset: Dataset, server: Server) -> None:
     """UserError unless the archive holds just one label id PNG per image of `dataset`."""
     allowed = np.isin(np.arange(256), dataset.classes.ids)
-    with (
-        zipfile.ZipFile(path) as archive,
-        progress(len(dataset), unit="image", label="check zip") as bar,
-    ):
-        members = [Member(archive, info) for info in archive.infolist()]
-        found = {
-            member.info.filename.removesuffix("_pred_label_img.png"): member for member in members
-        }
-        if len(members) != len(dataset) or sorted(found) != sorted(dataset.names):
-            raise UserError(
-                f"{path}: {len(members)} files for {len(dataset)} images. Predict again"
-            )
-        for index, name in enumerate(dataset.names):
-            ids, size = (
-                decode_grey(found[name].read_bytes(), found[name], np.uint8),
-                dataset.size(index),
-            )
+    missing = {server.file.format(name): index for index, name in enumerate(dataset.names)}
+    with progress(len(dataset), unit="image", label="check archive") as bar:
+        for name, content in contents(path):
+            if name not in missing:
+                raise UserError(f"{path}: {name} is no image's or there twice. Predict again")
+            size = dataset.size(missing.pop(name))
+            ids = decode_ids(content, f"{path}/{name}", np.uint8)
             if ids.shape != size or not allowed[ids].all():
-                raise UserError(f"{found[name]}: not {size} label ids. Predict again")
+                raise UserError(f"{path}/{name}: not {size} label ids. Predict again")
             bar.update()
-    if len(dataset) != OFFICIAL_TEST_IMAGES:
-        print(f"warning: {len(dataset)} images, the server expects {OFFICIAL_TEST_IMAGES}")
+    if missing:
+        raise UserError(f"{path}: lacks {next(iter(missing))}. Predict again")
+    if len(dataset) != server.images:
+        print(f"warning: {len(dataset)} images, the server expects {server.images}")

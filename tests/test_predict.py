@@ -18,7 +18,7 @@ from datasets import build_dataset
 from evaluation.bootstrap import ImageCounts
 from evaluation.evaluate import evaluate
 from evaluation.inference import Predictor, load_model
-from evaluation.submission import check_submission
+from evaluation.submission import SERVERS, check_submission
 from evaluation.visualize import legend, panel_size, panels, with_legend
 from model import build_model
 from train import train
@@ -96,7 +96,7 @@ def test_the_test_split_becomes_a_checked_archive(trained, tmp_path):
         archive.write_bytes(content)
         change_archive(archive, fault)
         with pytest.raises(UserError, match=r"Predict again"):
-            check_submission(archive, dataset)
+            check_submission(archive, dataset, SERVERS["cityscapes"])
 
 
 def change_archive(path: Path, fault: str) -> None:

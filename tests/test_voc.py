@@ -1,5 +1,6 @@
 """PASCAL VOC and SBD on small trees in their exact formats, read as torchvision reads them."""
 
+import tarfile
 from pathlib import Path
 
 import cv2
@@ -227,6 +228,12 @@ def test_a_run_learns_and_writes_palette_files(tmp_path):
             assert image.mode == "P" and image.getpalette()[45:48] == [192, 128, 128]
             assert image.size == Image.open(voc / "JPEGImages" / f"{name}.jpg").size
             assert np.asarray(image).max() <= 20
+    done = run("predict.py", "--split", "test", "--log_root", tmp_path / "logs")
+    assert "1 images, the server expects 1456" in done.stdout, done.stderr
+    with tarfile.open(tmp_path / "logs" / "predictions.tgz") as archive:
+        (member,) = archive.getmembers()
+        assert member.name == "results/VOC2012/Segmentation/comp6_test_cls/000001.png"
+        assert Image.open(archive.extractfile(member)).mode == "P"
 
 
 def test_momenta_reach_backbone_and_head(tmp_path, cityscapes_root):

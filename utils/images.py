@@ -71,7 +71,11 @@ def image_size(path: Path | Member) -> tuple[int, int]:
 
 def read_ids(path: Path | Member, dtype: type) -> np.ndarray:
     """One-channel PNG -> (H,W) ids; palette files give their indices (cv2 would give colours)."""
-    content = read_bytes(path)
+    return decode_ids(read_bytes(path), path, dtype)
+
+
+def decode_ids(content: bytes, path: object, dtype: type) -> np.ndarray:
+    """read_ids of a file's content; `path` names it in errors."""
     if png_header(content[:26], content[-TAIL:], path, advice=CHECK).color != PALETTE:
         return decode_grey(content, path, dtype, advice=CHECK)
     try:
