@@ -6,6 +6,7 @@ import re
 import shutil
 import socket
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,14 @@ def read_tensors(path: Path) -> Any:
     except FileNotFoundError as error:
         raise UserError(f"{path}: does not exist. Name an existing file") from error
     except Exception as error:  # a damaged file raises one of seven unrelated types
+        objects: list[str] = []
+        with suppress(Exception):  # whatever made loading fail
+            objects = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        if objects:
+            raise UserError(
+                f"{path}: holds Python objects ({', '.join(objects[:3])}), which could run code. "
+                "Save its state_dict alone, where it comes from"
+            ) from error
         raise UserError(f"{path}: not a readable weights file. Replace it") from error
 
 
