@@ -13,7 +13,7 @@ Shipped: the config's own epochs; the weights best on val are scored on the test
 with sequence 0006R0 held out.
 
 Every finished run is written to benchmarks/results/recipes/camvid.json at once; a second call goes
-on where the first one stopped, and several processes may share the work. Runs lie in
+on where the first one stopped; processes with other --only may share the work. Runs lie in
 training_logs/recipe-*. benchmarks/table.py puts the figures into docs/recipes.md.
 """
 
