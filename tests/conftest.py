@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from threading import RLock
 
@@ -26,6 +27,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # of every command; its threads would wait by spinning
 torch.ones(1, requires_grad=True).sum().backward()  # after torch.export's imports forks could not
+import_module("torchvision")  # after that for the same reason; each fork would take seconds for it
 torch.set_num_threads(1)  # tests run beside each other; one thread also fixes the bits
 
 
@@ -105,7 +107,8 @@ class Command:
     """A command of the repository at work: a fork of this process, which has imported torch.
 
     It runs the same file as __main__ as Python would, four seconds sooner. What must not lean on
-    these imports, or on this process's limits, is started by `run(..., fork=False)`.
+    these imports, on this process's limits or on what tests of torch.export leave in it is started
+    by `run(..., fork=False)`.
     """
 
     def __init__(

@@ -64,7 +64,7 @@ def test_a_scale_is_part_of_the_file(model, tmp_path, scale=0.25):
 def test_the_command_writes_a_checked_file_with_its_facts(cityscapes_root, tmp_path):
     train(tiny(cityscapes_root, tmp_path, steps=1, warmup_steps=0))
     options = ["--checkpoint", "run", "--log_root", tmp_path, "--device", "cpu"]
-    done = run("export.py", *options, cwd=tmp_path)
+    done = run("export.py", *options, cwd=tmp_path, fork=False)
     assert done.returncode == 0, done.stderr
     path = tmp_path / "run" / "model.onnx"
     assert "of the pixels of 3 val images agree" in done.stdout
@@ -75,7 +75,7 @@ def test_the_command_writes_a_checked_file_with_its_facts(cityscapes_root, tmp_p
     inputs = {"images": image.transpose(0, 3, 1, 2).astype(np.float32)}
     assert session.run(["labels"], inputs)[0].shape == (1, 64, 128)
 
-    done = run("export.py", *options, "--format", "pt2", "--logits", "true")
+    done = run("export.py", *options, "--format", "pt2", "--logits", "true", fork=False)
     assert done.returncode == 0, done.stderr
     network = torch.export.load(tmp_path / "run" / "model.pt2").module()
     assert network(torch.zeros(EXAMPLE)).shape == (2, 19, *EXAMPLE[2:])
@@ -102,7 +102,7 @@ def test_a_file_that_predicts_something_else_is_refused(cityscapes_root, tmp_pat
         "export.run_command(export.main)\n"
     )
     options = ["--checkpoint", "run", "--log_root", tmp_path, "--device", "cpu"]
-    done = run(script, *options, "--format", "pt2")
+    done = run(script, *options, "--format", "pt2", fork=False)
     assert done.returncode == 2, done.stderr
     assert "of the pixels as predicted here, not written" in done.stderr
     assert kept.read_text() == "earlier"
