@@ -5,7 +5,7 @@
     python predict.py 'clips/*.mp4' --checkpoint RUN              one video each
     python predict.py leftImg8bit/demoVideo/stuttgart_00          Cityscapes' demo: one video
     python predict.py 0                                           a camera, until Ctrl-C
-    python predict.py --split test --checkpoint RUN               for the test server, as a zip
+    python predict.py --split test --checkpoint RUN               for the test server, as an archive
 
 Writes into --output: labels/<name>_pred_label_img.png (the data set's own label ids),
 colors/<name>_color.png, overlays/<name>_overlayed.png, <name>.webm of a video. A file that cannot

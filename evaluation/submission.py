@@ -35,7 +35,7 @@ SERVERS = {
 
 
 def write_submission(folder: Path, dataset: Dataset, output: Path, server: Server) -> Path:
-    """Predictions <name>_pred_label_img.png of every image of `dataset` -> archive `output`.zip.
+    """<name>_pred_label_img.png of every image of `dataset` -> `output` with the server's ending.
 
     The archive is read again and compared with the data set: every image once, of its size, with
     evaluated label ids only. UserError otherwise, and an earlier file stays as it was.

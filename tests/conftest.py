@@ -15,7 +15,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-import torchvision  # noqa: F401 - before the forks, as each would take seconds for it
 from PIL import Image
 from tqdm import tqdm
 
@@ -27,7 +26,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # of every command; its threads would wait by spinning
 torch.ones(1, requires_grad=True).sum().backward()  # after torch.export's imports forks could not
-import_module("torchvision")  # after that for the same reason; each fork would take seconds for it
+import_module("torchvision")  # brings some of them; each fork would take seconds for it
 torch.set_num_threads(1)  # tests run beside each other; one thread also fixes the bits
 
 
