@@ -15,7 +15,7 @@ be read is named and left out; the exit code is then 2.
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from glob import glob
@@ -25,22 +25,25 @@ from typing import Literal
 
 import numpy as np
 
-from datasets import build_dataset, label_table
-from evaluation.inference import Predictor, Trained
-from evaluation.submission import SERVERS, write_submission
-from evaluation.visualize import overlay, panel_size, panels, save_ids, save_png, with_legend
-from utils.config import PredictionOptions
-from utils.errors import UserError, run_command
-from utils.files import make_folder, resolve_log_root
-from utils.images import read_image
-from utils.labels import LabelTable
-from utils.loader import read_ahead
-from utils.parser import check, parse
-from utils.progress import progress
-from utils.video import ENDING, VideoReader, VideoWriter
+from datasets import build_dataset, find_data_set
+from evaluation.inference import Predictor
+from evaluation.submission import write_submission
+from evaluation.task import Task
+from evaluation.trained import PredictionOptions, Trained
+from evaluation.video import ENDING, read_video, write_video
+from evaluation.visualize import with_legend
+from utils.base.errors import UserError, run_command
+from utils.base.parser import check, parse
+from utils.base.paths import make_folder, resolve_log_root
+from utils.base.progress import progress
+from utils.base.threads import read_ahead
+from utils.data.image_files import read_image, write_png
+from utils.data.label_table import LabelTable
 
 IMAGES = {".png", ".jpg", ".jpeg"}
 VIDEOS = {".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg"}
+# What is written of an image, which may hold folders -> what reads it.
+Readers = dict[str, Callable[[], np.ndarray]]
 DEMO_VIDEO = re.compile(r"stuttgart_\d\d_\d{6}_\d{6}_leftImg8bit\.png")
 
 
@@ -73,35 +76,26 @@ class PredictConfig(PredictionOptions):
         check(self, "frames", lambda frames: frames >= 1, "at least 1")
 
 
-@dataclass(frozen=True)
-class Picture:
-    """An image to predict; its name, which may hold folders, names what is written."""
-
-    name: str
-    read: Callable[[], np.ndarray]
-
-
-def predict(config: PredictConfig) -> None:
+def main() -> None:
+    config = parse(PredictConfig, __doc__)
     if (config.source is None) == (config.split is None):
         raise UserError("predict.py: what to predict? Give either a SOURCE or a --split")
     output = (config.output or resolve_log_root(config.log_root) / "predictions").resolve()
-    pictures: list[Picture] = []
-    sequences: dict[str, list[Picture]] = {}
-    videos: dict[str, Path | int] = {}
-    if config.source is not None:
-        pictures, videos = find_source(config.source, output)
-        sequences, pictures = as_sequences(pictures, config.video)
+    images, videos = ({}, {}) if config.source is None else find_source(config.source, output)
+    sequences, pictures = as_sequences(images, config.video)
     trained = Trained.open(config)
     name, root = trained.state["config"]["dataset"], trained.root()
+    data_set = find_data_set(name, root)
     if config.split is not None:
         dataset = build_dataset(name, root, config.split)
-        pictures = [Picture(x, partial(dataset.image, i)) for i, x in enumerate(dataset.names)]
+        pictures = {x: partial(dataset.image, index) for index, x in enumerate(dataset.names)}
     print(f"checkpoint {trained.path} (step {trained.state['step']})")
 
     make_folder(output)
-    work = Work(output, trained.predictor(), label_table(name, root), config)
-    for folder, members in sequences.items():
-        work.sequence(folder, members)
+    predictor = trained.predictor(windows_if_needed=True)
+    work = Work(output, predictor, trained.task, data_set.classes, config)
+    for title, members in sequences.items():
+        work.sequence(title, members)
     for title, source in videos.items():
         work.video(title, source)
     if pictures:
@@ -110,16 +104,16 @@ def predict(config: PredictConfig) -> None:
         total = len(pictures) + len(videos) + sum(map(len, sequences.values()))
         what = f"{len(work.faults)} of {total} files could not be predicted, named above"
         raise UserError(f"{config.source or root}: {what}. Replace them")
-    if config.split == "test" and name in SERVERS and not dataset.has_labels:
-        archive = write_submission(output / "labels", dataset, output, SERVERS[name])
+    if config.split == "test" and data_set.server is not None and not dataset.has_labels:
+        archive = write_submission(output / "labels", dataset, output, data_set.server)
         print(f"for the test server: {archive}")
 
 
-def find_source(source: str, output: Path) -> tuple[list[Picture], dict[str, Path | int]]:
-    """Images and videos that SOURCE names; other files and empty folders are told on stderr."""
+def find_source(source: str, output: Path) -> tuple[dict[str, Path], dict[str, Path | int]]:
+    """Images and videos that SOURCE names; other files and empty folders are named on stderr."""
     path = Path(source)
     if source.isdecimal() and not path.exists():
-        return [], {f"camera_{source}": int(source)}
+        return {}, {f"camera_{source}": int(source)}
     if path.is_dir():
         if output.is_relative_to(path.resolve()):
             raise UserError(f"{output}: in the folder of the images. Choose another --output")
@@ -135,47 +129,42 @@ def find_source(source: str, output: Path) -> tuple[list[Picture], dict[str, Pat
         inner = file.relative_to(root)
         if any(part.startswith(".") for part in inner.parts):
             continue
-        kind = file.suffix.lower()
-        name = inner.with_suffix("").as_posix()
-        found = pictures if kind in IMAGES else videos if kind in VIDEOS else None
+        kind, name = file.suffix.lower(), inner.with_suffix("").as_posix()
+        place = pictures if kind in IMAGES else videos if kind in VIDEOS else None
         if file.is_dir():
             if not any(file.iterdir()):
                 print(f"skipped: {file}: an empty folder", file=sys.stderr)
-        elif found is None:
+        elif place is None:
             print(f"skipped: {file}: neither PNG, JPEG nor a video", file=sys.stderr)
-        elif name in found:
-            raise UserError(f"{file}: would be written as {found[name].name} is. Rename one")
+        elif name in place:
+            raise UserError(f"{file}: would be written as {place[name].name} is. Rename one")
         else:
-            found[name] = file
+            place[name] = file
     if not pictures and not videos:
         raise UserError(f"{source}: no PNG, JPEG or video. Name an image, folder, video or camera")
-    reads = {name: partial(read_image, file, upright=True) for name, file in pictures.items()}
-    return [Picture(name, read) for name, read in reads.items()], videos
+    return pictures, videos
 
 
-def as_sequences(
-    pictures: list[Picture], video: bool | None
-) -> tuple[dict[str, list[Picture]], list[Picture]]:
+def as_sequences(images: dict[str, Path], video: bool | None) -> tuple[dict[str, Readers], Readers]:
     """Images that become videos, by the videos' names, and the others."""
-    sequences: dict[str, list[Picture]] = {}
-    others: list[Picture] = []
-    for picture in pictures:
-        file = picture.read.args[0]
-        if video or (video is None and DEMO_VIDEO.fullmatch(file.name)):
-            folder = Path(picture.name).parent
-            name = file.resolve().parent.name if folder == Path() else folder.as_posix()
-            sequences.setdefault(name, []).append(picture)
-        else:
-            others.append(picture)
+    sequences: dict[str, Readers] = {}
+    others: Readers = {}
+    for name, path in images.items():
+        group = others
+        if video or (video is None and DEMO_VIDEO.fullmatch(path.name)):
+            title = Path(name).parent.as_posix()
+            group = sequences.setdefault(path.resolve().parent.name if title == "." else title, {})
+        group[name] = partial(read_image, path, upright=True)
     return sequences, others
 
 
 @dataclass
 class Work:
-    """Predicts and writes; what cannot be read is told on stderr, noted and left out."""
+    """Predicts and writes; what cannot be read is named on stderr, noted and left out."""
 
     output: Path
     predictor: Predictor
+    task: Task
     classes: LabelTable
     config: PredictConfig
     faults: list[UserError] = field(default_factory=list)
@@ -184,51 +173,47 @@ class Work:
         print(f"left out: {error}", file=sys.stderr)
         self.faults.append(error)
 
-    def read(self, pictures: list[Picture]) -> Iterator[tuple[Picture, np.ndarray]]:
+    def read(self, pictures: Readers) -> Iterator[tuple[str, np.ndarray]]:
         """Those images that can be read, read ahead by threads."""
 
-        def read_one(picture: Picture) -> np.ndarray | UserError:
+        def read_one(name: str) -> np.ndarray | UserError:
             try:
-                return picture.read()
+                return pictures[name]()
             except UserError as error:
                 return error
 
-        results = read_ahead(
-            read_one, pictures, workers=self.config.workers, describe=lambda x: x.name
-        )
-        for picture, image in zip(pictures, results, strict=True):
+        results = read_ahead(read_one, pictures, workers=self.config.workers)
+        for name, image in zip(pictures, results, strict=True):
             if isinstance(image, UserError):
                 self.report(image)
             else:
-                yield picture, image
+                yield name, image
 
-    def pictures(self, pictures: list[Picture]) -> None:
+    def pictures(self, pictures: Readers) -> None:
         """Label ids, colour map and overlay of each."""
         predicted = (
-            (picture.name, image, self.predictor.labels(image))
-            for picture, image in self.read(pictures)
+            (name, image, self.predictor.train_ids(image)) for name, image in self.read(pictures)
         )
-        written = 0
         with progress(len(pictures), unit="image", label="predict") as bar:
             for _ in read_ahead(self.write, predicted, workers=self.config.workers):
-                written += 1
                 bar.update()
-        print(f"{written} images: {self.output}")
+        print(f"{bar.n} images: {self.output}")
 
     def write(self, result: tuple[str, np.ndarray, np.ndarray]) -> None:
-        name, image, labels = result
-        save_ids(self.place("labels", f"{name}_pred_label_img.png"), labels, self.classes)
+        name, image, prediction = result
+        self.task.save(self.place(f"labels/{name}_pred_label_img.png"), prediction, self.classes)
         if self.config.pictures:
-            blend = with_legend(overlay(image, labels, self.classes), self.classes)
-            save_png(self.place("colors", f"{name}_color.png"), self.classes.draw(labels))
-            save_png(self.place("overlays", f"{name}_overlayed.png"), blend)
+            blend = with_legend(self.task.draw(image, prediction, self.classes), self.classes)
+            write_png(self.place(f"colors/{name}_color.png"), self.classes.draw(prediction))
+            write_png(self.place(f"overlays/{name}_overlayed.png"), blend)
 
-    def place(self, folder: str, name: str) -> Path:
-        path = self.output / folder / name
+    def place(self, name: str) -> Path:
+        """A file below the output folder; the folders that it lies in are made."""
+        path = self.output / name
         make_folder(path.parent)
         return path
 
-    def sequence(self, name: str, pictures: list[Picture]) -> None:
+    def sequence(self, name: str, pictures: Readers) -> None:
         """A video of images."""
         frames = islice((image for _, image in self.read(pictures)), self.config.frames)
         total = min(len(pictures), self.config.frames or len(pictures))
@@ -237,61 +222,21 @@ class Work:
     def video(self, name: str, source: Path | int) -> None:
         """A video of a video, or of a camera's frames."""
         try:
-            video = VideoReader(source)
+            frames, rate, number = read_video(source)
         except UserError as error:
             self.report(error)
             return
-        total = min(filter(None, (video.frames, self.config.frames)), default=None)
-        done = self.encode(name, islice(video, self.config.frames), total, video.rate)
+        total = min(filter(None, (number, self.config.frames)), default=None)
+        done = self.encode(name, islice(frames, self.config.frames), total, rate)
         if done < 0.9 * (total or 1):
             self.report(UserError(f"{source}: only {done} frames can be read of {total}"))
 
-    def encode(
-        self, name: str, frames: Iterable[np.ndarray], total: int | None, rate: float
-    ) -> int:
-        path = self.output / f"{name}{ENDING}"
-        make_folder(path.parent)
-        done = write_video(path, frames, total, rate, self.predictor, self.classes)
+    def encode(self, name: str, frames: Iterator[np.ndarray], total: int | None, fps: float) -> int:
+        path = self.place(f"{name}{ENDING}")
+        done = write_video(path, frames, total, fps, self.predictor, self.classes)
         if done:
             print(f"{done} frames: {path}")
         return done
-
-
-def write_video(
-    path: Path,
-    frames: Iterable[np.ndarray],
-    total: int | None,
-    rate: float,
-    predictor: Predictor,
-    classes: LabelTable,
-) -> int:
-    """Image, prediction, overlay and legend of each frame; the number of frames.
-
-    Frames are read, predicted, drawn and encoded at the same time. Without a `total`, as of a
-    camera, Ctrl-C ends the video; otherwise it leaves no file.
-    """
-    done = 0
-    predicted = (
-        (frame, predictor.labels(frame, size=panel_size(frame.shape[:2]))) for frame in frames
-    )
-    drawn = read_ahead(lambda pair: panels(*pair, classes), predicted, workers=1)
-    with (
-        VideoWriter(path, rate=rate) as writer,
-        progress(total, unit="frame", label=path.name) as bar,
-    ):
-        try:
-            for _ in read_ahead(writer.write, drawn, workers=1):
-                done += 1
-                bar.update()
-                bar.set_postfix_str(f"{bar.format_dict['rate'] or 0:.1f} fps", refresh=False)
-        except KeyboardInterrupt:
-            if total is not None:
-                raise
-    return done
-
-
-def main() -> None:
-    predict(parse(PredictConfig, __doc__))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from utils.labels import LabelTable
+from utils.data.label_table import LabelTable
 
 DRAWS = 2000
 
@@ -46,29 +46,26 @@ class Estimate:
 
 
 @lru_cache(maxsize=4)
-def draw_weights(images: int, *, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+def draw_weights(images: int, draws: int) -> np.ndarray:
     """(draws,N): how often each of N images was drawn."""
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(images, np.full(images, 1 / images), size=draws).astype(np.float64)
+    even = np.full(images, 1 / images)
+    return np.random.default_rng(0).multinomial(images, even, size=draws).astype(np.float64)
 
 
-def estimate(value: float, drawn: np.ndarray) -> Estimate:
+def estimate(value: np.ndarray, drawn: np.ndarray) -> Estimate:
     """Percentile interval of (draws,) values; the p-value follows from the share beyond zero."""
-    low, high = np.quantile(drawn, (0.025, 0.975))
+    low, high = np.quantile(drawn, (0.025, 0.975)).tolist()
     beyond = min((drawn <= 0).sum(), (drawn >= 0).sum())
-    return Estimate(value, float(low), float(high), min(1.0, 2 * (beyond + 1) / (len(drawn) + 1)))
+    return Estimate(float(value), low, high, min(1.0, 2 * (beyond + 1) / (len(drawn) + 1)))
 
 
-def miou_interval(counts: ImageCounts, *, draws: int = DRAWS, seed: int = 0) -> Estimate:
+def miou_interval(counts: ImageCounts, *, draws: int = DRAWS) -> Estimate:
     """mIoU of a data set's images, as a sample of all such images."""
-    weights = draw_weights(len(counts.hits), draws=draws, seed=seed)
-    return estimate(float(counts.miou()), counts.miou(weights))
+    weights = draw_weights(len(counts.hits), draws)
+    return estimate(counts.miou(), counts.miou(weights))
 
 
-def miou_difference(
-    one: ImageCounts, other: ImageCounts, *, draws: int = DRAWS, seed: int = 0
-) -> Estimate:
+def miou_difference(one: ImageCounts, other: ImageCounts, *, draws: int = DRAWS) -> Estimate:
     """mIoU of `one` minus that of `other` on the same images, drawn together."""
-    weights = draw_weights(len(one.hits), draws=draws, seed=seed)
-    value = float(one.miou() - other.miou())
-    return estimate(value, one.miou(weights) - other.miou(weights))
+    weights = draw_weights(len(one.hits), draws)
+    return estimate(one.miou() - other.miou(), one.miou(weights) - other.miou(weights))

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from utils.labels import LabelTable, label_ids
+from utils.data.class_weights import histogram
+from utils.data.label_table import LabelTable, ids_of_instances
 
 CELLS = 1 << 16  # a pixel's (truth, prediction) is one 16-bit number
-EXACT = 1 << 24  # pixels up to which the float32 counts of cv2.calcHist are exact
-LABEL, SIZE, HITS, CATEGORY_HITS = range(4)  # columns of Counts.instances
-IGNORED, OUTSIDE = 255, 254  # stand for ignored truth and for no image where borders are sought
+ID, SIZE, HITS, CATEGORY_HITS = range(4)  # columns of Counts.instances
+IGNORED, OUTSIDE = 255, 254  # stand for ignored truth and for no image, in border_counts
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Counts:
     """All that the scores need to know of one image, or of many."""
 
     confusion: np.ndarray  # (ids,ids) int64 pixels: rows truth, columns prediction
-    instances: np.ndarray  # (n,4) int64: label id, pixels, predicted as it, as its category
+    instances: np.ndarray  # (n,4) int64: id, pixels, predicted as it, as its category
     border: np.ndarray  # (ids,2) int64: intersection and union of the border zones
 
     @staticmethod
@@ -33,19 +33,6 @@ class Counts:
         columns = ((part.confusion, part.instances, part.border) for part in parts)
         confusions, instances, borders = zip(*columns, strict=True)
         return Counts(sum(confusions), np.concatenate(instances), sum(borders))
-
-
-def histogram(cells: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-    """(H,W) uint8 or uint16 -> how often each number occurs, int64, for an image of any size."""
-    size = 1 << 8 * cells.itemsize
-    counts = np.zeros(size, np.int64)
-    rows = max(1, EXACT // cells.shape[1])
-    for top in range(0, len(cells), rows):
-        part = slice(top, top + rows)
-        inside = None if mask is None else mask[part]
-        found = cv2.calcHist([cells[part]], [0], inside, [size], [0, size])
-        counts += found.ravel().astype(np.int64)
-    return counts
 
 
 def joint_counts(
@@ -78,9 +65,9 @@ def joint_counts(
 
 def likely_numbers(classes: LabelTable) -> np.ndarray:
     """Ids, and of every class with instances as many instance ids as fit into one histogram."""
-    things = sorted({label for group in classes.instance_categories.values() for label in group})
+    things = sorted({x for group in classes.instance_categories.values() for x in group})
     each = (CELLS // classes.num_ids - 1 - classes.num_ids) // max(len(things), 1)
-    instances = [1000 * label + np.arange(each) for label in things]
+    instances = [1000 * number + np.arange(each) for number in things]
     return np.concatenate([np.arange(classes.num_ids), *instances])
 
 
@@ -97,27 +84,24 @@ def count_pixels(
     if prediction.max() >= num_ids:
         raise ValueError(f"id {prediction.max()}, ids are 0 to {num_ids - 1}")
     numbers, joint = joint_counts(truth, prediction, num_ids, likely_numbers(classes))
-    labels = label_ids(numbers.astype(np.uint16)).ravel()
-    if labels.max() >= num_ids:
-        raise ValueError(f"undefined truth {numbers[labels >= num_ids].tolist()[:5]}")
+    ids = ids_of_instances(numbers.astype(np.uint16)).ravel()
+    if ids.max() >= num_ids:
+        raise ValueError(f"undefined truth {numbers[ids >= num_ids].tolist()[:5]}")
     confusion = np.zeros((num_ids, num_ids), np.int64)
-    np.add.at(confusion, labels, joint)
+    np.add.at(confusion, ids, joint)
 
     related = np.zeros((num_ids, num_ids), bool)
     for group in classes.instance_categories.values():
         related[np.ix_(group, group)] = True
-    counted = (numbers > 1000) & np.isin(labels, list(classes.instance_sizes))
-    labels, joint = labels[counted].astype(np.int64), joint[counted]
-    columns = (
-        labels,
-        joint.sum(1),
-        joint[np.arange(len(labels)), labels],
-        (joint * related[labels]).sum(1),
-    )
+    counted = (numbers > 1000) & np.isin(ids, list(classes.instance_sizes))
+    ids, joint = ids[counted].astype(np.int64), joint[counted]
+    hits = joint[np.arange(len(ids)), ids]
+    instances = np.stack([ids, joint.sum(1), hits, (joint * related[ids]).sum(1)], 1)
     zones = np.zeros((num_ids, 2), np.int64)
     if border:
-        zones = border_counts(label_ids(truth.astype(np.uint16)), prediction, classes, border)
-    return Counts(confusion, np.stack(columns, 1), zones)
+        truth = ids_of_instances(truth.astype(np.uint16))
+        zones = border_counts(truth, prediction, classes, border)
+    return Counts(confusion, instances, zones)
 
 
 def border_counts(
@@ -129,20 +113,21 @@ def border_counts(
     contour count, distance by rows or columns; the image's edge is contour. Ignored truth is
     ignored in the prediction too, so that it cuts both contours alike.
     """
-    table = np.full(256, IGNORED, np.uint8)
-    table[classes.ids] = 0
-    ignored = cv2.LUT(truth, table)
-    maps = [truth | ignored, prediction | ignored]
+    table = np.full(256, IGNORED, np.uint8)  # ids may be any number, train ids are below OUTSIDE
+    table[classes.ids] = np.arange(classes.num_classes)
+    truth = cv2.LUT(truth, table)
+    ignored = (truth == IGNORED) * np.uint8(IGNORED)
+    maps = [truth, cv2.LUT(prediction, table) | ignored]
     square = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
     outside = {"borderType": cv2.BORDER_CONSTANT, "borderValue": OUTSIDE}
     # Another label within the square makes its largest and smallest number differ.
     truth_zone, prediction_zone = (
-        cv2.compare(
-            cv2.dilate(image, square, **outside), cv2.erode(image, square, **outside), cv2.CMP_NE
-        )
-        for image in maps
+        cv2.compare(cv2.dilate(x, square, **outside), cv2.erode(x, square, **outside), cv2.CMP_NE)
+        for x in maps
     )
     both = truth_zone & prediction_zone & cv2.compare(*maps, cv2.CMP_EQ)
     inside = histogram(maps[0], both)
     union = histogram(maps[0], truth_zone) + histogram(maps[1], prediction_zone) - inside
-    return np.stack([inside, union], 1)[: classes.num_ids]
+    zones = np.zeros((classes.num_ids, 2), np.int64)
+    zones[classes.ids] = np.stack([inside, union], 1)[: classes.num_classes]
+    return zones

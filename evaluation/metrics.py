@@ -1,14 +1,14 @@
 """What the predictions of a data set score: every figure that follows from its counts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
 
 import numpy as np
 
-from evaluation.counts import CATEGORY_HITS, HITS, LABEL, SIZE, Counts
-from utils.labels import LabelTable
+from evaluation.counts import CATEGORY_HITS, HITS, ID, SIZE, Counts
+from utils.data.label_table import LabelTable
 
 
 @dataclass(frozen=True)
@@ -53,46 +53,37 @@ class Scores:
             "loss": self.loss,
         }
         known = {n: v for n, v in below.items() if v is not None and not np.isnan(v)}
-        blocks = [block("classes", self.classes, self.instance_classes, self.miou, self.iiou)]
+        blocks = [self.block("classes", self.miou, self.iiou)]
         if self.categories:
-            averages = self.category_miou, self.category_iiou
-            blocks += [block("categories", self.categories, self.instance_categories, *averages)]
+            blocks.append(self.block("categories", self.category_miou, self.category_iiou))
         return "\n\n".join([*blocks, "\n".join(f"{n:<22}: {v:>5.3f}" for n, v in known.items())])
 
+    def block(self, kind: str, *averages: float) -> str:
+        """One of the official scorer's tables; without its second column where no class has one."""
+        ious, instance_ious = getattr(self, kind), getattr(self, f"instance_{kind}")
+        both = any(not np.isnan(value) for value in instance_ious.values())
 
-def block(
-    title: str, ious: dict[str, float], instance_ious: dict[str, float], *averages: float
-) -> str:
-    """One of the official scorer's two tables; without its second column where no class has one."""
-    both = any(not np.isnan(value) for value in instance_ious.values())
+        def line(name: str, iou: float, instance_iou: float) -> str:
+            return f"{name:<14}: {iou:>5.3f}" + f"    {instance_iou:>5.3f}" * both
 
-    def line(name: str, iou: float, instance_iou: float) -> str:
-        return f"{name:<14}: {iou:>5.3f}" + f"    {instance_iou:>5.3f}" * both
-
-    rule = "-" * 32
-    rows = [line(name, value, instance_ious[name]) for name, value in ious.items()]
-    rows += [rule, line("Score Average", *averages), rule]
-    return "\n".join([f"{title:<17}IoU" + "      nIoU" * both, rule, *rows])
+        rule = "-" * 32
+        rows = [line(name, value, instance_ious[name]) for name, value in ious.items()]
+        rows += [rule, line("Score Average", *averages), rule]
+        return "\n".join([f"{kind:<17}IoU" + "      nIoU" * both, rule, *rows])
 
 
 def compute_scores(counts: Counts, classes: LabelTable, *, loss: float | None = None) -> Scores:
     """Every score that follows from the counts; averages skip classes that occur nowhere."""
     confusion, ids = counts.confusion, classes.ids.tolist()
     groups = {name: [label] for name, label in zip(classes.names, ids, strict=True)}
-    members = {name: [ids[i] for i in kinds] for name, kinds in classes.categories.items()}
+    members = {name: [ids[i] for i in group] for name, group in classes.categories.items()}
     iou = {name: group_iou(confusion, group, ids) for name, group in groups.items()}
     category_iou = {name: group_iou(confusion, group, ids) for name, group in members.items()}
-    in_class = {
-        name: instance_iou(
-            counts, classes, group if group[0] in classes.instance_sizes else (), HITS
-        )
-        for name, group in groups.items()
-    }
+    things = {name: group for name, group in groups.items() if group[0] in classes.instance_sizes}
+    in_class = {name: instance_iou(counts, classes, things.get(name, ()), HITS) for name in groups}
+    kinds = classes.instance_categories
     in_category = {
-        name: instance_iou(
-            counts, classes, classes.instance_categories.get(name, ()), CATEGORY_HITS
-        )
-        for name in members
+        name: instance_iou(counts, classes, kinds.get(name, ()), CATEGORY_HITS) for name in members
     }
     boundary = {}
     if counts.border.any():
@@ -110,13 +101,13 @@ def compute_scores(counts: Counts, classes: LabelTable, *, loss: float | None = 
         categories=category_iou,
         instance_categories=in_category,
         boundary=boundary,
-        miou=mean_of_present(iou),
-        iiou=mean_of_present(in_class),
-        category_miou=mean_of_present(category_iou),
-        category_iiou=mean_of_present(in_category),
-        boundary_miou=mean_of_present(boundary),
+        miou=mean_of_present(iou.values()),
+        iiou=mean_of_present(in_class.values()),
+        category_miou=mean_of_present(category_iou.values()),
+        category_iiou=mean_of_present(in_category.values()),
+        boundary_miou=mean_of_present(boundary.values()),
         pixel_accuracy=accuracy,
-        mean_accuracy=mean_of_present(dict(enumerate(map(ratio, right, truth)))),
+        mean_accuracy=mean_of_present(map(ratio, right, truth)),
         frequency_weighted_iou=ratio(sum(weighted), pixels),
         kappa=ratio(accuracy - chance, 1 - chance),
         counts=counts,
@@ -142,8 +133,8 @@ def instance_iou(counts: Counts, classes: LabelTable, group: Sequence[int], colu
     """
     if not group:
         return float("nan")
-    rows = counts.instances[np.isin(counts.instances[:, LABEL], group)]
-    average = np.array([classes.instance_sizes[label] for label in rows[:, LABEL].tolist()])
+    rows = counts.instances[np.isin(counts.instances[:, ID], group)]
+    average = np.array([classes.instance_sizes[label] for label in rows[:, ID].tolist()])
     weight = average / rows[:, SIZE]
     hit = reduce(add, (rows[:, column] * weight).tolist(), 0.0)
     missed = reduce(add, ((rows[:, SIZE] - rows[:, column]) * weight).tolist(), 0.0)
@@ -152,14 +143,13 @@ def instance_iou(counts: Counts, classes: LabelTable, group: Sequence[int], colu
 
 
 def false_positives(confusion: np.ndarray, group: Sequence[int], evaluated: Sequence[int]) -> int:
-    others = [label for label in evaluated if label not in group]
-    return int(confusion[np.ix_(others, group)].sum())
+    return int(confusion[np.ix_(np.setdiff1d(evaluated, group), group)].sum())
 
 
 def ratio(part: float, whole: float) -> float:
     return float(part) / float(whole) if whole else float("nan")
 
 
-def mean_of_present(values: dict) -> float:
-    present = [value for value in values.values() if not np.isnan(value)]
+def mean_of_present(values: Iterable[float]) -> float:
+    present = [value for value in values if not np.isnan(value)]
     return sum(present) / len(present) if present else float("nan")

@@ -1,19 +1,22 @@
 """cityscapesScripts' csEvalPixelLevelSemanticLabeling: its JSON file's layout, and the referee."""
 
+import os
 from collections.abc import Iterator, Mapping
+from math import inf, nan
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from cityscapesscripts.helpers.labels import category2labels, labels
 
 from evaluation.metrics import Scores, ratio
-from utils.labels import official_scorer
+from utils.base.errors import UserError
 
 
 def official_results(scores: Scores) -> dict[str, Any]:
     """Cityscapes scores under the referee's key names; nan where it has nan."""
-    nan, confusion = float("nan"), scores.counts.confusion
+    confusion = scores.counts.confusion
     ids = {label.name: label.id for label in labels if label.id >= 0}
     classes, categories = dict.fromkeys(ids, nan), dict.fromkeys(category2labels, nan)
     return {
@@ -34,14 +37,17 @@ def official_results(scores: Scores) -> dict[str, Any]:
 def run_referee(predictions: list[Path], instances: list[Path]) -> dict[str, Any]:
     """The referee's own results for pairs of label id and *_instanceIds.png files.
 
-    Prints its progress and tables. It reads *_labelIds.png beside each instance file.
+    Prints its progress and tables. UserError where *_labelIds.png is not beside an instance file.
     """
+    truths = [Path(str(path).replace("_instanceIds", "_labelIds")) for path in instances]
+    for path in truths:
+        if not path.is_file():
+            raise UserError(f"{path}: missing, the official scorer reads it. Unpack gtFine")
     if not hasattr(np, "in1d"):  # gone in numpy 2.4; cityscapesScripts 2.3.0 calls it
         np.in1d = np.isin
     scorer = official_scorer()
     scorer.args.JSONOutput = False  # it would go into the data set's folder
-    truths = [str(path).replace("_instanceIds", "_labelIds") for path in instances]
-    return scorer.evaluateImgLists([str(path) for path in predictions], truths, scorer.args)
+    return scorer.evaluateImgLists([*map(str, predictions)], [*map(str, truths)], scorer.args)
 
 
 def largest_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[float, int]:
@@ -58,12 +64,20 @@ def compare(ours: Any, theirs: Any) -> Iterator[float]:
         for name in theirs:
             yield from compare(ours.get(name), theirs[name])
     elif isinstance(theirs, list):
-        yield (
-            float("inf")
-            if np.shape(ours) != np.shape(theirs)
-            else float(np.abs(np.subtract(ours, theirs)).max())
-        )
+        same_shape = np.shape(ours) == np.shape(theirs)
+        yield float(np.abs(np.subtract(ours, theirs)).max()) if same_shape else inf
     elif ours is None or np.isnan(ours) != np.isnan(theirs):
-        yield float("inf")
+        yield inf
     else:
         yield 0.0 if np.isnan(theirs) else abs(ours - theirs)
+
+
+def official_scorer() -> ModuleType:
+    """cityscapesScripts' evalPixelLevelSemanticLabeling, whatever the environment holds."""
+    export = os.environ.pop("CITYSCAPES_EXPORT_DIR", None)  # read at import; not there: ValueError
+    try:
+        from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling
+    finally:
+        if export is not None:
+            os.environ["CITYSCAPES_EXPORT_DIR"] = export
+    return evalPixelLevelSemanticLabeling

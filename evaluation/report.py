@@ -7,18 +7,16 @@
 The page holds its pictures and needs nothing else. Default: training_logs/report_<run>.html.
 """
 
-import base64
-import heapq
 import json
 import shlex
 import sys
 import time
-from dataclasses import dataclass, field
+from base64 import b64encode
+from dataclasses import dataclass
 from html import escape
 from io import BytesIO
 from pathlib import Path
 from threading import Lock
-from typing import Literal
 
 if __name__ == "__main__":  # run by path, Python looks for modules in evaluation/ first
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -26,44 +24,32 @@ if __name__ == "__main__":  # run by path, Python looks for modules in evaluatio
 import cv2
 import numpy as np
 
-from datasets import Dataset
 from evaluation.bootstrap import Estimate, ImageCounts, miou_difference, miou_interval
 from evaluation.counts import Counts
-from evaluation.evaluate import evaluate
-from evaluation.inference import Trained
 from evaluation.metrics import Scores
+from evaluation.plots import plot_confusion
+from evaluation.task import Sample
+from evaluation.trained import ScoringOptions, Trained
 from evaluation.visualize import legend, sheet_row, titles
-from utils.config import DatasetName, PredictionOptions
-from utils.errors import UserError, run_command
-from utils.files import resolve_log_root, write_text
-from utils.logger import describe_environment, peak_memory_gib
-from utils.parser import check, parse
-from utils.plots import plot_confusion
+from utils.base.errors import UserError, run_command
+from utils.base.parser import check, parse
+from utils.base.paths import require_file_name, resolve_log_root, write_text
+from utils.data.dataset import Dataset
+from utils.training.logger import describe_environment, peak_memory_gib
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1240px; padding: 0 1em;
-       color: #222; background: #fff }
-h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2em }
-table { border-collapse: collapse } td, th { padding: 2px 14px 2px 0; text-align: left }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
-tr + tr td { border-top: 1px solid #eee }
-.bar { background: #e8eef5; width: 260px }
-.bar i { display: block; height: 11px; background: #4682b4 }
-.key { display: inline-block; width: 12px; height: 12px; margin-right: 8px;
-       border: 1px solid #888 }
-img { max-width: 100%; height: auto; display: block; margin: 4px 0 } .big { font-size: 2.2em }
-code { background: #f4f4f4; padding: 1px 4px; overflow-wrap: anywhere } .note { color: #666 }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1240px; padding: 0 1em }
+td, th { padding: 2px 14px 2px 0; text-align: left } .n { text-align: right }
+.key { display: inline-block; width: 12px; height: 12px; margin-right: 8px } meter { width: 260px }
+img { display: block; max-width: 100%; margin: 4px 0 } code { overflow-wrap: anywhere }
+.big { font-size: 1.6em }
 """
 
 
 @dataclass(frozen=True)
-class ReportConfig(PredictionOptions):
+class ReportConfig(ScoringOptions):
     """Options of report.py."""
 
-    dataset: DatasetName | None = None
-    """Data set to score on. Default: the one the checkpoint was trained on."""
-    split: Literal["val", "test"] = "val"
-    """Part of the data set; test only where its labels are public (camvid)."""
     compare: str | None = None
     """Another checkpoint, named as --checkpoint is, scored on the same images."""
     worst: int = 20
@@ -76,148 +62,107 @@ class ReportConfig(PredictionOptions):
         check(self, "worst", lambda images: images >= 0, "at least 0")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Result:
     """A checkpoint's scores and what each image adds to them."""
 
+    name: str  # the run's, or the file's
     trained: Trained
     dataset: Dataset
-    keep: int
-    confusions: dict[str, np.ndarray] = field(default_factory=dict)
-    worst: list[tuple[float, str, np.ndarray]] = field(default_factory=list)  # a heap of -IoU
-    lock: Lock = field(default_factory=Lock)
-    scores: Scores | None = None
-    seconds: float = 0.0
-
-    def add(self, name: str, counts: Counts, labels: np.ndarray) -> None:
-        """`evaluate`'s on_image."""
-        iou = ImageCounts.of([counts.confusion], self.dataset.classes).miou()
-        with self.lock:
-            self.confusions[name] = counts.confusion
-            if np.isfinite(iou):
-                heapq.heappush(self.worst, (-float(iou), name, labels))
-            if len(self.worst) > self.keep:
-                heapq.heappop(self.worst)
-
-    @property
-    def counts(self) -> ImageCounts:
-        confusions = [self.confusions[name] for name in self.dataset.names]
-        return ImageCounts.of(confusions, self.dataset.classes)
-
-    @property
-    def name(self) -> str:
-        """The run's, or the file's."""
-        path = self.trained.path
-        return path.parents[1].name if path.parent.name == "checkpoints" else path.stem
+    scores: Scores
+    counts: ImageCounts
+    worst: list[tuple[float, str, np.ndarray]]  # mean IoU, name, pictures; lowest first
+    seconds: float
 
 
-def score(config: ReportConfig, checkpoint: str | None, first: Result | None = None) -> Result:
-    """first: the result that this one is to be compared with."""
-    trained = Trained.open(config, checkpoint)
+def score(config: ReportConfig, first: Result | None = None) -> Result:
+    """Of --checkpoint or, where its result is there as `first`, of --compare."""
+    trained = Trained.open(config, None if first is None else config.compare)
     dataset = trained.dataset(config.split, config.dataset)
     if first is not None and dataset.names != first.dataset.names:
         what = f"has other images than {first.trained.path}"
         raise UserError(f"{trained.path}: {what}. Give both one --data_root")
-    result = Result(trained, dataset, keep=config.worst if first is None else 0)
-    print(f"checkpoint {trained.path} on {len(dataset)} images, {dataset.source}")
+    classes, keep = dataset.classes, config.worst if first is None else 0
+    confusions, worst, lock = {}, [], Lock()
+
+    def add(sample: Sample, counts: Counts, prediction: np.ndarray) -> None:
+        name = sample["name"]
+        iou = float(ImageCounts.of([counts.confusion], classes).miou())
+        with lock:
+            confusions[name] = counts.confusion
+            worse = sum(other <= iou for other, *_ in worst)
+        if worse >= keep or not np.isfinite(iou):
+            return
+        row = sheet_row(sample, prediction, classes)
+        with lock:
+            worst.append((iou, name, row))
+            worst.sort(key=lambda entry: entry[:2])
+            del worst[keep:]
+
+    path = trained.path
+    name = path.parents[1].name if path.parent.name == "checkpoints" else path.stem
+    print(f"checkpoint {path} on {len(dataset)} images, {dataset.source}")
     begin = time.perf_counter()
-    result.scores = evaluate(
-        trained.model, dataset, world=trained.world, amp=trained.amp,
-        workers=config.workers, on_image=result.add, **trained.options,
-    )  # fmt: skip
-    result.seconds = time.perf_counter() - begin
-    return result
+    scores = trained.evaluate(dataset, on_image=add)
+    seconds = time.perf_counter() - begin
+    counts = ImageCounts.of([confusions[name] for name in dataset.names], classes)
+    return Result(name, trained, dataset, scores, counts, worst, seconds)
 
 
-def report(config: ReportConfig) -> None:
-    output = config.output
-    if output is not None and (output.is_dir() or not output.resolve().parent.is_dir()):
-        raise UserError(f"{output}: no file in an existing folder. Name one with --output")
-    result = score(config, None)
-    other = score(config, config.compare, result) if config.compare else None
-    interval = miou_interval(result.counts)
-    output = output or resolve_log_root(config.log_root) / f"report_{result.name}.html"
-    write_text(output, page(result, other, interval))
-    print(f"mIoU {told(interval)}")
-    if other is not None:
-        print(f"minus {other.name}: {told(miou_difference(result.counts, other.counts), sign='+')}")
-    print(f"report: {output.resolve()}")
-
-
-def told(estimate: Estimate, *, sign: str = "") -> str:
+def in_percent(estimate: Estimate, *, sign: str = "") -> str:
     """In per cent, with the interval; of a difference the p-value as well."""
-    value, low, high = (
-        format(100 * x, f"{sign}.2f") for x in (estimate.value, estimate.low, estimate.high)
-    )
+    figures = estimate.value, estimate.low, estimate.high
+    value, low, high = (format(100 * x, f"{sign}.2f") for x in figures)
     p = f", p = {estimate.p:.3f}" if sign else ""
     return f"{value} % (95 % interval {low} to {high}{p})"
 
 
-def page(result: Result, other: Result | None, interval: Estimate) -> str:
+def page(result: Result, other: Result | None, interval: str, difference: Estimate | None) -> str:
     """The whole HTML document."""
-    scores, images = result.scores, len(result.dataset)
-    title = f"{result.name} on {images} images"
+    scores, classes = result.scores, result.dataset.classes
+    title = escape(f"{result.name} on {len(result.dataset)} images")
     parts = [
-        f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>',
+        f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>{title}</title>',
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style>',
-        f"<h1>{escape(title)}</h1><p><span class=big>{100 * scores.miou:.2f} %</span> mean IoU,",
-        f"95 % interval {100 * interval.low:.2f} to {100 * interval.high:.2f} over images",
-        "<p class=note>The interval says how far mIoU would move with other images of the same "
-        "kind (2,000 draws with replacement); other seeds of the training move it as well.",
+        f"<h1>{title}</h1><p class=big>mean IoU {interval}",
+        "<p>The interval says how far mIoU would move with other images of the same kind (2,000 "
+        "draws with replacement); other seeds of the training move it as well.",
     ]
     if other is not None:
-        parts.append(comparison(result, other))
-    parts += ["<h2>Classes</h2>", class_table(result, other), "<h2>Official table</h2>"]
-    parts += [f"<pre>{escape(scores.table())}</pre>", "<h2>Confusion</h2>", confusion(result)]
+        real = "is no accident of these images" if difference.p < 0.05 else "may be an accident"
+        parts += [
+            f"<h2>Against {escape(other.name)} ({100 * other.scores.miou:.2f} %)</h2>",
+            f"<p>Difference {in_percent(difference, sign='+')}: it {real}. Paired bootstrap: "
+            "both are scored on the same draws of the images.",
+        ]
+    matrix = BytesIO()
+    plot_confusion(scores.counts.confusion, classes, matrix)
+    parts += ["<h2>Classes</h2>", class_table(result, other)]
+    parts += ["<h2>Official table</h2>", f"<pre>{escape(scores.table())}</pre>"]
+    parts += ["<h2>Confusion</h2>", picture(matrix.getvalue(), "png", "confusion matrix")]
     curves = result.trained.path.parents[1] / "curves.png"
     if curves.is_file():
         parts += ["<h2>Training</h2>", picture(curves.read_bytes(), "png", "curves")]
     if result.worst:
-        parts += [f"<h2>The {len(result.worst)} worst images</h2>", worst_images(result)]
-    parts += ["<h2>Origin</h2>", origin(result)]
-    return "\n".join(parts)
-
-
-def comparison(result: Result, other: Result) -> str:
-    difference = miou_difference(result.counts, other.counts)
-    real = "is no accident of these images" if difference.p < 0.05 else "may be an accident"
-    return (
-        f"<h2>Against {escape(other.name)} ({100 * other.scores.miou:.2f} %)</h2>"
-        f"<p>Difference {escape(told(difference, sign='+'))}: it {real}. Paired bootstrap: "
-        "both are scored on the same draws of the images."
-    )
+        parts.append(f"<h2>The {len(result.worst)} worst images</h2>")
+        parts += [picture_of(x) for x in (titles(), legend(classes, width=titles().shape[1]))]
+        for iou, name, row in result.worst:
+            parts.append(f"<div>{escape(name)}: {100 * iou:.1f} %</div>{picture_of(row)}")
+    return "\n".join([*parts, "<h2>Origin</h2>", origin(result)])
 
 
 def class_table(result: Result, other: Result | None) -> str:
-    classes = result.dataset.classes
+    colors = result.dataset.classes.colors.tolist()
     rows = ["<table><tr><th>class<th class=n>IoU<th>" + ("<th class=n>difference" if other else "")]
-    for number, (name, iou) in enumerate(result.scores.classes.items()):
-        color = "#{:02x}{:02x}{:02x}".format(*classes.colors[number].tolist())
-        width = 0 if np.isnan(iou) else 100 * iou
-        shown = "absent" if np.isnan(iou) else f"{width:.1f}"
+    for color, (name, iou) in zip(colors, result.scores.classes.items(), strict=True):
+        shown, width = ("absent", 0) if np.isnan(iou) else (f"{100 * iou:.1f}", f"{iou:.3f}")
         rows.append(
-            f'<tr><td><span class=key style="background:{color}"></span>{escape(name)}'
-            f'<td class=n>{shown}<td><div class=bar><i style="width:{width:.1f}%"></i></div>'
+            f'<tr><td><span class=key style="background:rgb{tuple(color)}"></span>{escape(name)}'
+            f"<td class=n>{shown}<td><meter value={width}></meter>"
         )
         if other is not None:
             rows.append(f"<td class=n>{100 * (iou - other.scores.classes[name]):+.1f}")
     return "".join([*rows, "</table>"])
-
-
-def confusion(result: Result) -> str:
-    file = BytesIO()
-    plot_confusion(result.scores.counts.confusion, result.dataset.classes, file)
-    return picture(file.getvalue(), "png", "confusion matrix")
-
-
-def worst_images(result: Result) -> str:
-    dataset = result.dataset
-    index = {name: number for number, name in enumerate(dataset.names)}
-    rows = [picture_of(titles()), picture_of(legend(dataset.classes, width=titles().shape[1]))]
-    for iou, name, labels in sorted(result.worst, reverse=True, key=lambda row: row[:2]):
-        rows.append(f"<div>{escape(name)}: {-100 * iou:.1f} %</div>")
-        rows.append(picture_of(sheet_row(dataset[index[name]], labels, dataset.classes)))
-    return "\n".join(rows)
 
 
 def origin(result: Result) -> str:
@@ -247,11 +192,24 @@ def picture_of(pixels: np.ndarray) -> str:
 
 
 def picture(content: bytes, kind: str, text: str) -> str:
-    return f'<img alt="{text}" src="data:image/{kind};base64,{base64.b64encode(content).decode()}">'
+    return f'<img alt="{text}" src="data:image/{kind};base64,{b64encode(content).decode()}">'
 
 
 def main() -> None:
-    report(parse(ReportConfig, __doc__))
+    config = parse(ReportConfig, __doc__)
+    if config.output is not None:
+        require_file_name(config.output)
+    result = score(config)
+    other = score(config, result) if config.compare else None
+    interval = in_percent(miou_interval(result.counts))
+    difference = None if other is None else miou_difference(result.counts, other.counts)
+    folder = resolve_log_root(config.log_root)
+    output = config.output or folder / f"report_{result.name}.html"
+    write_text(output, page(result, other, interval, difference))
+    print(f"mIoU {interval}")
+    if difference is not None:
+        print(f"minus {other.name}: {in_percent(difference, sign='+')}")
+    print(f"report: {output.resolve()}")
 
 
 if __name__ == "__main__":

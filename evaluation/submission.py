@@ -1,37 +1,18 @@
 """The archive that a data set's test server takes, checked before it is there."""
 
 import io
-import os
 import tarfile
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from datasets import Dataset
-from utils.errors import UserError
-from utils.images import decode_ids
-from utils.progress import progress
-
-
-@dataclass(frozen=True)
-class Server:
-    """What it expects: one PNG of label ids per image."""
-
-    images: int
-    ending: str  # of the archive
-    file: str  # within the archive, {} stands for the image's name
-
-
-CITYSCAPES_SERVER = Server(1525, ".zip", "{}_pred_label_img.png")
-SERVERS = {
-    "cityscapes": CITYSCAPES_SERVER,
-    "synthetic": CITYSCAPES_SERVER,
-    # VOC 2012 development kit, section 5.3; comp6: trained on other data than VOC's, as ImageNet is
-    "voc": Server(1456, ".tgz", "results/VOC2012/Segmentation/comp6_test_cls/{}.png"),
-}
+from utils.base.errors import UserError
+from utils.base.paths import whole
+from utils.base.progress import progress
+from utils.data.dataset import Dataset, Server
+from utils.data.image_files import decode_ids
 
 
 def write_submission(folder: Path, dataset: Dataset, output: Path, server: Server) -> Path:
@@ -41,24 +22,19 @@ def write_submission(folder: Path, dataset: Dataset, output: Path, server: Serve
     evaluated label ids only. UserError otherwise, and an earlier file stays as it was.
     """
     path = output.with_name(output.name + server.ending)
-    temporary = path.with_name(f".tmp-{path.name}")
     files = {server.file.format(x): folder / f"{x}_pred_label_img.png" for x in dataset.names}
-    if server.ending == ".zip":
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:  # PNGs are compressed
-            for name, file in files.items():
-                archive.write(file, name)
-    else:
-        with tarfile.open(temporary, "w:gz") as archive:
-            for name, file in files.items():
-                info = tarfile.TarInfo(name)  # of no user and time
-                info.size = file.stat().st_size
-                archive.addfile(info, io.BytesIO(file.read_bytes()))
-    try:
+    with whole(path) as temporary:
+        if server.ending == ".zip":
+            with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:  # of small PNGs
+                for name, file in files.items():
+                    archive.write(file, name)
+        else:
+            with tarfile.open(temporary, "w:gz") as archive:
+                for name, file in files.items():
+                    info = tarfile.TarInfo(name)  # of no user and time
+                    info.size = file.stat().st_size
+                    archive.addfile(info, io.BytesIO(file.read_bytes()))
         check_submission(temporary, dataset, server)
-    except UserError:
-        temporary.unlink()
-        raise
-    os.replace(temporary, path)
     return path
 
 

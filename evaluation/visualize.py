@@ -7,49 +7,39 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from datasets import Dataset
 from evaluation.counts import Counts
-from utils.errors import UserError
-from utils.labels import IGNORE, LabelTable, voc_palette
+from utils.base.paths import whole
+from utils.data.dataset import Dataset
+from utils.data.image_files import write_png
+from utils.data.label_table import IGNORE, LabelTable, voc_palette
 
 SHEET_WIDTH = 480  # pixels of one picture in a contact sheet
 LEGEND_COLUMN = 150  # pixels that the longest names need
-TITLES = ("image", "truth", "prediction", "error (red)")
+SHEET_TITLES = ("image", "truth", "prediction", "error (red)")
 
 
-def save_png(path: Path, image: np.ndarray) -> None:
-    """(H,W,3) RGB or (H,W) uint8 -> PNG file."""
-    pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
-    try:
-        path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error}). Free the place") from error
-
-
-def save_ids(path: Path, labels: np.ndarray, classes: LabelTable) -> None:
+def save_as_ids(path: Path, train_ids: np.ndarray, classes: LabelTable) -> None:
     """(H,W) uint8 train ids -> PNG file of ids, with a palette where the set's own have one."""
-    ids = classes.to_ids(labels)
+    ids = classes.to_ids(train_ids)
     if not classes.palette:
-        save_png(path, ids)
+        write_png(path, ids)
         return
     indexed = Image.fromarray(ids)
     indexed.putpalette(voc_palette().tobytes())
-    try:
-        indexed.save(path, "PNG")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error}). Free the place") from error
+    with whole(path) as temporary:
+        indexed.save(temporary, "PNG")
 
 
-def overlay(image: np.ndarray, labels: np.ndarray, classes: LabelTable) -> np.ndarray:
+def overlay(image: np.ndarray, train_ids: np.ndarray, classes: LabelTable) -> np.ndarray:
     """(H,W,3) RGB, (H,W) train ids -> (H,W,3): 0.35 image + 0.65 class colour."""
-    return cv2.addWeighted(image, 0.35, classes.draw(labels), 0.65, 0)
+    return cv2.addWeighted(image, 0.35, classes.draw(train_ids), 0.65, 0)
 
 
-def error_map(truth: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def error_map(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
     """(H,W) train ids twice -> (H,W,3): red where wrong, white where right, black where ignored."""
     colors = np.zeros((*truth.shape, 3), np.uint8)
     colors[truth != IGNORE] = (255, 255, 255)
-    colors[(truth != IGNORE) & (truth != labels)] = (220, 30, 30)
+    colors[(truth != IGNORE) & (truth != prediction)] = (220, 30, 30)
     return colors
 
 
@@ -57,37 +47,36 @@ class ContactSheet:
     """Image, truth, prediction and error of a few images spread over a data set, in one picture."""
 
     def __init__(self, dataset: Dataset, *, images: int = 4) -> None:
-        self.dataset = dataset
+        self.classes = dataset.classes
         indices = np.linspace(0, len(dataset) - 1, images).round().astype(int).tolist()
-        self.wanted = {dataset.names[index]: index for index in indices}
+        self.wanted = list(dict.fromkeys(dataset.names[index] for index in indices))
         self.rows: dict[str, np.ndarray] = {}
 
-    def add(self, name: str, _counts: Counts, labels: np.ndarray) -> None:
+    def add(self, sample: dict[str, Any], _counts: Counts, prediction: np.ndarray) -> None:
         """`evaluate`'s on_image: keep the images that the sheet shows."""
-        if name not in self.wanted:
-            return
-        self.rows[name] = sheet_row(self.dataset[self.wanted[name]], labels, self.dataset.classes)
+        if sample["name"] in self.wanted:
+            self.rows[sample["name"]] = sheet_row(sample, prediction, self.classes)
 
     def save(self, path: Path) -> None:
         """Titles, a row per image, and every class's colour and name below."""
         path.parent.mkdir(exist_ok=True)
-        below = legend(self.dataset.classes, width=SHEET_WIDTH * len(TITLES))
+        below = legend(self.classes, width=SHEET_WIDTH * len(SHEET_TITLES))
         rows = [self.rows[name] for name in self.wanted if name in self.rows]
-        save_png(path, np.vstack([titles(), *rows, below]))
+        write_png(path, np.vstack([titles(), *rows, below]))
 
 
-def sheet_row(sample: dict[str, Any], labels: np.ndarray, classes: LabelTable) -> np.ndarray:
-    """A data set's sample and its predicted train ids -> the four pictures of TITLES in a row."""
+def sheet_row(sample: dict[str, Any], prediction: np.ndarray, classes: LabelTable) -> np.ndarray:
+    """A sample and its predicted train ids -> the four pictures of SHEET_TITLES in a row."""
     image, truth = sample["image"], sample["label"]
-    pictures = (image, classes.draw(truth), classes.draw(labels), error_map(truth, labels))
+    pictures = (image, classes.draw(truth), classes.draw(prediction), error_map(truth, prediction))
     size = (SHEET_WIDTH, round(SHEET_WIDTH * image.shape[0] / image.shape[1]))
     return np.hstack([cv2.resize(x, size, interpolation=cv2.INTER_AREA) for x in pictures])
 
 
 def titles() -> np.ndarray:
-    bar = np.full((36, SHEET_WIDTH * len(TITLES), 3), 255, np.uint8)
-    for number, title in enumerate(TITLES):
-        write(bar, title, (number * SHEET_WIDTH + 12, 25))
+    bar = np.full((36, SHEET_WIDTH * len(SHEET_TITLES), 3), 255, np.uint8)
+    for number, title in enumerate(SHEET_TITLES):
+        put_text(bar, title, (number * SHEET_WIDTH + 12, 25))
     return bar
 
 
@@ -100,16 +89,15 @@ def legend(classes: LabelTable, *, width: int, height: int = 0) -> np.ndarray:
         x, y = width // columns * (number % columns) + 12, 34 * (number // columns) + 8
         cv2.rectangle(bar, (x, y), (x + 26, y + 22), classes.colors[number].tolist(), -1)
         cv2.rectangle(bar, (x, y), (x + 26, y + 22), (90, 90, 90), 1)
-        write(bar, name, (x + 36, y + 18))
+        put_text(bar, name, (x + 36, y + 18))
     return bar[: height or None]
 
 
 def with_legend(picture: np.ndarray, classes: LabelTable) -> np.ndarray:
     """(H,W,3) -> the same with the legend below; a narrow picture gets white at its right."""
     width = max(picture.shape[1], LEGEND_COLUMN)
-    wide = cv2.copyMakeBorder(
-        picture, 0, 0, 0, width - picture.shape[1], cv2.BORDER_CONSTANT, value=(255, 255, 255)
-    )
+    missing = (0, 0), (0, width - picture.shape[1]), (0, 0)
+    wide = np.pad(picture, missing, constant_values=255)
     return np.vstack([wide, legend(classes, width=width)])
 
 
@@ -119,15 +107,15 @@ def panel_size(size: tuple[int, int]) -> tuple[int, int]:
     return tuple(max(2, 2 * round(length * factor / 2)) for length in size)
 
 
-def panels(image: np.ndarray, labels: np.ndarray, classes: LabelTable) -> np.ndarray:
+def panels(image: np.ndarray, train_ids: np.ndarray, classes: LabelTable) -> np.ndarray:
     """(H,W,3) RGB, (h,w) train ids -> (2h,2w,3): image, prediction, overlay, legend."""
-    height, width = labels.shape
+    height, width = train_ids.shape
     small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    drawn = classes.draw(labels)
+    drawn = classes.draw(train_ids)
     blend = cv2.addWeighted(small, 0.35, drawn, 0.65, 0)
     key = legend(classes, width=width, height=height)
     return np.vstack([np.hstack([small, drawn]), np.hstack([blend, key])])
 
 
-def write(picture: np.ndarray, text: str, place: tuple[int, int]) -> None:
+def put_text(picture: np.ndarray, text: str, place: tuple[int, int]) -> None:
     cv2.putText(picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.6, (30, 30, 30), 1, cv2.LINE_AA)

@@ -1,18 +1,32 @@
-"""Segmentation networks: `model(images) -> {"out": logits at the model's own stride}`."""
+"""Segmentation networks: `model(normalized images) -> {"out": logits at the model's stride}`.
 
+A new architecture is one file with a class and one entry in MODELS. Its constructor's options,
+all keyword-only, are stored in checkpoints: never rename one, add only with a default.
+"""
+
+import inspect
 from typing import Any
 
 from torch import nn
 
 from model.compat import Compat
 from model.deeplabv3 import DeepLabV3
-from model.resnet import BACKBONES
-
-__all__ = ["BACKBONES", "MODELS", "build_model"]
 
 MODELS: dict[str, type[nn.Module]] = {
     "deeplabv3": DeepLabV3,
 }
+
+
+def model_class(name: str) -> type[nn.Module]:
+    """ValueError lists the names."""
+    if name not in MODELS:
+        raise ValueError(f"no model {name!r}; have {', '.join(MODELS)}")
+    return MODELS[name]
+
+
+def option_names(name: str) -> set[str]:
+    """The options that the constructor of MODELS[name] takes."""
+    return set(inspect.signature(model_class(name).__init__).parameters) - {"self"}
 
 
 def build_model(name: str, *, compat: dict[str, Any] | None = None, **options: Any) -> nn.Module:
@@ -20,7 +34,27 @@ def build_model(name: str, *, compat: dict[str, Any] | None = None, **options: A
 
     compat: options of Compat, through which the network of another project is seen.
     """
-    if name not in MODELS:
-        raise ValueError(f"no model {name!r}; have {list(MODELS)}")
-    network = MODELS[name](**options)
+    network = model_class(name)(**options)
     return network if compat is None else Compat(network, **compat)
+
+
+def at_output_stride(network: dict[str, Any], output_stride: int) -> dict[str, Any]:
+    """build_model's options for another output stride; ValueError where the network has none.
+
+    Dilations follow; so do atrous rates that are not the architecture's own (a converted network).
+    """
+    if "output_stride" not in option_names(network["name"]):
+        raise ValueError(f"{network['name']} has no output stride to choose")
+    changed = network | {"output_stride": output_stride}
+    if network.get("atrous_rates"):
+        scale = network["output_stride"] / output_stride
+        changed["atrous_rates"] = [max(1, int(x * scale)) for x in network["atrous_rates"]]
+    return changed
+
+
+def describe(network: dict[str, Any]) -> list[str]:
+    """What tells networks apart in names and tables: ["deeplabv3", "resnet18", "os8"]."""
+    words = [network[key] for key in ("name", "backbone") if key in network]
+    if "output_stride" in network:
+        words.append(f"os{network['output_stride']}")
+    return words

@@ -4,7 +4,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, RGB
+from model.normalize import IMAGENET_MEAN, IMAGENET_STD
+
+MEAN, STD = (tuple(value / 255 for value in values) for values in (IMAGENET_MEAN, IMAGENET_STD))
 
 
 class Compat(nn.Module):

@@ -1,7 +1,7 @@
 """Checkpoints of other projects: recognized by their keys, converted to this one's networks.
 
 Only names, and what follows from them, are known here; the layouts are those of the projects'
-published files. tests/test_convert.py restates each project's network and compares logits.
+published files. tests/model/test_convert.py restates each project's network and compares logits.
 """
 
 import re
@@ -54,12 +54,14 @@ def convert(
 
     output_stride, align_corners: of its training, where the project publishes several.
     """
-    given = unwrap(content)
-    source = next((source for source in SOURCES if source.marker in given), None)
+    tensors = unwrap(content)
+    source = next((source for source in SOURCES if source.marker in tensors), None)
     if source is None:
         known = ", ".join(dict.fromkeys(x.name for x in SOURCES))
-        raise ValueError(f"keys {', '.join(sorted(given)[:3])}, ... of no project known ({known})")
-    weights = {rename(key, source.rules): value for key, value in given.items()}
+        raise ValueError(
+            f"keys {', '.join(sorted(tensors)[:3])}, ... of no project known ({known})"
+        )
+    weights = {rename(key, source.rules): value for key, value in tensors.items()}
     tracked = {  # torch 0.4 had none
         key.replace("running_mean", "num_batches_tracked"): torch.tensor(0)
         for key in weights
@@ -74,7 +76,7 @@ def convert(
         **source.network,
     }
     compat = dict(source.compat)
-    for key in ("classifier.4.weight", "classifier.4.bias", f"{ASPP}.project.0.weight"):
+    for key in ("classifier.4.weight", "classifier.4.bias", f"{ASPP_KEY}.project.0.weight"):
         if key not in weights:
             raise ValueError(f"like {source.name}'s, but lacks {key}")
     if source.adapt is not None:
@@ -172,56 +174,52 @@ def reorder_as_mmseg(weights: Weights, network: dict[str, Any]) -> None:
         network["stem"] = [len(weights[f"backbone.conv1.{place}.weight"]) for place in (0, 3, 6)]
 
 
-ASPP = "classifier.0"
+def block(conv: str, norm: str, place: str, number: int = 0) -> Rules:
+    """The rules of a convolution and of the BatchNorm that stands behind it in a Sequential."""
+    return (rf"^{conv}\.", f"{place}.{number}."), (rf"^{norm}\.", f"{place}.{number + 1}.")
+
+
+ASPP_KEY = "classifier.0"
+CONVS, PROJECT = f"{ASPP_KEY}.convs", f"{ASPP_KEY}.project"
+# Places in fregu856's Sequential; at stride 8 layer3 has a name of its own.
+RESNET = {0: "conv1", 1: "bn1", 4: "layer1", 5: "layer2", 6: "layer3"}
 FREGU856: Rules = (
-    (r"^resnet\.resnet\.0\.", "backbone.conv1."),
-    (r"^resnet\.resnet\.1\.", "backbone.bn1."),
-    (r"^resnet\.resnet\.4\.", "backbone.layer1."),
-    (r"^resnet\.resnet\.5\.", "backbone.layer2."),
-    (r"^resnet\.resnet\.6\.", "backbone.layer3."),
-    (r"^aspp\.conv_1x1_1\.", f"{ASPP}.convs.0.0."),
-    (r"^aspp\.bn_conv_1x1_1\.", f"{ASPP}.convs.0.1."),
-    (r"^aspp\.conv_3x3_(\d)\.", rf"{ASPP}.convs.\1.0."),
-    (r"^aspp\.bn_conv_3x3_(\d)\.", rf"{ASPP}.convs.\1.1."),
-    (r"^aspp\.conv_1x1_2\.", f"{ASPP}.convs.4.1."),
-    (r"^aspp\.bn_conv_1x1_2\.", f"{ASPP}.convs.4.2."),
-    (r"^aspp\.conv_1x1_3\.", f"{ASPP}.project.0."),
-    (r"^aspp\.bn_conv_1x1_3\.", f"{ASPP}.project.1."),
+    *((rf"^resnet\.resnet\.{place}\.", f"backbone.{part}.") for place, part in RESNET.items()),
+    (r"^resnet\.layer4\.", "backbone.layer3."),
+    (r"^resnet\.layer5\.", "backbone.layer4."),
+    *block(r"aspp\.conv_1x1_1", r"aspp\.bn_conv_1x1_1", f"{CONVS}.0"),
+    *block(r"aspp\.conv_3x3_(\d)", r"aspp\.bn_conv_3x3_(\d)", rf"{CONVS}.\1"),
+    *block(r"aspp\.conv_1x1_2", r"aspp\.bn_conv_1x1_2", f"{CONVS}.4", 1),
+    *block(r"aspp\.conv_1x1_3", r"aspp\.bn_conv_1x1_3", PROJECT),
     (r"^aspp\.conv_1x1_4\.", "classifier.4."),
 )
 CHENXI116: Rules = (
     (r"^(conv1|bn1|layer\d)\.", r"backbone.\1."),
-    (r"^aspp\.aspp1\.", f"{ASPP}.convs.0.0."),
-    (r"^aspp\.aspp2\.", f"{ASPP}.convs.1.0."),
-    (r"^aspp\.aspp3\.", f"{ASPP}.convs.2.0."),
-    (r"^aspp\.aspp4\.", f"{ASPP}.convs.3.0."),
-    (r"^aspp\.aspp5\.", f"{ASPP}.convs.4.1."),
-    (r"^aspp\.aspp1_bn\.", f"{ASPP}.convs.0.1."),
-    (r"^aspp\.aspp2_bn\.", f"{ASPP}.convs.1.1."),
-    (r"^aspp\.aspp3_bn\.", f"{ASPP}.convs.2.1."),
-    (r"^aspp\.aspp4_bn\.", f"{ASPP}.convs.3.1."),
-    (r"^aspp\.aspp5_bn\.", f"{ASPP}.convs.4.2."),
-    (r"^aspp\.conv2\.", f"{ASPP}.project.0."),
-    (r"^aspp\.bn2\.", f"{ASPP}.project.1."),
+    *block(r"aspp\.aspp1", r"aspp\.aspp1_bn", f"{CONVS}.0"),
+    *block(r"aspp\.aspp2", r"aspp\.aspp2_bn", f"{CONVS}.1"),
+    *block(r"aspp\.aspp3", r"aspp\.aspp3_bn", f"{CONVS}.2"),
+    *block(r"aspp\.aspp4", r"aspp\.aspp4_bn", f"{CONVS}.3"),
+    *block(r"aspp\.aspp5", r"aspp\.aspp5_bn", f"{CONVS}.4", 1),
+    *block(r"aspp\.conv2", r"aspp\.bn2", PROJECT),
     (r"^aspp\.conv3\.", "classifier.4."),
 )
 MMSEG: Rules = (
     (r"^backbone\.stem\.7\.", "backbone.bn1."),
     (r"^backbone\.stem\.", "backbone.conv1."),
-    (r"^decode_head\.aspp_modules\.(\d)\.conv\.", rf"{ASPP}.convs.\1.0."),
-    (r"^decode_head\.aspp_modules\.(\d)\.bn\.", rf"{ASPP}.convs.\1.1."),
-    (r"^decode_head\.image_pool\.1\.conv\.", f"{ASPP}.convs.4.1."),
-    (r"^decode_head\.image_pool\.1\.bn\.", f"{ASPP}.convs.4.2."),
-    (r"^decode_head\.bottleneck\.conv\.", f"{ASPP}.project.0."),
-    (r"^decode_head\.bottleneck\.bn\.", f"{ASPP}.project.1."),
+    *block(
+        r"decode_head\.aspp_modules\.(\d)\.conv",
+        r"decode_head\.aspp_modules\.(\d)\.bn",
+        rf"{CONVS}.\1",
+    ),
+    *block(r"decode_head\.image_pool\.1\.conv", r"decode_head\.image_pool\.1\.bn", f"{CONVS}.4", 1),
+    *block(r"decode_head\.bottleneck\.conv", r"decode_head\.bottleneck\.bn", PROJECT),
+    *block(r"auxiliary_head\.convs\.0\.conv", r"auxiliary_head\.convs\.0\.bn", "aux_classifier"),
     (r"^decode_head\.conv_seg\.", "classifier.4."),
-    (r"^auxiliary_head\.convs\.0\.conv\.", "aux_classifier.0."),
-    (r"^auxiliary_head\.convs\.0\.bn\.", "aux_classifier.1."),
     (r"^auxiliary_head\.conv_seg\.", "aux_classifier.4."),
 )
 SMP: Rules = (
     (r"^encoder\.", "backbone."),
-    (r"^decoder\.(aspp|0)\.", f"{ASPP}."),
+    (r"^decoder\.(aspp|0)\.", f"{ASPP_KEY}."),
     (r"^decoder\.(conv|1)\.", "classifier.1."),
     (r"^decoder\.(bn|2)\.", "classifier.2."),
     (r"^segmentation_head\.0\.", "classifier.4."),
@@ -243,23 +241,8 @@ SOURCES = (
         ((r"^classifier\.classifier\.", "classifier."),),
         stride=16,
     ),
-    Source(
-        "fregu856",
-        "resnet.layer4.0.conv1.weight",
-        (
-            (r"^resnet\.layer4\.", "backbone.layer3."),
-            (r"^resnet\.layer5\.", "backbone.layer4."),
-            *FREGU856,
-        ),
-        **AS_FREGU856,
-    ),
-    Source(
-        "fregu856",
-        "resnet.layer5.0.conv1.weight",
-        ((r"^resnet\.layer5\.", "backbone.layer4."), *FREGU856),
-        stride=16,
-        **AS_FREGU856,
-    ),
+    Source("fregu856", "resnet.layer4.0.conv1.weight", FREGU856, **AS_FREGU856),
+    Source("fregu856", "resnet.layer5.0.conv1.weight", FREGU856, stride=16, **AS_FREGU856),
     Source(
         "chenxi116",
         "aspp.aspp1.weight",

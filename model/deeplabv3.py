@@ -6,14 +6,18 @@ import torch
 from torch import nn
 
 from model.aspp import ASPP
+from model.encoders import build_encoder
 from model.layers import Norm, conv_norm_relu, set_norm
-from model.resnet import Contract, ResNet
+from model.resnet import Contract
 
 ATROUS_RATES = {8: (12, 24, 36), 16: (6, 12, 18), 32: (3, 6, 9)}  # section 3.3: doubled at OS8
 
 
 class DeepLabV3(nn.Module):
     """Dilated ResNet -> ASPP -> 3x3 -> classes. state_dict keys are torchvision's."""
+
+    task = "semantic"
+    smallest_batch = 2  # BatchNorm after image pooling has one value per image
 
     def __init__(
         self,
@@ -26,16 +30,20 @@ class DeepLabV3(nn.Module):
         atrous_rates: tuple[int, ...] | None = None,
         aux: bool = False,
         backbone_weights: Mapping[str, torch.Tensor] | None = None,
+        dropout: float = 0.1,
+        # Of converted checkpoints, model/convert.py:
         contract: Contract | None = None,
         stem: tuple[int, int, int] | None = None,
         head_channels: int = 256,
         project_kernel: int = 1,
         post_conv: bool = True,
-        dropout: float = 0.1,
     ) -> None:
-        """Without `post_conv` there is no 3x3 after the ASPP (the paper; torchvision has one)."""
+        """Without `post_conv` there is no 3x3 after the ASPP (the paper; torchvision has one).
+
+        All options are stored in checkpoints.
+        """
         super().__init__()
-        self.backbone = ResNet(
+        self.backbone = build_encoder(
             backbone,
             output_stride=output_stride,
             multi_grid=multi_grid,
@@ -60,7 +68,7 @@ class DeepLabV3(nn.Module):
             set_norm(head, norm)
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(N,3,H,W) -> {"out": (N,K,H/s,W/s) logits[, "aux": the same of layer3, in training]}."""
+        """(N,3,H,W) normalized -> {"out": (N,K,H/s,W/s) logits[, "aux": layer3's, in training]}."""
         *_, c4, c5 = self.backbone(images)
         logits = {"out": self.classifier(c5)}
         if self.training and self.aux_classifier is not None:

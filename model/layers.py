@@ -1,11 +1,14 @@
 """Building blocks that more than one architecture uses."""
 
+from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 Norm = Literal["bn", "gn", "gn_ws"]
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 GROUPS = 32  # of GroupNorm (Wu and He, arXiv 1803.08494, section 4.1)
 
 
@@ -52,7 +55,7 @@ def conv_norm_relu(
 
 
 def set_momentum(model: nn.Module, backbone: float, head: float) -> None:
-    """Each batch's share in the running statistics of BatchNorm, in the backbone and behind it."""
+    """Each batch's share in the running statistics of BatchNorm, in `backbone.` and behind it."""
     for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = backbone if name.startswith("backbone.") else head
@@ -63,3 +66,20 @@ def freeze_norms(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval().requires_grad_(False)
+
+
+def fold(network: nn.Module) -> None:
+    """In place, for inference: BatchNorm into the convolution before it, weights standardized.
+
+    A BatchNorm is taken to follow the Conv2d that its module names just before it, as in
+    torchvision's blocks.
+    """
+    for module in network.modules():
+        if isinstance(module, WSConv2d):
+            with torch.no_grad():
+                module.weight.copy_(module.standardized())
+            module.__class__ = nn.Conv2d  # the other way of set_norm
+        for (conv_name, conv), (norm_name, norm) in pairwise([*module.named_children()]):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, NORMS):
+                setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
+                setattr(module, norm_name, nn.Identity())

@@ -1,9 +1,13 @@
 """The training criterion."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
 from model.ops.upsample_cross_entropy import hard_pixels, upsample_cross_entropy
+
+AUX_WEIGHT = 0.4  # of the auxiliary head (PSPNet, arXiv 1612.01105, section 3.3)
 
 
 class SegmentationLoss(nn.Module):
@@ -13,7 +17,6 @@ class SegmentationLoss(nn.Module):
         self,
         *,
         class_weights: torch.Tensor | None = None,
-        aux_weight: float = 0.4,
         label_smoothing: float = 0.0,
         hard_threshold: float | None = None,
         hard_min_kept: int = 0,
@@ -25,19 +28,19 @@ class SegmentationLoss(nn.Module):
         """
         super().__init__()
         self.register_buffer("class_weights", class_weights, persistent=False)
-        self.aux_weight = aux_weight
         self.label_smoothing = label_smoothing
         self.hard_threshold = hard_threshold
         self.hard_min_kept = hard_min_kept
 
     def forward(
-        self, outputs: dict[str, torch.Tensor], labels: torch.Tensor
+        self, outputs: dict[str, torch.Tensor], targets: Mapping[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """{"out"[, "aux"]: (N,K,h,w)}, (N,H,W) uint8 -> (loss_sum, weight_sum), this process's.
+        """{"out"[, "aux"]: (N,K,h,w)}, {"label": (N,H,W) uint8} -> (loss_sum, weight_sum).
 
-        Sums: whoever knows all micro-batches and processes divides (train.training_step). Both
-        heads learn from the pixels that are hard for the main one.
+        This process's sums: whoever knows all micro-batches and processes divides
+        (utils/training/step.py). Both heads learn from the pixels that are hard for the main one.
         """
+        labels = targets["label"]
         if self.hard_threshold is not None:
             labels = hard_pixels(
                 outputs["out"].detach(),
@@ -56,5 +59,5 @@ class SegmentationLoss(nn.Module):
         }
         loss_sum, weight_sum = sums["out"]
         if "aux" in sums:
-            loss_sum = loss_sum + self.aux_weight * sums["aux"][0]
+            loss_sum = loss_sum + AUX_WEIGHT * sums["aux"][0]
         return loss_sum, weight_sum

@@ -5,6 +5,7 @@ Weight shapes do not change under dilation, so ImageNet weights fit every stage.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -14,7 +15,16 @@ from model.layers import Norm, conv_norm_relu, set_norm
 
 Contract = bool | Literal["conv1_only"]
 
-BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """Where pretrained weights come from."""
+
+    name: str  # of the file
+    page: str  # where a person finds it
+    url: str | None = None  # where a program finds it
 
 
 class ResNet(nn.Module):
@@ -39,8 +49,6 @@ class ResNet(nn.Module):
         import torchvision  # seconds, for which --help and mistakes need not wait
 
         super().__init__()
-        if name not in BACKBONES:
-            raise ValueError(f"no backbone {name!r}; have {', '.join(BACKBONES)}")
         body = torchvision.models.get_model(name, weights=None)
         for part in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
             setattr(self, part, getattr(body, part))
@@ -55,6 +63,17 @@ class ResNet(nn.Module):
         self.channels = [stage[-1].conv2.out_channels for stage in self.stages]
         if hasattr(self.layer4[-1], "conv3"):
             self.channels = [stage[-1].conv3.out_channels for stage in self.stages]
+
+    @staticmethod
+    def weight_file(name: str, norm: Norm) -> WeightFile:
+        """torchvision's ImageNet weights; those with GroupNorm must be fetched by hand."""
+        if norm != "bn":
+            file = f"R-{name.removeprefix('resnet')}-{norm.upper().replace('_', '-')}.pth.tar"
+            return WeightFile(file, "github.com/joe-siyuan-qiao/pytorch-classification")
+        import torchvision
+
+        url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
+        return WeightFile(url.rpartition("/")[2], url, url)
 
     @property
     def stages(self) -> tuple[nn.Sequential, ...]:

@@ -15,16 +15,15 @@ from typing import Literal
 if __name__ == "__main__":  # run by path, Python looks for modules in utils/ first
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from datasets import label_table
+from datasets import DATASETS, find_data_set, resolve_data_root
 from model.convert import Converted, convert
-from utils.checkpoint import read_tensors, save_checkpoint
-from utils.config import Config, DatasetName, plain
-from utils.errors import UserError, run_command
-from utils.files import resolve_data_root, resolve_log_root
-from utils.parser import parse
+from utils.base.errors import UserError, run_command
+from utils.base.parser import parse
+from utils.base.paths import resolve_log_root
+from utils.training.checkpoint import read_tensors, save_checkpoint
+from utils.training.config import Config, plain
 
-DATASETS: dict[int, DatasetName] = {19: "cityscapes", 20: "cityscapes", 21: "voc"}
-VOID_OUTPUT = 20  # fregu856's last class is no class
+VOID_OUTPUT = 20  # fregu856's last class of Cityscapes is no class
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class ConvertConfig:
     """Name of the folder in --log_root that is made. Default: the file's, without its ending."""
     log_root: Path | None = None
     """Folder of all runs. Default: training_logs/."""
-    dataset: DatasetName | None = None
+    dataset: str | None = None
     """Data set whose classes it knows. Default: cityscapes for 19 or 20 classes, voc for 21."""
     data_root: Path | None = None
     """Folder of the data set. Default: $CITYSCAPES_DATASET for cityscapes, else data/<dataset>."""
@@ -46,51 +45,48 @@ class ConvertConfig:
     """Whether its project upsamples logits so. Default: what the project does."""
 
 
-def convert_file(given: ConvertConfig) -> None:
-    if given.file is None:
-        raise UserError("convert_checkpoint.py: no file. Name another project's checkpoint")
-    file = Path(given.file)
-    folder = resolve_log_root(given.log_root) / (given.run_name or file.stem)
-    if folder.exists():
-        raise UserError(f"{folder}: exists. Name another folder with --run_name")
-    try:
-        found = convert(
-            read_tensors(file),
-            output_stride=given.output_stride,
-            align_corners=given.align_corners,
-        )
-    except ValueError as error:
-        raise UserError(f"{file}: {error}. Take weights that fit with --init_from") from error
-    path = save_checkpoint(folder / "checkpoints", state_of(found, given))
-    network = found.network
-    what = f"{network['backbone']} at stride {network['output_stride']}"
-    print(f"{found.source}'s DeepLabV3, {what}, {network['num_classes']} classes: {path}")
-    print(f"next: python evaluation/eval_on_val_for_metrics.py --checkpoint {folder.name}")
-
-
-def state_of(found: Converted, given: ConvertConfig) -> dict[str, object]:
+def state_of(found: Converted, config: ConvertConfig) -> dict[str, object]:
     """The entries of train.py's checkpoints that evaluation needs."""
     outputs = found.network["num_classes"]
-    name = given.dataset or DATASETS.get(outputs)
+    classes = outputs - (outputs == VOID_OUTPUT)
+    known = (x.name for x in DATASETS.values() if x.classes.num_classes == classes)
+    name = config.dataset or next(known, None)
     if name is None:
-        raise UserError(f"{given.file}: {outputs} classes. Name the data set with --dataset")
-    root = resolve_data_root(name, given.data_root)
-    names = list(label_table(name, root).names)
-    if len(names) != outputs - (outputs == VOID_OUTPUT and name == "cityscapes"):
-        raise UserError(f"{given.file}: {outputs} classes, {name} has {len(names)}. Name another")
-    config = Config(dataset=name, data_root=root, class_weights=False)
+        raise UserError(f"{config.file}: {outputs} classes. Name the data set with --dataset")
+    root = resolve_data_root(name, config.data_root)
+    names = list(find_data_set(name, root).classes.names)
+    if len(names) not in (outputs, classes):
+        raise UserError(f"{config.file}: {outputs} classes, {name} has {len(names)}. Name another")
     return {
         "step": 0,
         "network": found.network,
         "model": found.weights,
-        "config": plain(config),
+        "config": plain(Config(dataset=name, data_root=root, class_weights=False)),
         "classes": names,
-        "source": f"{found.source}: {Path(given.file).name}",
+        "source": f"{found.source}: {Path(config.file).name}",
     }
 
 
 def main() -> None:
-    convert_file(parse(ConvertConfig, __doc__))
+    config = parse(ConvertConfig, __doc__)
+    if config.file is None:
+        raise UserError("convert_checkpoint.py: no file. Name another project's checkpoint")
+    file = Path(config.file)
+    folder = resolve_log_root(config.log_root) / (config.run_name or file.stem)
+    if folder.exists():
+        raise UserError(f"{folder}: exists. Name another folder with --run_name")
+    tensors = read_tensors(file)
+    try:
+        found = convert(
+            tensors, output_stride=config.output_stride, align_corners=config.align_corners
+        )
+    except ValueError as error:
+        raise UserError(f"{file}: {error}. Take weights that fit with --init_from") from error
+    path = save_checkpoint(folder / "checkpoints", state_of(found, config))
+    network = found.network
+    what = f"{network['backbone']} at stride {network['output_stride']}"
+    print(f"{found.source}'s DeepLabV3, {what}, {network['num_classes']} classes: {path}")
+    print(f"next: python evaluation/eval_on_val_for_metrics.py --checkpoint {folder.name}")
 
 
 if __name__ == "__main__":

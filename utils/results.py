@@ -17,16 +17,14 @@ from typing import Any
 if __name__ == "__main__":  # run by path, Python looks for modules in utils/ first
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from utils.config import DatasetName
-from utils.errors import UserError, run_command
-from utils.files import resolve_log_root, write_json
-from utils.parser import parse
+from utils.base.errors import UserError, run_command
+from utils.base.parser import parse
+from utils.base.paths import resolve_log_root, write_json
 
 # Options in which runs of one recipe may differ.
 NOT_RECIPE = {"seed", "run_name", "log_root", "data_root", "device", "workers", "compile"}
 NOT_RECIPE |= {"resume", "overwrite", "log_every", "save_every", "eval_every"}
-TITLES = ("data", "network", "steps", "batch", "runs", "mIoU", "pixel accuracy", "hours", "machine")
-Run = dict[str, Any]
+Results = dict[str, Any]  # a run's results.json
 
 
 @dataclass(frozen=True)
@@ -35,49 +33,38 @@ class ResultsConfig:
 
     log_root: Path | None = None
     """Folder of all runs. Default: training_logs/."""
-    dataset: DatasetName | None = None
+    dataset: str | None = None
     """Only runs on this data set."""
 
 
-def read_runs(log_root: Path) -> list[Run]:
+def read_runs(log_root: Path) -> list[Results]:
     """results.json of every run that has one; others' are named on stderr and left out."""
     runs = []
     for path in sorted(log_root.glob("*/results.json")):
         try:
             run = json.loads(path.read_text(encoding="utf-8"))
             keep = ("config", "environment", "step", "seconds", "miou", "pixel_accuracy")
-            runs.append({name: run[name] for name in keep})
-        except (ValueError, KeyError):
+            runs.append({name: run[name] for name in keep} | {"network": run.get("network")})
+        except (ValueError, KeyError, TypeError):
             print(f"warning: {path}: not a run's results, left out", file=sys.stderr)
     return runs
 
 
-def recipe(run: Run) -> str:
-    """Equal for runs that differ by seed and place only."""
+def recipe(run: Results) -> dict[str, Any]:
+    """Options and step: equal for runs that differ by seed and place only."""
     options = {key: value for key, value in run["config"].items() if key not in NOT_RECIPE}
-    return json.dumps([options, run["step"]], sort_keys=True)
+    return {"recipe": options, "step": run["step"]}
 
 
-def line(runs: list[Run]) -> tuple[str, ...]:
-    """The table's line of the runs of one recipe."""
-    config, environment = runs[0]["config"], runs[0]["environment"]
-    gpus = environment["gpus"]
-    machine = f"{len(gpus)} x {gpus[0]}" if gpus else f"CPU, {environment['cpu_threads']} threads"
-    crop = "x".join(map(str, config["crop"]))
-    return (
-        config["dataset"],
-        f"{config['model']} {config['backbone']} stride {config['output_stride']}",
-        str(runs[0]["step"]),
-        f"{config['batch_size']} x {crop}",
-        ", ".join(run["config"]["run_name"] for run in runs),
-        spread([100 * run["miou"] for run in runs]),
-        spread([100 * run["pixel_accuracy"] for run in runs]),
-        f"{statistics.mean(run['seconds'] for run in runs) / 3600:.2f}",
-        machine,
-    )
+def network_of(run: Results) -> str:
+    """Name, backbone and stride, as far as the network has them."""
+    config = run["config"]
+    network = run["network"] or {"backbone", "output_stride"}  # older runs do not say: DeepLabV3
+    words = {"backbone": config["backbone"], "output_stride": f"stride {config['output_stride']}"}
+    return " ".join([config["model"], *(words[name] for name in words if name in network)])
 
 
-def summary(runs: list[Run]) -> dict[str, Any]:
+def summary(runs: list[Results]) -> dict[str, Any]:
     """The runs of one recipe as numbers; scores from 0 to 1, the deviation None for one run."""
 
     def numbers(name: str) -> dict[str, Any]:
@@ -85,10 +72,9 @@ def summary(runs: list[Run]) -> dict[str, Any]:
         deviation = statistics.stdev(values) if len(values) > 1 else None
         return {"mean": statistics.mean(values), "deviation": deviation, "values": values}
 
-    config = runs[0]["config"]
     return {
-        "recipe": {key: value for key, value in config.items() if key not in NOT_RECIPE},
-        "step": runs[0]["step"],
+        **recipe(runs[0]),
+        "network": network_of(runs[0]),
         "runs": [run["config"]["run_name"] for run in runs],
         "seeds": [run["config"]["seed"] for run in runs],
         **{name: numbers(name) for name in ("miou", "pixel_accuracy", "seconds")},
@@ -96,24 +82,42 @@ def summary(runs: list[Run]) -> dict[str, Any]:
     }
 
 
-def spread(values: list[float]) -> str:
-    mean = f"{statistics.mean(values):.1f}"
-    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
+def line(one: dict[str, Any]) -> dict[str, str]:
+    """A summary as a line of the table: heading -> cell."""
+    options, gpus = one["recipe"], one["environment"]["gpus"]
+    cpu = f"CPU, {one['environment']['cpu_threads']} threads"
+    return {
+        "data": options["dataset"],
+        "network": one["network"],
+        "steps": str(one["step"]),
+        "batch": f"{options['batch_size']} x {'x'.join(map(str, options['crop']))}",
+        "runs": ", ".join(one["runs"]),
+        "mIoU": percent(one["miou"]),
+        "pixel accuracy": percent(one["pixel_accuracy"]),
+        "hours": f"{one['seconds']['mean'] / 3600:.2f}",
+        "machine": f"{len(gpus)} x {gpus[0]}" if gpus else cpu,
+    }
+
+
+def percent(score: dict[str, Any]) -> str:
+    mean, deviation = 100 * score["mean"], score["deviation"]
+    return f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {100 * deviation:.1f}"
 
 
 def main() -> None:
     config = parse(ResultsConfig, __doc__)
     log_root = resolve_log_root(config.log_root)
-    recipes: dict[str, list[Run]] = {}
+    recipes: dict[str, list[Results]] = {}
     for run in read_runs(log_root):
         if config.dataset in (None, run["config"]["dataset"]):
-            recipes.setdefault(recipe(run), []).append(run)
+            recipes.setdefault(json.dumps(recipe(run), sort_keys=True), []).append(run)
     if not recipes:
         raise UserError(f"{log_root}: no finished evaluation. Train first: python train.py")
     path = log_root / "results.json"
-    write_json(path, [summary(runs) for runs in recipes.values()])
-    lines = sorted((line(runs) for runs in recipes.values()), key=lambda x: (x[0], x[5]))
-    for row in (TITLES, ("---",) * len(TITLES), *lines):
+    summaries = [summary(runs) for runs in recipes.values()]
+    write_json(path, summaries)
+    lines = sorted(map(line, summaries), key=lambda one: (one["data"], one["mIoU"]))
+    for row in (lines[0], ["---"] * len(lines[0]), *(one.values() for one in lines)):
         print("| " + " | ".join(row) + " |")
     print(f"-> {path}", file=sys.stderr)
 

@@ -1,17 +1,14 @@
-"""PyTorch's rule of bilinear interpolation, as matrices and as straight lines."""
+"""PyTorch's rule of bilinear interpolation, as matrices."""
 
-from itertools import pairwise
 from math import floor
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
-SLAB = 1 << 19  # logits upsampled at once on a CPU, as its caches hold;
-WHOLE = 1 << 26  # on another device, to have it busy: an image of 19 x 1024x2048
-BAND = 128  # columns made by one product on a CPU
-RUN = 16  # terms of a progression, whose rounding errors add up
+SLAB_LOGITS = 1 << 19  # upsampled at once on a CPU, as its caches hold;
+DEVICE_LOGITS = 1 << 26  # on another device, to have it busy: an image of 19 x 1024x2048
+BAND_COLUMNS = 128  # made by one product on a CPU
 
 
 class Piece(NamedTuple):
@@ -28,8 +25,8 @@ def make_pieces(
     """Rows and columns of bilinear upsampling to `size`, in pieces that suit the device."""
     _, classes, height, width = images.shape
     on_cpu = images.device.type == "cpu"
-    band = BAND if on_cpu else size[1]
-    rows = max(8, (SLAB if on_cpu else WHOLE) // (classes * size[1]))
+    band = BAND_COLUMNS if on_cpu else size[1]
+    rows = max(8, (SLAB_LOGITS if on_cpu else DEVICE_LOGITS) // (classes * size[1]))
     return (
         cut(images, height, size[0], rows, align_corners),
         cut(images, width, size[1], band, align_corners),
@@ -68,28 +65,6 @@ def widen(image: torch.Tensor, columns: list[Piece]) -> torch.Tensor:
     return wide.unflatten(0, image.shape[:2])
 
 
-class Run(NamedTuple):
-    """Output rows start..stop-1, between the same two source rows at equal distances."""
-
-    start: int
-    stop: int
-    first: int
-    second: int
-    weight: float  # of `second` in row `start`
-    step: float  # more in each row after it
-
-
-def make_runs(small: int, large: int, align_corners: bool) -> list[Run]:
-    """PyTorch's bilinear interpolation from `small` to `large` rows."""
-    scale, shift = scale_and_shift(small, large, align_corners)
-    sources = np.arange(large) * scale + shift
-    first = np.clip(np.floor(sources).astype(int), -1, small - 1)  # -1: as the first, alone
-    changes = [*np.flatnonzero(np.diff(first, prepend=-2)).tolist(), large]
-    runs = []
-    for begin, end in pairwise(changes):
-        for start in range(begin, end, RUN):
-            source = int(first[start])
-            weight, step = (float(sources[start]) - source, scale) if source >= 0 else (0.0, 0.0)
-            rows = max(source, 0), min(max(source, 0) + 1, small - 1)
-            runs.append(Run(start, min(start + RUN, end), *rows, weight, step))
-    return runs
+def in_float32(logits: torch.Tensor) -> torch.Tensor:
+    """float32 for half precision; float64 stays."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -2,8 +2,8 @@
 
 Bilinear values between four neighbouring logits are convex combinations of them. So where the same
 class wins at all four, it wins everywhere between them, and only the other cells are computed; of
-a cell's classes only those that can win. This file needs torch, numpy and nothing else (and, on
-NVIDIA GPUs, triton_argmax.py with bilinear.py).
+a cell's classes only those that can win. This file needs bilinear.py, torch and numpy (and,
+on NVIDIA GPUs, triton_argmax.py), nothing else.
 """
 
 from functools import lru_cache
@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from model.ops.bilinear import in_float32
+
 MIXED = 0.35  # share of cells without a common winner above which computing all pixels is faster
 CELL = 8  # pixels of a cell's side
 PIXELS = 1 << 18  # computed at once: what caches hold
-SLAB = 32  # rows
-BAND = 128  # columns
+SLAB_ROWS = 32  # made at once where all pixels are computed,
+PRODUCT_COLUMNS = 128  # by products of so many columns
 
 
 def upsample_argmax(
@@ -30,13 +32,15 @@ def upsample_argmax(
     logits of objects, 10 times on noise, with a tenth of the memory (docs/results.md); on an NVIDIA
     GPU one Triton kernel, not measured yet; elsewhere the reference.
     """
+    if logits.shape[-2:] == tuple(size):
+        return in_float32(logits.detach()).argmax(1).to(torch.uint8)
     if logits.device.type == "cuda" and logits.dtype != torch.float64 and find_spec("triton"):
         from model.ops.triton_argmax import triton_argmax  # Linux wheels have Triton, others not
 
         return triton_argmax(logits.detach(), size, align_corners=align_corners)
     if logits.device.type != "cpu":
         return upsample_argmax_reference(logits, size, align_corners=align_corners)
-    wide = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+    wide = in_float32(logits.detach())
     small = tuple(wide.shape[2:])
     # Cells of many pixels are divided: on a finer grid that holds the old one nothing changes.
     parts = max(1, round(min(size[0] / small[0], size[1] / small[1]) / CELL))
@@ -58,8 +62,7 @@ def upsample_argmax_reference(
 
     Compared in float32 at least: bfloat16 makes ties between neighbouring classes.
     """
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    full = F.interpolate(wide, size, mode="bilinear", align_corners=align_corners)
+    full = F.interpolate(in_float32(logits), size, mode="bilinear", align_corners=align_corners)
     return full.argmax(1).to(torch.uint8)
 
 
@@ -104,7 +107,9 @@ def make_axis(small: int, large: int, parts: int, *, align_corners: bool) -> Axi
 
 def fast_argmax(logits: np.ndarray, rows: Axis, columns: Axis) -> np.ndarray:
     """(K,h,w) -> (H,W) uint8."""
-    winner = coarse_argmax(logits)
+    best, winner = logits[0].copy(), np.zeros(logits.shape[1:], np.uint8)
+    for kind in range(1, len(logits)):  # several times as fast as np.argmax
+        take_better(logits[kind], best, winner, np.uint8(kind))
     (top, below), (left, right) = (
         (axis.first[axis.pixels[:, 0]], axis.second[axis.pixels[:, 0]]) for axis in (rows, columns)
     )
@@ -117,14 +122,6 @@ def fast_argmax(logits: np.ndarray, rows: Axis, columns: Axis) -> np.ndarray:
     labels = np.take(winner, columns.first, axis=1)
     labels = np.take(labels, rows.first, axis=0)
     mixed_cells(logits, rows, columns, mixed, labels)
-    return labels
-
-
-def coarse_argmax(values: np.ndarray) -> np.ndarray:
-    """(K,...) -> (...) uint8: np.argmax over the first axis, class by class."""
-    best, labels = values[0].copy(), np.zeros(values.shape[1:], np.uint8)
-    for kind in range(1, len(values)):
-        take_better(values[kind], best, labels, np.uint8(kind))
     return labels
 
 
@@ -227,14 +224,15 @@ def best_of_many(
 def all_pixels(logits: np.ndarray, rows: Axis, columns: Axis) -> np.ndarray:
     """Every pixel of every class, a slab of rows at a time: both directions as small matmuls."""
     classes, width = len(logits), len(columns.first)
-    bands = [band_matrix(columns, start, start + BAND) for start in range(0, width, BAND)]
+    starts = range(0, width, PRODUCT_COLUMNS)
+    bands = [band_matrix(columns, start, start + PRODUCT_COLUMNS) for start in starts]
     labels = np.zeros((len(rows.first), width), np.uint8)
-    for start in range(0, len(labels), SLAB):
-        down, source = band_matrix(rows, start, start + SLAB)
+    for start in range(0, len(labels), SLAB_ROWS):
+        down, source = band_matrix(rows, start, start + SLAB_ROWS)
         lines = logits[:, source].reshape(-1, logits.shape[2])
         wide = np.concatenate([lines[:, inside] @ across.T for across, inside in bands], 1)
         wide = wide.reshape(classes, -1, width)
-        part = labels[start : start + SLAB]
+        part = labels[start : start + SLAB_ROWS]
         best = down @ wide[0]
         values = np.empty_like(best)
         for kind in range(1, classes):

@@ -1,22 +1,18 @@
 """Cross entropy of logits at the model's stride against labels at full size, some rows at a time.
 
 Upsampling is linear: a few rows are upsampled by small matrix products, give their part of the loss
-and, by the same matrices transposed, of the gradient, and are forgotten. The loss alone takes fewer
-exponentials on a CPU: between two rows of logits a class's logit is a straight line, so that its
-exponential is a geometric progression. This file needs bilinear.py, torch and numpy, nothing else.
+and, by the same matrices transposed, of the gradient, and are forgotten. Logits of the labels' own
+size need none of this and go to F.cross_entropy. This file needs bilinear.py and torch, no more.
 """
 
 from math import log
 from typing import Any
 
-import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from model.ops.bilinear import Run, make_pieces, make_runs, widen
-
-GAP = 100.0  # bits below the best class that exponentials of a progression can hold
+from model.ops.bilinear import in_float32, make_pieces, widen
 
 
 def upsample_cross_entropy(
@@ -38,6 +34,10 @@ def upsample_cross_entropy(
     In float32 at least, always in the same order of additions; differentiable once, by logits.
     IndexError (on a GPU its assertion) where a label is neither a class nor ignore_index.
     """
+    if logits.shape[-2:] == labels.shape[-2:]:
+        return plain_cross_entropy(
+            in_float32(logits), labels, class_weights, ignore_index, label_smoothing
+        )
     apply = UpsampleCrossEntropy.apply
     if torch.compiler.is_compiling():  # the loop over slabs would be unrolled
         apply = torch.compiler.disable(apply)
@@ -61,17 +61,29 @@ def upsample_cross_entropy_reference(
     full = F.interpolate(
         in_float32(logits), labels.shape[-2:], mode="bilinear", align_corners=align_corners
     )
-    weights = full.new_ones(full.shape[1]) if class_weights is None else class_weights
-    target = labels.long()
+    return plain_cross_entropy(full, labels, class_weights, ignore_index, label_smoothing)
+
+
+def plain_cross_entropy(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    class_weights: torch.Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """upsample_cross_entropy where logits and labels have the same size."""
+    weights = None if class_weights is None else class_weights.to(logits.dtype)
     loss_sum = F.cross_entropy(
-        full,
-        target,
+        logits,
+        labels.long(),
         weight=weights,
         ignore_index=ignore_index,
         reduction="sum",
         label_smoothing=label_smoothing,
     )
-    return loss_sum, weights[target[target != ignore_index]].sum()
+    valid, own = valid_classes(labels, ignore_index)
+    weight = valid.to(logits.dtype) if weights is None else valid * weights.take(own)
+    return loss_sum, weight.sum()
 
 
 @torch.no_grad()
@@ -126,17 +138,15 @@ class UpsampleCrossEntropy(torch.autograd.Function):
         rows, columns = make_pieces(images, labels.shape[1:], align_corners)
         gradients = images.new_zeros(images.shape if wanted else 0)
         sums = images.new_zeros(2, dtype=torch.float64)
-        on_cpu = images.device.type == "cpu"
-        if on_cpu:
-            check_labels(labels, images.shape[1], ignore_index)
+        if images.device.type == "cpu":
+            low, high = labels.masked_fill(labels == ignore_index, 0).aminmax()
+            if low < 0 or high >= images.shape[1]:
+                known = f"{images.shape[1]} classes"
+                raise IndexError(f"labels {low} to {high} are out of range for {known}")
         for number, image in enumerate(images):
             target, binary = labels[number], image / log(2)  # exp2 takes half of exp's time
             binary -= binary.amax(0)
             wide = widen(binary, columns)
-            if on_cpu and not wanted and not label_smoothing and binary.amin() > -GAP:
-                runs = make_runs(images.shape[2], labels.shape[1], align_corners)
-                sums += loss_of_runs(wide, target, weights, ignore_index, runs)
-                continue
             wide_gradient = torch.zeros_like(wide) if wanted else wide
             for pixels, sources, matrix in rows:
                 slab = matrix @ wide[:, sources]
@@ -158,48 +168,6 @@ class UpsampleCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, of_loss_sum: torch.Tensor, _: torch.Tensor) -> tuple:
         (gradients,) = ctx.saved_tensors
         return (gradients * of_loss_sum).to(ctx.dtype), *[None] * 6
-
-
-def loss_of_runs(
-    wide: torch.Tensor,
-    labels: torch.Tensor,
-    weights: torch.Tensor | None,
-    ignore_index: int,
-    runs: list[Run],
-) -> torch.Tensor:
-    """(K,h,W) logits / ln 2, (H,W) labels -> (loss_sum, weight_sum), without a gradient.
-
-    Within a run the exponentials 2^z of a row are those of the row before times 2^(step * slope).
-    In numpy, whose calls on as much as a cache holds cost half of PyTorch's.
-    """
-    logits, truth, width = wide.numpy(), labels.numpy(), wide.shape[2]
-    sums = np.zeros(2)
-    for run in runs:
-        block = truth[run.start : run.stop]
-        valid = block != ignore_index
-        own = np.where(valid, block, 0).astype(np.intp)
-        weight = valid.astype(logits.dtype)
-        if weights is not None:
-            weight *= weights.numpy().take(own)
-        own *= width
-        own += np.arange(width)
-        slope = logits[:, run.second] - logits[:, run.first]
-        value = exp2(logits[:, run.first] + run.weight * slope)
-        growth = exp2(run.step * slope)
-        total, share = np.empty_like(weight), np.empty_like(weight)
-        for row in range(run.stop - run.start):
-            if row > 0:
-                value *= growth
-            np.add.reduce(value, 0, out=total[row])
-            value.take(own[row], out=share[row], mode="clip")
-        total /= share
-        sums += np.vdot(weight, np.log(total, out=total)), weight.sum()
-    return torch.from_numpy(sums)
-
-
-def exp2(exponent: np.ndarray) -> np.ndarray:
-    """PyTorch's: several times as fast as numpy's."""
-    return torch.from_numpy(exponent).exp2_().numpy()
 
 
 def slab_loss(
@@ -241,15 +209,3 @@ def valid_classes(labels: torch.Tensor, ignore_index: int) -> tuple[torch.Tensor
     """Which pixels count, and every pixel's class, 0 where it does not count."""
     valid = labels != ignore_index
     return valid, labels.where(valid, 0).long()
-
-
-def check_labels(labels: torch.Tensor, classes: int, ignore_index: int) -> None:
-    """IndexError for a label that is neither a class nor ignore_index."""
-    low, high = labels.masked_fill(labels == ignore_index, 0).aminmax()
-    if low < 0 or high >= classes:
-        raise IndexError(f"labels {low} to {high} are out of range for {classes} classes")
-
-
-def in_float32(logits: torch.Tensor) -> torch.Tensor:
-    """float32 for half precision; float64 stays."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))

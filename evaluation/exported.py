@@ -1,0 +1,100 @@
+"""A network with its upsampling as a file for other programs, compared with what predicts here."""
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from evaluation.inference import Predictor, inference_copy
+from model.normalize import normalize
+from utils.base.progress import progress
+
+EXAMPLE = (2, 3, 257, 385)  # of the trace: nothing in it is special
+Runner = Callable[[torch.Tensor], np.ndarray]  # (N,3,H,W) -> what the file gives out
+
+
+class Plain(nn.Module):
+    """The network with its upsampling, in plain PyTorch: what other programs run.
+
+    scale: the size, as a factor, at which the network sees an image, as in evaluation.
+    """
+
+    def __init__(self, model: nn.Module, *, scale: float, logits: bool) -> None:
+        super().__init__()
+        self.model = inference_copy(model).to(memory_format=torch.contiguous_format)
+        self.scale, self.logits = Fraction(scale).limit_denominator(1000), logits
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N,3,H,W) normalised -> (N,H,W) uint8 train ids, or (N,K,H,W) logits."""
+        height, width = images.shape[-2:]
+        if self.scale != 1:
+            up, down = self.scale.as_integer_ratio()
+            size = [(2 * length * up + down) // (2 * down) for length in (height, width)]
+            images = F.interpolate(images, size, mode="bilinear", antialias=True)
+        logits = F.interpolate(self.model(images)["out"], (height, width), mode="bilinear")
+        return logits if self.logits else logits.argmax(1).to(torch.uint8)
+
+
+def write_onnx(plain: Plain, path: Path, facts: dict[str, str]) -> Runner:
+    import onnx
+
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read at import
+    import onnxruntime
+
+    program = traced(plain)
+    names = {"input_names": ["images"], "output_names": ["logits" if plain.logits else "labels"]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter's own insides
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        model = torch.onnx.export(program, dynamo=True, verbose=False, **names).model_proto
+    onnx.helper.set_model_props(model, facts)
+    onnx.save(model, path)
+    onnx.checker.check_model(path)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"images": images.numpy()})[0]
+
+
+def write_pt2(plain: Plain, path: Path, facts: dict[str, str]) -> Runner:
+    with path.open("wb") as file:
+        torch.export.save(traced(plain), file, extra_files=facts)
+    with path.open("rb") as file:
+        network = torch.export.load(file).module()
+    return torch.inference_mode()(lambda images: network(images).numpy())
+
+
+def traced(plain: Plain) -> torch.export.ExportedProgram:
+    """For any number and size of images."""
+    shapes = (dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC),)
+    images = (torch.zeros(EXAMPLE),)
+    with torch.no_grad():
+        return torch.export.export(plain.eval(), images, dynamic_shapes=shapes, strict=False)
+
+
+def compare(
+    runner: Runner, predictor: Predictor, images: list[np.ndarray]
+) -> tuple[float, float, float]:
+    """Share of pixels with the same class; milliseconds an image of `predictor` and `runner`."""
+    same = pixels = 0
+    ours, theirs = [], []  # seconds
+    with progress(len(images), unit="image", label="compare") as bar:
+        for image in images:
+            begin = time.perf_counter()
+            train_ids = predictor.train_ids(image)
+            middle = time.perf_counter()
+            result = runner(normalize(torch.tensor(image)[None]))[0]
+            ours.append(middle - begin)
+            theirs.append(time.perf_counter() - middle)
+            result = result.argmax(0) if result.ndim == 3 else result
+            same, pixels = same + int((result == train_ids).sum()), pixels + train_ids.size
+            bar.update()
+    return same / pixels, *(1000 * float(np.median(seconds)) for seconds in (ours, theirs))

@@ -1,0 +1,33 @@
+"""The confusion matrix as a picture."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from utils.base.paths import whole
+from utils.data.label_table import LabelTable
+
+
+def plot_confusion(confusion: np.ndarray, classes: LabelTable, path: Path | IO[bytes]) -> None:
+    """(ids,ids) counts -> a PNG file: of each true class, per cent predicted as each class."""
+    from matplotlib.figure import Figure  # only when something is drawn; no screen, no globals
+
+    counts = confusion[classes.ids]
+    shown = np.column_stack([counts[:, classes.ids], counts.sum(1) - counts[:, classes.ids].sum(1)])
+    percent = 100 * shown / np.maximum(counts.sum(1, keepdims=True), 1)
+    columns = [*classes.names, "other ids"]
+    side = 3 + 0.42 * len(columns)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    axis.set_xticks(range(len(columns)), columns, rotation=90)
+    axis.set_yticks(range(len(classes.names)), classes.names)
+    axis.set(xlabel="prediction", ylabel="truth", title="pixels of each true class in per cent")
+    for (row, column), value in np.ndenumerate(percent):
+        if value >= 0.5:
+            color = "white" if value > 60 else "black"
+            axis.text(column, row, f"{value:.0f}", ha="center", va="center", color=color, size=8)
+    with whole(path) if isinstance(path, Path) else nullcontext(path) as file:
+        figure.savefig(file, dpi=130, format="png")

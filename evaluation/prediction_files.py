@@ -1,0 +1,104 @@
+"""Anyone's predictions for Cityscapes: label id PNGs, one per image, matched, checked, counted."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from evaluation.counts import Counts, count_pixels
+from utils.base.errors import UserError
+from utils.base.paths import read_bytes
+from utils.base.progress import progress
+from utils.base.threads import read_ahead
+from utils.data.cityscapes import first_folder
+from utils.data.image_files import GREY, png_header, read_ids
+from utils.data.label_table import CITYSCAPES
+
+Pair = tuple[Path, Path]  # prediction, *_gtFine_instanceIds.png
+DAMAGED = "Replace the damaged file"
+CONVERT = "Map train ids to label ids: CITYSCAPES.ids[prediction], utils/data/label_table.py"
+
+
+def find_truth(root: Path, split: str) -> dict[str, Path]:
+    """Image name, <city>_<sequence>_<frame> -> its instance id file."""
+    ending = "_gtFine_instanceIds.png"
+    folder = first_folder(root, "gtFine", split)
+    found = {path.name.removesuffix(ending): path for path in sorted(folder.glob(f"*/*{ending}"))}
+    if not found:
+        raise UserError(f"{folder}: no */*{ending}. Name the data set's folder with --data_root")
+    return found
+
+
+def match_predictions(folder: Path, truth: dict[str, Path]) -> list[Pair]:
+    """Every image with its one prediction, found by name in any sub-folder, as the referee does."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder. Name the predictions with --predictions")
+    found: dict[str, Path] = {}
+    extra = []
+    for path in sorted(folder.rglob("*.png")):
+        name = "_".join(path.stem.split("_")[:3])
+        if name in found:
+            raise UserError(f"{path}: second prediction for {name} beside {found[name]}. Keep one")
+        if name in truth:
+            found[name] = path
+        else:
+            extra.append(path)
+    missing = [name for name in truth if name not in found]
+    if missing:
+        count = f"{len(missing)} of {len(truth)} images have no prediction {missing[0]}*.png"
+        raise UserError(f"{folder}: {count}. Write one label id PNG per image")
+    if extra:
+        count = f"{extra[0]}: belongs to no image of the split ({len(extra)} such files)"
+        raise UserError(f"{count}. Move it out of {folder}, or name its --split")
+    return [(found[name], path) for name, path in truth.items()]
+
+
+def check_header(pair: Pair) -> None:
+    """UserError unless the prediction is a one-channel 8-bit PNG of its truth's size."""
+    prediction, truth = (png_header(read_bytes(path), path, advice=DAMAGED) for path in pair)
+    if prediction.color != GREY or prediction.bits != 8:
+        advice = "Save label ids as a one-channel 8-bit PNG"
+        raise UserError(f"{pair[0]}: {prediction.kind}, not label ids. {advice}")
+    if prediction.size != truth.size:
+        sizes = " instead of ".join(f"{w} x {h}" for h, w in (prediction.size, truth.size))
+        raise UserError(f"{pair[0]}: {sizes} pixels. Scale predictions up with nearest neighbour")
+
+
+def count_pair(pair: Pair, *, border: int) -> Counts:
+    """Counts of one image; UserError where its pixels are no label ids."""
+    prediction = read_ids(pair[0], np.uint8, advice=DAMAGED)
+    truth = read_ids(pair[1], np.uint16, advice=DAMAGED)
+    largest, known = int(prediction.max()), CITYSCAPES.num_ids - 1
+    if largest > known:
+        hint = CONVERT if largest == 255 else "Write label ids"
+        raise UserError(f"{pair[0]}: id {largest}, but label ids are 0 to {known}. {hint}")
+    try:
+        return count_pixels(truth, prediction, CITYSCAPES, border=border)
+    except ValueError as error:
+        raise UserError(f"{pair[1]}: {error}. Restore the file") from error
+
+
+def holds_train_ids(confusion: np.ndarray) -> bool:
+    """Whether predictions use ids that nobody predicts and agree with the truth as train ids."""
+    used, ids = np.flatnonzero(confusion.sum(0)), CITYSCAPES.ids
+    if used.max() >= len(ids) or set(used.tolist()) <= {0, *ids.tolist()}:
+        return False
+    return confusion[ids, np.arange(len(ids))].sum() > confusion[ids, ids].sum()
+
+
+def count_pairs(pairs: list[Pair], *, border: int = 0, workers: int = 1) -> Counts:
+    """Counts of all pairs; `workers` threads hold one pair of images each."""
+    counts: list[Counts] = []
+    confusion = np.zeros((CITYSCAPES.num_ids,) * 2, np.int64)
+    count = partial(count_pair, border=border)
+    parts = read_ahead(
+        count, pairs, workers=workers, ahead=workers, describe=lambda pair: str(pair[0])
+    )
+    with progress(len(pairs), unit="image", label="score") as bar:
+        for pair, part in zip(pairs, parts, strict=True):
+            counts.append(part)
+            confusion += part.confusion
+            if holds_train_ids(confusion):
+                raise UserError(f"{pair[0]}: train ids, the score needs label ids. {CONVERT}")
+            bar.update()
+    return Counts.total(counts)

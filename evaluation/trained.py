@@ -1,0 +1,161 @@
+"""A checkpoint file -> a network ready for use, as a command's options want it."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from datasets import build_dataset, resolve_data_root
+from evaluation.evaluate import OnImage, evaluate
+from evaluation.inference import Predictor
+from evaluation.metrics import Scores
+from evaluation.task import TASKS, Task
+from model import at_output_stride, build_model, model_class
+from utils.base.errors import UserError
+from utils.base.parser import check, valid_scales
+from utils.base.paths import resolve_log_root
+from utils.data.dataset import Dataset
+from utils.training import distributed
+from utils.training.checkpoint import load_checkpoint
+from utils.training.distributed import World
+from utils.training.run import find_checkpoint
+
+
+@dataclass(frozen=True)
+class PredictionOptions:
+    """What every command that predicts with a checkpoint takes."""
+
+    checkpoint: str | None = None
+    """A run's name, its folder or a checkpoint file. Default: best checkpoint of the newest run."""
+    log_root: Path | None = None
+    """Folder of all runs. Default: training_logs/."""
+    data_root: Path | None = None
+    """Folder of the data set. Default: the one the checkpoint was trained on."""
+    output_stride: Literal[8, 16, 32] | None = None
+    """Output stride of the network, atrous rates to match: 8 is finer than the 16 it may have been
+    trained with (DeepLabV3 section 4.1). Default: as trained."""
+    scales: tuple[float, ...] | None = None
+    """Sizes, as factors, at which the model sees an image. Default: the run's --eval_scales."""
+    flip: bool = False
+    """Average with the mirrored image's prediction."""
+    crop: tuple[int, int] | None = None
+    """Height and width of sliding windows, whose logits are averaged. Default: whole images."""
+    stride: tuple[int, int] | None = None
+    """Steps of the windows down and to the right. Default: two thirds of --crop."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the network; auto takes bf16 on GPUs that have it, else fp32: as training."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes CUDA when there is a GPU."""
+    workers: int = 2
+    """Threads that read images, and as many that write; 0: all in the main thread."""
+
+    def __post_init__(self) -> None:
+        check(self, "workers", lambda workers: workers >= 0, "at least 0")
+        check(self, "crop", lambda crop: min(crop) >= 32, "at least 32x32")
+        rows, columns = self.crop or (0, 0)
+        within = "at least 1 and at most --crop"
+        check(self, "stride", lambda x: 1 <= x[0] <= rows and 1 <= x[1] <= columns, within)
+        check(self, "scales", valid_scales, "one or more factors between 0.01 and 100")
+
+
+@dataclass(frozen=True)
+class ScoringOptions(PredictionOptions):
+    """What every command that scores a checkpoint takes."""
+
+    dataset: str | None = None
+    """Data set to score on. Default: the one the checkpoint was trained on."""
+    split: Literal["val", "test"] = "val"
+    """Part of the data set; test only where its labels are public (camvid)."""
+
+
+def load_model(path: Path, *, output_stride: int | None = None) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of a checkpoint in evaluation mode, on the CPU, and the rest of the file.
+
+    Its averaged weights, where the training kept any. output_stride: another than it was trained
+    with; weights do not depend on it.
+    """
+    state = load_checkpoint(path, needs=("network", "model", "config", "classes"))
+    if output_stride is not None:
+        try:
+            state["network"] = at_output_stride(state["network"], output_stride)
+        except ValueError as error:
+            raise UserError(f"{path}: {error}. Leave --output_stride out") from error
+    averaged, weights = state.pop("ema", None), state.pop("model")
+    with torch.device("meta"):  # no random weights first
+        network = build_model(**state["network"])
+    network.load_state_dict(averaged or weights, assign=True)
+    return network.eval(), state
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint in use; the model is on `world`'s device."""
+
+    path: Path
+    model: nn.Module
+    state: dict[str, Any]  # the rest of the file
+    world: World
+    amp: torch.dtype | None
+    options: dict[str, Any]  # predict_logits'
+    command: PredictionOptions  # as the user gave them
+
+    @classmethod
+    def open(
+        cls, options: PredictionOptions, checkpoint: str | None = None, *, together: bool = False
+    ) -> "Trained":
+        """options.checkpoint, or another one under the same options.
+
+        together: torchrun's processes share the work; else there must be one only.
+        """
+        world = distributed.start(options.device)
+        if world.size > 1 and not together:
+            name = Path(sys.argv[0]).name
+            raise UserError(f"{name}: {world.size} processes would do the same. Use no torchrun")
+        log_root = resolve_log_root(options.log_root)
+        path = find_checkpoint(checkpoint or options.checkpoint, log_root).resolve()
+        model, state = load_model(path, output_stride=options.output_stride)
+        how = {name: getattr(options, name) for name in ("scales", "flip", "crop", "stride")}
+        how["scales"] = how["scales"] or state["config"]["eval_scales"]
+        amp = world.amp_dtype(options.precision)
+        return cls(path, model.to(world.device), state, world, amp, how, options)
+
+    @property
+    def task(self) -> Task:
+        return TASKS[model_class(self.state["network"]["name"]).task]
+
+    def predictor(self, *, windows_if_needed: bool = False) -> Predictor:
+        how = self.options | {"amp": self.amp, "windows_if_needed": windows_if_needed}
+        return Predictor(self.model, device=self.world.device, **how)
+
+    def evaluate(
+        self,
+        dataset: Dataset,
+        *,
+        on_image: OnImage,
+        class_weights: torch.Tensor | None = None,
+        border: int = 0,
+    ) -> Scores:
+        """evaluate's scores of this network, as the command's options want them."""
+        how = self.options | {"amp": self.amp, "task": self.task, "workers": self.command.workers}
+        more = {"class_weights": class_weights, "border": border, "on_image": on_image}
+        return evaluate(self.model, dataset, world=self.world, **how, **more)
+
+    def root(self, name: str | None = None) -> Path:
+        """The folder of data set `name`, by default of the one that this was trained on."""
+        own = self.state["config"]
+        recorded = Path(own["data_root"]) if name in (None, own["dataset"]) else None
+        return resolve_data_root(name or own["dataset"], self.command.data_root or recorded)
+
+    def dataset(self, split: str, name: str | None = None) -> Dataset:
+        """Labelled images of `name`; UserError where they have other classes or no labels."""
+        name, root = name or self.state["config"]["dataset"], self.root(name)
+        dataset = build_dataset(name, root, split)
+        if list(dataset.classes.names) != self.state["classes"]:
+            what = f"trained on other classes than {name}'s"
+            raise UserError(f"{self.path}: {what}. Use its own data set")
+        if not dataset.has_labels:
+            raise UserError(f"{root}: the {split} split has no public labels. Use --split val")
+        return dataset

@@ -1,0 +1,71 @@
+"""The commands of the task pages in docs/, one after the other as written; `make test-slow`."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import REPOSITORY
+from test_readme import commands
+
+# What would take hours is done on little data and in two steps.
+FEW_STEPS = ["--steps", "2", "--eval_every", "2", "--crop", "[64,128]", "--batch_size", "2"]
+FEW_STEPS += ["--dataset", "synthetic", "--backbone_weights", "null", "--warmup_steps", "0"]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A copy of the project with a few drawn scenes, a test split, and runs demo and r18."""
+    root = tmp_path_factory.mktemp("project")
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    for name in filter(lambda x: (REPOSITORY / x).is_file(), listed.stdout.splitlines()):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPOSITORY / name, root / name)
+    execute(root, "utils/synthetic.py", "--train", "4", "--val", "2")
+    execute(root, "utils/preprocess_data.py", "--dataset", "synthetic")
+    execute(root, "train.py", "--config", "configs/synthetic/demo.yaml", *FEW_STEPS)
+    execute(root, "evaluation/eval_on_val_for_metrics.py")
+    images = root / "data" / "synthetic" / "leftImg8bit"
+    shutil.copytree(images / "val", images / "test")
+    shutil.copytree(root / "training_logs" / "demo", root / "training_logs" / "r18", symlinks=True)
+    return root
+
+
+def execute(root: Path, script: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, script, *arguments],
+        cwd=root, env={**os.environ, "CITYSCAPES_DATASET": str(root / "data" / "synthetic")},
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, (script, arguments, done.stderr)
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["predict", "submit", "export", "compare", "reproduce"])
+def test_the_commands_of_a_page_run_as_written(project, page):
+    found = commands(REPOSITORY / "docs" / f"{page}.md")
+    assert found
+    for script, arguments in found:
+        arguments = [word.replace("<run>", "demo") for word in arguments]
+        execute(project, script, *arguments, *(FEW_STEPS if script == "train.py" else []))
+
+
+@pytest.mark.slow
+def test_the_pages_files_are_there(project):
+    """After the test above: what the pages say that the commands leave."""
+    logs = project / "training_logs"
+    names = sorted(path.name for path in (logs / "predictions" / "labels").rglob("*.png"))
+    assert len(names) == 2 and names[0].startswith("fakehaven_000000_000019")
+    for path in (
+        logs / "predictions" / "fakehaven.webm", project / "submission.zip",
+        logs / "demo" / "model.onnx", project / "demo.pt2", project / "demo_logits.onnx",
+        logs / "report_demo.html", project / "both.html", logs / "results.json",
+        logs / "again" / "results.json", logs / "r18_trainval" / "checkpoints" / "last.pth",
+    ):  # fmt: skip
+        assert path.stat().st_size > 1000, path

@@ -1,0 +1,51 @@
+"""export.py as users run it; evaluation/test_exported.py compares the files themselves."""
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from helpers import fails, run, tiny, train
+
+from evaluation.exported import EXAMPLE, Plain
+
+
+def test_the_command_writes_a_checked_file_with_its_facts(cityscapes_root, tmp_path):
+    train(tiny(cityscapes_root, tmp_path, steps=1, warmup_steps=0))
+    options = ["--checkpoint", "run", "--log_root", tmp_path, "--device", "cpu"]
+    done = run("export.py", *options, cwd=tmp_path, fork=False)
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / "run" / "model.onnx"
+    assert "of the pixels of 3 val images agree" in done.stdout
+    facts = {x.key: json.loads(x.value) for x in onnx.load(path).metadata_props}
+    assert facts["classes"][0] == "road" and facts["ids"][0] == 7 and facts["order"] == "RGB"
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    image = (np.zeros((1, 64, 128, 3)) - facts["mean"]) / facts["std"]
+    inputs = {"images": image.transpose(0, 3, 1, 2).astype(np.float32)}
+    assert session.run(["labels"], inputs)[0].shape == (1, 64, 128)
+
+    done = run("export.py", *options, "--format", "pt2", "--logits", "true", fork=False)
+    assert done.returncode == 0, done.stderr
+    network = torch.export.load(tmp_path / "run" / "model.pt2").module()
+    assert network(torch.zeros(EXAMPLE)).shape == (2, 19, *EXAMPLE[2:])
+    for arguments, words in (
+        (["--flip", "true"], "predicts at one scale"),
+        (["--output", "no/such.onnx"], "not a file name in an existing folder"),
+        (["--images", "0"], "--images must be at least 1"),
+    ):
+        fails(run("export.py", *options, *arguments), words)
+    assert not list(tmp_path.rglob(".tmp-*"))
+
+
+def test_a_file_that_predicts_something_else_is_refused(cityscapes_root, tmp_path, monkeypatch):
+    """Of a network whose export rounds its input: nothing is written, an earlier file stays."""
+    train(tiny(cityscapes_root, tmp_path, steps=1, warmup_steps=0))
+    kept = tmp_path / "run" / "model.pt2"
+    kept.write_text("earlier")
+    forward = Plain.forward
+    monkeypatch.setattr(Plain, "forward", lambda self, x: forward(self, x.round()))
+    options = ["--checkpoint", "run", "--log_root", tmp_path, "--device", "cpu"]
+    done = run("export.py", *options, "--format", "pt2")
+    fails(done, f"{kept}: only", "of the pixels as predicted here, not written")
+    assert kept.read_text() == "earlier" and not list(tmp_path.rglob(".tmp-*"))

@@ -1,0 +1,260 @@
+"""predict.py and report.py as users run them, on files good and bad."""
+
+import re
+import resource
+import shutil
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from helpers import fails, run, tiny, train, write_cityscapes
+
+from datasets import build_dataset
+from evaluation.inference import Predictor
+from model.deeplabv3 import DeepLabV3
+from utils.data.image_files import read_ids, read_image
+from utils.data.label_table import CITYSCAPES
+
+
+@pytest.fixture(scope="module")
+def trained(cityscapes_root, tmp_path_factory) -> list[str]:
+    """Options that name a network of one step, and the folder of runs."""
+    logs = tmp_path_factory.mktemp("logs")
+    train(tiny(cityscapes_root, logs, steps=1, warmup_steps=0))
+    return ["--checkpoint", "run", "--log_root", str(logs), "--device", "cpu"]
+
+
+@pytest.fixture
+def picture(cityscapes_root) -> Path:
+    return sorted(cityscapes_root.glob("leftImg8bit/val/*/*.png"))[0]
+
+
+def test_a_folder_with_faults_is_predicted_but_for_them(trained, picture, tmp_path):
+    source, output = tmp_path / "ein ordner", tmp_path / "out"
+    (source / "größe").mkdir(parents=True)
+    (source / "empty").mkdir()
+    shutil.copy(picture, source / "größe" / "straße 1.png")
+    shutil.copy(picture, source / "b.PNG")
+    (source / "cut.png").write_bytes(picture.read_bytes()[:900])
+    (source / "notes.txt").write_text("no image")
+    cv2.imwrite(str(source / "deep.png"), np.zeros((64, 128), np.uint16))
+    done = run("predict.py", source, *trained, "--output", output, cwd=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert {"skipped", "error"} <= {line.split(":")[0] for line in done.stderr.splitlines()}
+    for name in ("cut.png", "deep.png", "notes.txt", "empty"):
+        assert len(re.findall(rf"(?:skipped|left out): \S* ?\S*/{name}: ", done.stderr)) == 1
+    assert done.stderr.splitlines()[-1].startswith(f"error: {source}: 2 of 4 files")
+    made = sorted(str(path.relative_to(output)) for path in output.rglob("*.png"))
+    assert made == [
+        "colors/b_color.png", "colors/größe/straße 1_color.png",
+        "labels/b_pred_label_img.png", "labels/größe/straße 1_pred_label_img.png",
+        "overlays/b_overlayed.png", "overlays/größe/straße 1_overlayed.png",
+    ]  # fmt: skip
+    labels = cv2.imread(str(output / "labels" / "b_pred_label_img.png"), cv2.IMREAD_UNCHANGED)
+    assert labels.shape == (64, 128) and set(np.unique(labels)) <= set(CITYSCAPES.ids.tolist())
+    colors = read_image(output / "colors" / "b_color.png")
+    assert (colors == CITYSCAPES.draw(CITYSCAPES.id_to_train[labels])).all()
+
+
+def test_predictions_of_a_split_score_as_its_evaluation(trained, cityscapes_root, tmp_path):
+    done = run("predict.py", "--split", "val", *trained, "--output", tmp_path, cwd=Path("/"))
+    assert done.returncode == 0, done.stderr
+    labels = tmp_path / "labels"
+    score = run("evaluation/score.py", "--predictions", labels, "--data_root", cityscapes_root)
+    logs = trained[trained.index("--log_root") + 1]
+    other = run("evaluation/eval_on_val_for_metrics.py", *trained, "--log_root", logs)
+    table = score.stdout[: score.stdout.index("pixel accuracy")]
+    assert len(table) > 500 and table in other.stdout
+
+
+def test_the_test_split_becomes_a_checked_archive(trained, tmp_path):
+    root = write_cityscapes(tmp_path / "data", val=2)
+    shutil.copytree(root / "leftImg8bit" / "val", root / "leftImg8bit" / "test")
+    output = tmp_path / "sent"
+    done = run("predict.py", "--split", "test", *trained, "--data_root", root, "--output", output)
+    assert done.returncode == 0, done.stderr
+    dataset = build_dataset("cityscapes", root, "test")
+    with zipfile.ZipFile(tmp_path / "sent.zip") as archive:
+        assert sorted(archive.namelist()) == [f"{x}_pred_label_img.png" for x in dataset.names]
+        for name in archive.namelist():
+            assert archive.read(name) == (output / "labels" / name).read_bytes()
+    assert "2 images, the server expects 1525" in done.stdout
+    assert not list(tmp_path.rglob(".tmp-*"))
+
+
+def limit_files(size: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def test_images_are_written_whole_or_not_at_all(trained, tmp_path):
+    """A file may have 3 kB: label ids do, pictures with their legend do not, as on a full disk."""
+    source, output = tmp_path / "photos", tmp_path / "out"
+    source.mkdir()
+    for name in ("a", "b", "c"):
+        write_noise(source / f"{name}.png")
+    command = ["predict.py", source, *trained, "--output", output, "--workers", "1"]
+    earlier = output / "overlays" / "a_overlayed.png"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text("earlier")
+    fails(run(*command, limit=lambda: limit_files(3000)), ".png: cannot be written (File too large")
+    assert earlier.read_text() == "earlier"
+    for path in output.rglob("*_pred_label_img.png"):
+        assert read_ids(path, np.uint8).shape == (64, 128)
+    assert (output / "labels" / "a_pred_label_img.png").is_file()
+    for path in output.rglob("*_color.png"):
+        read_image(path)
+    assert not list(output.rglob(".tmp-*"))
+    done = run(*command)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in output.rglob("*.png")) == sorted(
+        f"{name}_{kind}.png" for name in "abc" for kind in ("color", "overlayed", "pred_label_img")
+    )
+    assert read_image(earlier).shape[1] >= 128
+
+
+def write_noise(path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 128, 3), np.uint8)
+    assert cv2.imwrite(str(path), pixels)
+
+
+def test_videos_are_written_whole_or_not_at_all(trained, tmp_path):
+    """A file may have 100 kB; OpenCV's writer gives no sign of a disk that takes no more."""
+    noise = np.random.default_rng(0).integers(0, 256, (8, 64, 96, 3), np.uint8)
+    write_clip(tmp_path / "clip.mp4", noise)
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "clip.webm").write_text("earlier")
+    command = ["predict.py", tmp_path / "clip.mp4", *trained, "--output", output]
+    done = run(*command, limit=lambda: limit_files(100_000))
+    fails(done, "clip.webm: only", "of 8 frames could be written. Free space")
+    assert [path.name for path in output.iterdir()] == ["clip.webm"]
+    assert (output / "clip.webm").read_text() == "earlier"
+    done = run(*command)
+    assert done.returncode == 0 and len(frames_of(output / "clip.webm")) == 8, done.stderr
+    assert (output / "clip.webm").stat().st_size > 100_000
+
+
+def test_too_little_memory_changes_no_score_but_may_change_a_picture(
+    trained, picture, tmp_path, monkeypatch
+):
+    """Images larger than 32x64 do not fit: a line that names --crop; predict.py takes windows."""
+    forward = DeepLabV3.forward
+
+    def in_small_memory(self, images):
+        if images[0, 0].numel() > 32 * 64:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return forward(self, images)
+
+    monkeypatch.setattr(DeepLabV3, "forward", in_small_memory)
+    monkeypatch.setattr(Predictor, "SMALLEST", 64)
+    evaluate = "evaluation/eval_on_val_for_metrics.py"
+    folder = Path(trained[trained.index("--log_root") + 1]) / "run"
+    score_it = ["--checkpoint", folder, "--log_root", tmp_path / "logs", "--device", "cpu"]
+    for command in (evaluate, "evaluation/report.py"):
+        fails(run(command, *score_it), "out of memory with an image of 64x128", "--crop")
+    assert not [path for path in (tmp_path / "logs").iterdir() if not path.name.startswith(".")]
+    done = run(evaluate, *score_it, "--crop", "[32,64]")
+    assert done.returncode == 0 and "Score Average" in done.stdout, done.stderr
+    done = run("predict.py", picture, *trained, "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("warning: too little memory for an image of 64x128 at once") == 1
+    assert "predicted in windows of 32x64: results differ a little" in done.stderr
+    wanted = run("predict.py", picture, *trained, "--output", tmp_path / "w", "--crop", "[32,64]")
+    assert wanted.returncode == 0 and "warning" not in wanted.stderr
+    name = f"labels/{picture.stem}_pred_label_img.png"
+    assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "w" / name).read_bytes()
+
+
+def write_clip(path: Path, frames: np.ndarray) -> None:
+    """(N,H,W,3) uint8 -> a video of 12 frames a second."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 12.0, frames.shape[2:0:-1])
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
+
+
+def frames_of(path: Path) -> list[np.ndarray]:
+    video = cv2.VideoCapture(str(path))
+    assert round(video.get(cv2.CAP_PROP_FPS)) in (12, 17)
+    frames = []
+    while (frame := video.read())[0]:
+        frames.append(frame[1])
+    return frames
+
+
+def test_a_video_becomes_a_video_of_four_pictures(trained, tmp_path):
+    grey = 40 + 20 * np.arange(9, dtype=np.uint8)  # brighter and brighter
+    write_clip(tmp_path / "clip.mp4", np.broadcast_to(grey[:, None, None, None], (9, 64, 96, 3)))
+    (tmp_path / "cut.mp4").write_bytes((tmp_path / "clip.mp4").read_bytes()[:200])
+    done = run("predict.py", str(tmp_path / "*.mp4"), *trained, "--output", tmp_path / "out")
+    assert done.returncode == 2
+    assert "cut.mp4: cannot be opened as a video" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ") and "1 of 2 files" in done.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["clip.webm"]
+    frames = frames_of(tmp_path / "out" / "clip.webm")
+    assert len(frames) == 9 and frames[0].shape == (640, 960, 3)
+    for number, frame in enumerate(frames):  # in order: the upper left grows brighter
+        assert abs(frame[20:300, 20:460].mean() - 40 - 20 * number) < 10
+    whole = len(frames)
+    options = ["--frames", "4", "--output", tmp_path / "four"]
+    done = run("predict.py", tmp_path / "clip.mp4", *trained, *options)
+    assert done.returncode == 0 and len(frames_of(tmp_path / "four" / "clip.webm")) == 4 < whole
+
+
+def test_demo_video_folders_become_videos(trained, picture, tmp_path):
+    folder = tmp_path / "demoVideo" / "stuttgart_00"
+    folder.mkdir(parents=True)
+    for number in range(3):
+        shutil.copy(picture, folder / f"stuttgart_00_000000_{number:06d}_leftImg8bit.png")
+    for source, name in ((folder.parent, "stuttgart_00.webm"), (folder, "stuttgart_00.webm")):
+        output = tmp_path / f"out of {source.name}"
+        done = run("predict.py", source, *trained, "--output", output)
+        assert done.returncode == 0, done.stderr
+        assert [path.name for path in output.iterdir()] == [name]
+        assert len(frames_of(output / name)) == 3
+    cv2.imwrite(str(folder / "wide.png"), np.zeros((64, 256, 3), np.uint8))
+    done = run("predict.py", folder, *trained, "--output", tmp_path / "w", "--video", "true")
+    assert done.returncode == 2 and "frames of 960x480 and 960x240" in done.stderr
+    assert not list((tmp_path / "w").iterdir())
+    (folder / "wide.png").unlink()
+    done = run("predict.py", folder, *trained, "--output", tmp_path / "p", "--video", "false")
+    assert done.returncode == 0 and len(list((tmp_path / "p" / "labels").iterdir())) == 3
+
+
+def test_mistakes_are_one_line(trained, picture, tmp_path):
+    shutil.copy(picture, tmp_path / "a.png")
+    shutil.copy(picture, tmp_path / "a.jpg")
+    (tmp_path / "nothing").mkdir()
+    for arguments, words in (
+        ([], "Give either a SOURCE or a --split"),
+        (["a.png", "--split", "val"], "Give either a SOURCE or a --split"),
+        (["missing.png"], "missing.png: does not exist"),
+        (["7"], "camera 7: cannot be opened"),
+        (["nothing"], "no PNG, JPEG or video"),
+        (["a.*"], "would be written as a.jpg is"),
+        ([".", "--output", "out"], "in the folder of the images"),
+        (["a.png", "--fps", "0"], "--fps must be above 0"),
+        (["a.png", "--output", "a.jpg"], "cannot be created"),
+    ):
+        done = run("predict.py", *arguments, *trained, cwd=tmp_path)
+        assert done.returncode == 2 and words in done.stderr, (arguments, done.stderr)
+        lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1 and "Traceback" not in done.stderr
+
+
+def test_the_report_holds_everything_and_compares(trained, tmp_path):
+    output = tmp_path / "report.html"
+    options = ["--output", output, "--worst", "2", "--compare", "run"]
+    done = run("evaluation/report.py", *trained, *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    page = output.read_text()
+    assert "http" not in page.replace("http-equiv", "")  # nothing is fetched
+    assert page.count("data:image/jpeg") == 2 + 2 and page.count("data:image/png") == 2
+    for words in ("95 % interval", "may be an accident", "The 2 worst images", "Score Average"):
+        assert words in page
+    assert "minus run: +0.00 % (95 % interval +0.00 to +0.00, p = 1.000)" in done.stdout
+    done = run("evaluation/report.py", *trained, "--output", tmp_path)
+    assert done.returncode == 2 and "not a file name in an existing folder" in done.stderr

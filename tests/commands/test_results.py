@@ -1,0 +1,44 @@
+"""The table of runs: one line per recipe, mean and deviation over its seeds."""
+
+import json
+import statistics
+
+from helpers import run, tiny, train
+
+
+def test_seeds_of_one_recipe_share_a_line(cityscapes_root, tmp_path):
+    options = {"steps": 2, "log_root": tmp_path}
+    for seed in (0, 1):
+        train(tiny(cityscapes_root, run_name=f"plain-{seed}", seed=seed, **options))
+    train(tiny(cityscapes_root, run_name="average", ema=0.9, **options))
+    results = [json.loads((tmp_path / f"plain-{n}" / "results.json").read_text()) for n in (0, 1)]
+    assert results[0]["config"]["seed"] == 0 and results[0]["seconds"] > 0
+    assert results[0]["environment"]["packages"]["torch"]
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "results.json").write_text('{"miou": 0.5')
+    done = run("utils/results.py", "--log_root", tmp_path, "--dataset", "cityscapes", cwd="/")
+    assert done.returncode == 0 and "broken/results.json: not a run's" in done.stderr
+    titles, _, *lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in done.stdout.strip().splitlines()
+    ]
+    found = {line[titles.index("runs")]: line for line in lines}
+    assert found.keys() == {"plain-0, plain-1", "average"}
+    scores = [100 * result["miou"] for result in results]
+    expected = f"{statistics.mean(scores):.1f} ± {statistics.stdev(scores):.1f}"
+    assert found["plain-0, plain-1"][titles.index("mIoU")] == expected
+    summaries = {
+        tuple(one["runs"]): one for one in json.loads((tmp_path / "results.json").read_text())
+    }
+    both = summaries["plain-0", "plain-1"]
+    assert both["seeds"] == [0, 1] and both["recipe"]["steps"] == 2 and both["step"] == 2
+    assert both["miou"]["values"] == [result["miou"] for result in results]
+    assert both["miou"]["deviation"] == statistics.stdev(both["miou"]["values"])
+    assert summaries["average",]["miou"]["deviation"] is None
+    assert "±" not in found["average"][titles.index("mIoU")]
+
+
+def test_no_run_is_one_line(tmp_path):
+    done = run("utils/results.py", "--log_root", tmp_path)
+    assert done.returncode == 2 and "no finished evaluation" in done.stderr
+    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1

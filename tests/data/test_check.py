@@ -1,0 +1,238 @@
+"""The check of a data set: every fault is one line that names the file, and none is invented."""
+
+import shutil
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from helpers import write_cityscapes
+from PIL import Image
+
+from datasets import build_dataset, find_data_set
+from utils.base.errors import UserError
+from utils.data.check import check_data
+from utils.data.packed import packed_path
+from utils.data.prepare import pack_split
+
+
+@pytest.fixture
+def root(cityscapes_root, tmp_path):
+    return shutil.copytree(cityscapes_root, tmp_path / "tree")
+
+
+def check(root, capsys, data_set="synthetic") -> list[str]:
+    """The lines that the check prints, the error that it ends with among them."""
+    if isinstance(data_set, str):
+        data_set = find_data_set(data_set, root)
+    capsys.readouterr()
+    try:
+        check_data(data_set, root, workers=2)
+    except UserError as error:
+        print(error)
+    return capsys.readouterr().out.splitlines()
+
+
+def one(root, pattern):
+    return sorted(root.glob(pattern))[1]
+
+
+def flip(path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def write(content: bytes):
+    return lambda path: path.write_bytes(content)
+
+
+def draw(pixels: np.ndarray):
+    return lambda path: cv2.imwrite(str(path), pixels)
+
+
+IMAGES, IDS, INSTANCES = (
+    "leftImg8bit/train/*/*", "gtFine/train/*/*labelIds.png", "gtFine/val/*/*instanceIds.png",
+)  # fmt: skip
+FAULTS = {
+    "image missing": (IMAGES, lambda path: path.unlink(), "has no image file"),
+    "ids missing": (IDS, lambda path: path.unlink(), "has no ids file"),
+    "instances missing": (INSTANCES, lambda path: path.unlink(), "has no instances file"),
+    "flipped bit of an image": (IMAGES, flip, "not a whole PNG"),
+    "flipped bit of ids": (IDS, flip, "not a whole PNG"),
+    "flipped bit of instances": (INSTANCES, flip, "not a whole PNG"),
+    "cut image": (IMAGES, cut, "not a whole PNG"),
+    "cut ids": (IDS, cut, "not a whole PNG"),
+    "empty": (IMAGES, write(b""), "not a whole PNG"),
+    "empty ids": (IDS, write(b""), "not a whole PNG"),
+    "web page": (IMAGES, write(b"<html>401</html>"), "not a whole PNG"),
+    "colours": (IDS, draw(np.zeros((64, 128, 3), np.uint8)), "colours, not ids"),
+    "16 bits image": (IMAGES, draw(np.zeros((64, 128, 3), np.uint16)), "16 bits per channel"),
+    "16 bits ids": (IDS, draw(np.zeros((64, 128), np.uint16)), "16 bits, not ids"),
+    "other size": (
+        IDS, draw(np.zeros((32, 128), np.uint8)), "128 x 32 pixels, its image 128 x 64",
+    ),
+    "undefined ids": (IDS, draw(np.full((64, 128), 77, np.uint8)), "undefined label ids 77"),
+    "undefined instances": (
+        INSTANCES, draw(np.full((64, 128), 40_001, np.uint16)), "undefined label ids 40",
+    ),
+    "a folder": (IDS, lambda path: (path.unlink(), path.mkdir()), "cannot be read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_one_line_that_names_the_file(root, capsys, fault):
+    pattern, edit, message = FAULTS[fault]
+    assert check(root, capsys)[-1] == f"{root}: 21 files, no fault"
+    path = one(root, pattern)
+    edit(path)
+    lines = check(root, capsys)
+    assert len(lines) == 2 and message in lines[0], lines
+    assert path.name.rsplit("_", 1 + ("gtFine" in pattern))[0] in lines[0]
+    if "missing" not in fault:
+        assert lines[0].startswith(f"{path}: ")
+    assert lines[1].startswith(f"{root}: 1 faults, listed above.")
+
+
+def test_faults_of_one_image_and_of_several_are_all_listed(root, capsys):
+    """Each file of a sample is read, whatever is wrong with the others."""
+    paths = [one(root, pattern) for pattern in (IMAGES, IDS, "gtFine/train/*/*instanceIds.png")]
+    for path in paths:
+        flip(path)
+    other = one(root, INSTANCES)
+    other.unlink()
+    lines = check(root, capsys)
+    assert [line.split(": ")[0] for line in lines[:3]] == [str(path) for path in paths]
+    assert other.name.rsplit("_", 2)[0] in lines[3] and "4 faults" in lines[4] and len(lines) == 5
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_damaged_packed_file_is_one_line(root, capsys, split):
+    dataset = build_dataset("synthetic", root, split, packed=False)
+    pack_split(dataset, root, split, workers=1, overwrite=False)
+    assert check(root, capsys)[-1] == f"{root}: 22 files, no fault"
+    path = packed_path(root, split)
+    content = path.read_bytes()
+    damaged = bytearray(content)
+    damaged[len(content) // 2] ^= 1
+    path.write_bytes(damaged)
+    lines = check(root, capsys)
+    assert len(lines) == 2 and lines[0].startswith(f"{path}: image {dataset.names[1]} damaged")
+    path.write_bytes(content[:-64])
+    lines = check(root, capsys)
+    assert len(lines) == 2 and lines[0].startswith(f"{path}: ") and "bytes instead of" in lines[0]
+
+
+def test_a_wrong_number_of_images_is_one_line(root, capsys):
+    """Of a data set whose numbers are known; a split that is not there at all is no fault."""
+    synthetic = find_data_set("synthetic", root)
+    assert len(check(root, capsys, replace(synthetic, images={"train": 4, "val": 3}))) == 1
+    for known, words in ((5, "has 5: 1 missing"), (2, "has 2: 2 too many")):
+        lines = check(root, capsys, replace(synthetic, images={"train": known, "test": 9}))
+        assert len(lines) == 2 and lines[0].startswith(f"{root}: 4 train images, synthetic {words}")
+        assert "1 faults" in lines[1]
+    assert find_data_set("cityscapes", root).images == {"train": 2975, "val": 500, "test": 1525}
+
+
+DESCRIPTION = """
+images: images/{split}/{name}.*
+labels: labels/{split}/{name}.png
+classes: {road: 7, sky: [8, 9]}
+ignore: [0]
+"""
+
+
+def write_described(root, text: str = DESCRIPTION, *, splits=("train", "val")):
+    """Three JPEG images a split, with ids."""
+    rng = np.random.default_rng(0)
+    root.mkdir()
+    (root / "dataset.yaml").write_text(text, encoding="utf-8")
+    for split in splits:
+        for kind in ("images", "labels"):
+            (root / kind / split).mkdir(parents=True)
+        for number in range(3):
+            ids = rng.choice([0, 7, 8, 9], (30, 40 + number)).astype(np.uint8)
+            image = np.stack([ids * 20] * 3, -1)
+            Image.fromarray(image).save(root / "images" / split / f"{split}{number}.jpg")
+            cv2.imwrite(str(root / "labels" / split / f"{split}{number}.png"), ids)
+    return root
+
+
+DESCRIBED_FAULTS = {
+    "cut JPEG": ("images/train/train1.jpg", cut, "not a whole PNG or JPEG"),
+    "JPEG with an empty end": (
+        "images/train/train1.jpg",
+        lambda path: path.write_bytes(path.read_bytes()[:-90] + bytes(90)),
+        "not a whole PNG or JPEG",
+    ),
+    "undefined ids": (
+        "labels/val/val2.png", draw(np.full((30, 42), 6, np.uint8)), "undefined label ids 6",
+    ),
+    "other size": (
+        "labels/val/val2.png", draw(np.full((30, 41), 7, np.uint8)),
+        "41 x 30 pixels, its image 42 x 30",
+    ),
+    "second image": (
+        "images/val/val1.png", draw(np.zeros((30, 41, 3), np.uint8)), "a second image named val1",
+    ),
+    "image missing": ("images/val/val0.jpg", lambda path: path.unlink(), "no image file"),
+    "label missing": ("labels/val/val0.png", lambda path: path.unlink(), "no ids file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", DESCRIBED_FAULTS)
+def test_each_fault_of_a_described_set_is_one_line(tmp_path, capsys, fault):
+    root = write_described(tmp_path / "data")
+    assert check(root, capsys, "custom") == [f"{root}: 12 files, no fault"]
+    name, edit, message = DESCRIBED_FAULTS[fault]
+    edit(root / name)
+    lines = check(root, capsys, "custom")
+    assert len(lines) == 2 and message in lines[0] and (root / name).stem in lines[0], lines
+    assert "1 faults" in lines[1]
+
+
+@pytest.mark.parametrize("change", [
+    ("labels/{split}/", "labels/*/"),
+    ("images/{split}/{name}.*\n", "images/*/{name}.*\nlists: '{split}.txt'\n"),
+])  # fmt: skip
+def test_labels_of_other_splits_are_no_fault(tmp_path, capsys, change):
+    """All of them in one place: a split's are those of its images."""
+    text = DESCRIPTION.replace("labels/{split}/", "labels/*/").replace(*change)
+    root = write_described(tmp_path / "data", text)
+    for split in ("train", "val"):
+        (root / f"{split}.txt").write_text("\n".join(f"{split}{i}" for i in range(3)))
+    assert check(root, capsys, "custom") == [f"{root}: 12 files, no fault"]
+    (root / "labels" / "val" / "val1.png").unlink()
+    lines = check(root, capsys, "custom")
+    assert len(lines) == 2 and "val image val1 has no ids file" in lines[0], lines
+
+
+def test_an_image_that_is_listed_and_not_there_is_one_line(tmp_path, capsys):
+    text = DESCRIPTION.replace("classes:", "lists: '{split}.txt'\nclasses:")
+    root = write_described(tmp_path / "data", text)
+    (root / "train.txt").write_text("train0\ntrain9\n")
+    cv2.imwrite(str(root / "labels" / "train" / "train9.png"), np.full((30, 40), 7, np.uint8))
+    lines = check(root, capsys, "custom")
+    assert len(lines) == 2 and "train9" in lines[0] and "1 faults" in lines[1], lines
+
+
+def test_images_without_labels_are_no_fault_of_a_test_split(tmp_path, capsys):
+    root = write_described(tmp_path / "data", splits=("train", "val", "test"))
+    shutil.rmtree(root / "labels" / "test")
+    assert check(root, capsys, "custom") == [f"{root}: 15 files, no fault"]
+
+
+@pytest.mark.parametrize("name", ["synthetic", "cityscapes", "voc", "camvid"])
+def test_an_empty_folder_says_so(tmp_path, name):
+    with pytest.raises(UserError, match=f"no {name} files.*--data_root"):
+        check_data(find_data_set(name, tmp_path), tmp_path, workers=1)
+
+
+def test_what_was_downloaded_is_checked_before_it_is_prepared(tmp_path, capsys):
+    root = write_cityscapes(tmp_path)
+    assert check(root, capsys) == [f"{root}: 21 files, no fault"]
+    assert not (root / "meta").exists()

@@ -1,0 +1,429 @@
+"""A data set of one's own: docs/custom_data.md as written, and every mistake in one line."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from helpers import REPOSITORY, TRAIN, fails, run
+from PIL import Image
+
+from datasets import build_dataset, data_set_names, find_data_set, resolve_data_root
+from evaluation.counts import count_pixels
+from evaluation.metrics import compute_scores
+from evaluation.visualize import save_as_ids
+from utils.base.errors import UserError
+from utils.data.batches import read_all_train_ids
+from utils.data.described import Description, read_description
+from utils.data.label_table import IGNORE, LabelTable, voc_palette
+
+PAGE = (REPOSITORY / "docs" / "custom_data.md").read_text(encoding="utf-8")
+YAML = re.search(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[1]
+IDS = [7, 8, 26, 27, 28, 0, 255]
+COLORS = """label_colors: {road: [1, 2, 3], sidewalk: [9, 0, 3], vehicle: [200, 0, 255]}
+ignore_colors: [[0, 0, 3]]
+"""
+
+
+def write_set(root: Path, text: str = YAML, *, suffix: str = ".jpg") -> Path:
+    """Six training and three val images of their own sizes, in the page's folders."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 3)):
+        for kind in ("images", "labels"):
+            (root / kind / split).mkdir(parents=True)
+        for number in range(count):
+            label = np.repeat(rng.choice(IDS, (6, 8)), 10, 0).repeat(10 + number, 1)
+            image = np.stack([label * 3] * 3, -1).astype(np.uint8)
+            Image.fromarray(image).save(root / "images" / split / f"{number} b{suffix}")
+            Image.fromarray(label.astype(np.uint8)).save(
+                root / "labels" / split / f"{number} b.png"
+            )
+    (root / "dataset.yaml").write_text(text, encoding="utf-8")
+    return root
+
+
+def test_the_page_works_as_written(tmp_path):
+    """The page's own description and commands, on tiny images, from another folder."""
+    root = write_set(tmp_path / "my_data")
+    logs = ["--log_root", tmp_path / "logs"]
+    steps = re.findall(r"^    python (\S+) (.*)$", PAGE, re.MULTILINE)
+    assert len(YAML.splitlines()) <= 10 and len(steps) == 5
+    for script, words in steps[:4]:
+        more = {"train.py": [*TRAIN[:-2], *logs], "evaluation/eval_on_val_for_metrics.py": logs}
+        done = run(REPOSITORY / script, *shlex.split(words), *more.get(script, []), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert "no fault" in done.stdout
+    written = tmp_path / "logs" / "model_eval_val_for_metrics" / "0 b_pred_label_img.png"
+    assert set(np.unique(Image.open(written))) <= {7, 8, 26}
+    assert np.asarray(Image.open(written)).shape == (60, 80)
+    done = run(REPOSITORY / "utils" / "preprocess_data.py", "--dataset", "custom",
+               "--data_root", root, "--pack", "true")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for packed, plain in zip(
+        build_dataset("custom", root, "val"),
+        build_dataset("custom", root, "val", packed=False), strict=True,
+    ):  # fmt: skip
+        assert all(np.array_equal(packed[kind], plain[kind]) for kind in ("image", "label"))
+
+
+def test_ids_become_classes_in_the_order_of_the_file(tmp_path):
+    root = write_set(tmp_path)
+    table = find_data_set("custom", root).classes
+    assert table.names == ("road", "sidewalk", "vehicle") and table.num_ids == 28
+    assert table.id_to_train[[7, 8, 26, 27, 28, 0, 255]].tolist() == [0, 1, 2, 2, 2, 255, 255]
+    assert np.array_equal(table.colors, voc_palette()[1:4])
+    sample = build_dataset("custom", root, "train")[0]
+    path = root / "labels" / "train" / "0 b.png"
+    assert np.array_equal(sample["label"], table.id_to_train[np.asarray(Image.open(path))])
+    back = table.to_ids(np.array([[0, 1, 2, IGNORE]], np.uint8))
+    assert back.tolist() == [[7, 8, 26, 0]] and table.id_to_train[0] == IGNORE
+
+
+def test_colors_of_the_description_take_the_palettes_place(tmp_path):
+    root = write_set(tmp_path, YAML + "colors: {sidewalk: [1, 2, 3]}\n")
+    colors = find_data_set("custom", root).classes.colors.tolist()
+    assert colors == [[128, 0, 0], [1, 2, 3], [128, 128, 0]]
+
+
+def test_lists_of_names_and_any_suffix(tmp_path):
+    write_set(tmp_path / "train", suffix=".png")
+    text = """
+        images: train/images/train/{name}.*
+        labels: train/labels/train/{name}.png
+        lists: "{split}.txt"
+        ignore: [7, 8, 255]
+        classes: [a, b]
+    """
+    (tmp_path / "dataset.yaml").write_text("\n".join(map(str.strip, text.splitlines())))
+    with pytest.raises(UserError, match=r"val.txt: not there, or empty"):
+        build_dataset("custom", tmp_path, "val")
+    (tmp_path / "val.txt").write_text("\n \n")
+    with pytest.raises(UserError, match=r"val.txt: not there, or empty"):
+        build_dataset("custom", tmp_path, "val")
+    (tmp_path / "val.txt").write_text("3 b\n9 b\n\n")
+    with pytest.raises(UserError, match=r"1 of 2 val image files missing \(9 b\)"):
+        build_dataset("custom", tmp_path, "val")
+    (tmp_path / "val.txt").write_text(" 3 b\r\n")
+    dataset = build_dataset("custom", tmp_path, "val")
+    assert dataset.names == ["3 b"]
+    with pytest.raises(UserError, match=r"3 b.png: undefined label ids 26, 27, 28.*dataset.yaml"):
+        dataset.train_ids(0)
+    (tmp_path / "test.txt").write_text("5 b")
+    assert build_dataset("custom", tmp_path, "test").has_labels
+    (tmp_path / "train" / "labels" / "train" / "5 b.png").unlink()
+    assert not build_dataset("custom", tmp_path, "test").has_labels
+    (tmp_path / "train" / "images" / "train" / "3 b.jpg").touch()
+    with pytest.raises(UserError, match="a second image named 3 b"):
+        build_dataset("custom", tmp_path, "val")
+
+
+def test_a_test_split_may_lack_its_labels(tmp_path):
+    root = write_set(tmp_path)
+    (root / "images" / "val").rename(root / "images" / "test")
+    dataset = build_dataset("custom", root, "test")
+    assert len(dataset) == 3 and not dataset.has_labels and "label" not in dataset[0]
+    with pytest.raises(UserError, match=r"dataset.yaml: no val images"):
+        build_dataset("custom", root, "val")
+    (root / "labels" / "test").mkdir()
+    (root / "labels" / "val" / "1 b.png").rename(root / "labels" / "test" / "1 b.png")
+    with pytest.raises(UserError, match=r"2 of 3 test label files missing \(0 b, 2 b\)"):
+        build_dataset("custom", root, "test")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("classes:\n", "clases:\n"), "clases"),
+        (("images: images/{split}/{name}.jpg\n", ""), "images"),
+        (("{name}.jpg", "image.jpg"), "{name}"),
+        (("images/{split}", "images"), "{split}"),
+        (("road: 7", "road: seven"), "seven"),
+        (("road: 7", "road: 8"), "ids [8] are given twice"),
+        (("[0, 255]", "[0, 26]"), "ids [26] are given twice"),
+        (("road: 7", "road: 256"), "each class must have an id of 0 to 255"),
+        (("road: 7", "road: -1"), "each class must have an id of 0 to 255"),
+        (("road: 7", "road: []"), "each class must"),
+        (("[0, 255]", "[0, 256]"), "ignore and"),
+        (("ignore: [0", "colors: {bus: [1, 2, 3]}\nignore: [0"), "bus"),
+        (("ignore: [0", "colors: {road: [1, 2, 300]}\nignore: [0"), "values of colours must"),
+        (("ignore: [", "ignore: [[["), "dataset.yaml"),
+        (("images: images", "images: /images"), "below the data set's folder"),
+        (
+            ("  road: 7\n  sidewalk: 8\n  vehicle: [26, 27, 28]", "  [road, bus, road]"),
+            "a class is named twice",
+        ),
+        (("classes:", "colors: &a {}\nlists: *a\nclasses:"), "aliases"),
+        (("classes:", "!!python/object:os.system classes:"), "dataset.yaml"),
+    ],
+)
+def test_a_mistake_in_the_description_is_one_line(tmp_path, change, words):
+    assert YAML.count(change[0]) == 1
+    refused(write_set(tmp_path, YAML.replace(*change)), words)
+
+
+def refused(root: Path, words: str) -> None:
+    with pytest.raises(UserError, match=re.escape("dataset.yaml: ")) as error:
+        build_dataset("custom", root, "train")
+    assert words in " ".join(str(error.value).split())
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ("splits: {training: train}", "splits of no split: training"),
+        ("splits: [train]", "splits"),
+        ("label_colors: {road: [1, 2, 3]}", "label_colors lacks sidewalk, vehicle"),
+        (COLORS.replace("sidewalk", "bus"), "label_colors of no class: bus"),
+        (COLORS.replace("[9, 0", "[1, 2"), "a colour is given twice"),  # by two classes
+        (COLORS.replace("[0, 0", "[1, 2"), "a colour is given twice"),  # and ignored
+        (COLORS.replace("[9, ", "[999, "), "values of colours must be 0 to 255"),
+        (COLORS.replace("[[0, ", "[[-1, "), "values of colours must be 0 to 255"),
+        (COLORS.replace("[9, ", "["), "label_colors"),
+        ("ignore_colors: [[0, 0, 0]]", "ignore_colors without label_colors"),
+    ],
+)
+def test_a_contradiction_in_the_description_is_one_line(tmp_path, more, words):
+    refused(write_set(tmp_path, YAML + more), words)
+
+
+def test_faulty_labels_stop_the_training_before_its_first_step(tmp_path):
+    """An unknown id in the last file of val; another size and colours are as easily noticed."""
+    root = write_set(tmp_path / "data")
+    path = root / "labels" / "val" / "2 b.png"
+    good = np.asarray(Image.open(path))
+    cv2.imwrite(str(path), np.where(good == 7, 70, good))
+    done = run(
+        "train.py", *TRAIN, "--dataset", "custom", "--class_weights", "false",
+        "--data_root", root, "--log_root", tmp_path / "logs",
+    )  # fmt: skip
+    fails(done, "2 b.png", "undefined label ids 70")
+    assert not (tmp_path / "logs").exists()
+    for label, words in (
+        (good[:50], r"\(50, 96\) pixels, its image has \(60, 96\)"),
+        (np.stack([good] * 3, -1), "colours, not ids"),
+    ):
+        cv2.imwrite(str(path), label)
+        with pytest.raises(UserError, match=f"2 b.png: {words}"):
+            list(read_all_train_ids(build_dataset("custom", root, "val"), workers=1))
+
+
+def test_without_a_description(tmp_path):
+    with pytest.raises(UserError, match=r"dataset.yaml: not found.*custom_data.md"):
+        read_description(tmp_path / "dataset.yaml")
+    with pytest.raises(UserError, match=r"dataset.yaml: not found.*--data_root"):
+        build_dataset("custom", tmp_path, "train")
+
+
+def test_voc_palette_is_the_known_one():
+    known = {1: (128, 0, 0), 8: (64, 0, 0), 15: (192, 128, 128), 20: (0, 64, 128),
+             255: (224, 224, 192)}  # fmt: skip
+    palette = voc_palette()
+    assert all(tuple(palette[index]) == color for index, color in known.items())
+    assert len(np.unique(palette, axis=0)) == 256
+
+
+def test_names_alone_count_from_zero():
+    table = Description("{split}/{name}.png", "{split}-labels/{name}.png", ["a", "b"]).label_table()
+    assert table.id_to_train[[0, 1, 2, 255]].tolist() == [0, 1, 254, 255]
+    assert table.ids.tolist() == [0, 1] and table.num_ids == 3
+
+
+def test_folders_that_spell_the_splits_in_their_own_way(tmp_path):
+    text = YAML.replace("classes:", "splits: {train: training, val: validation}\nclasses:")
+    root = write_set(tmp_path, text)
+    for kind in ("images", "labels"):
+        (root / kind / "train").rename(root / kind / "training")
+        shutil.copytree(root / kind / "val", root / kind / "test")
+        (root / kind / "val").rename(root / kind / "validation")
+    for split, count in (("train", 6), ("val", 3), ("test", 3), ("trainval", 9)):
+        dataset = build_dataset("custom", root, split)
+        assert len(dataset) == count and dataset[0]["label"].shape == (60, 80)
+    (root / "images" / "validation").rename(root / "images" / "val")
+    with pytest.raises(UserError, match=r"no val images \S+/images/validation/"):
+        build_dataset("custom", root, "val")
+
+
+def test_image_and_label_names_that_differ_by_their_endings(tmp_path):
+    """In one folder for both, and for two cities as in Cityscapes."""
+    text = """
+        images: "{split}/*/{name}_photo.*"
+        labels: "{split}/*/{name}_label.png"
+        classes: [a, b]
+    """
+    (tmp_path / "dataset.yaml").write_text("\n".join(map(str.strip, text.splitlines())))
+    for number, city in enumerate(("bonn", "ulm")):
+        folder = tmp_path / "train" / city
+        folder.mkdir(parents=True)
+        pixels = np.full((4, 6), number, np.uint8)
+        Image.fromarray(np.stack([pixels] * 3, -1)).save(folder / f"{city}_1_photo.png")
+        Image.fromarray(pixels).save(folder / f"{city}_1_label.png")
+    dataset = build_dataset("custom", tmp_path, "train")
+    assert dataset.names == ["bonn_1", "ulm_1"]
+    assert [int(dataset[i]["label"].max()) for i in range(2)] == [0, 1]
+    (folder / "ulm_1_label.png").rename(folder / "ulm_2_label.png")
+    with pytest.raises(UserError, match=r"1 of 2 train label files missing \(ulm_1\)"):
+        build_dataset("custom", tmp_path, "train")
+
+
+def test_a_shipped_description_with_its_lists_beside_it(tmp_path, monkeypatch):
+    """Chosen by its name; a list in the data set's folder comes first."""
+    shipped = tmp_path / "shipped"
+    (shipped / "lists").mkdir(parents=True)
+    monkeypatch.setattr("utils.data.described.SHIPPED", shipped)
+    root = write_set(tmp_path / "data")
+    (root / "dataset.yaml").unlink()
+    text = YAML.replace("{split}", "train").replace("ignore:", "lists: lists/{split}.txt\nignore:")
+    (shipped / "street.yaml").write_text(text)
+    (shipped / "lists" / "train.txt").write_text("4 b\n2 b\n")
+    (shipped / "lists" / "val.txt").write_text("0 b\n")
+    assert data_set_names() == ["cityscapes", "synthetic", "voc", "custom", "street"]
+    assert resolve_data_root("street", None) == REPOSITORY / "data" / "street"
+    data_set = find_data_set("street", root)
+    assert data_set.name == "street" and data_set.classes.names == ("road", "sidewalk", "vehicle")
+    assert build_dataset("street", root, "train").names == ["4 b", "2 b"]
+    assert build_dataset("street", root, "val").names == ["0 b"]
+    with pytest.raises(UserError, match="lists/test.txt: not there, or empty"):
+        build_dataset("street", root, "test")
+
+    command = ("utils/preprocess_data.py", "--dataset", "street", "--data_root", root)
+    done = run(*command, "--check", "true")
+    assert done.returncode == 0 and "6 files, no fault" in done.stdout, done.stdout + done.stderr
+    done = run(*command)
+    assert done.returncode == 0 and (root / "meta" / "class_weights.json").is_file(), done.stderr
+    (root / "lists").mkdir()
+    (root / "lists" / "val.txt").write_text("1 b\n")
+    assert build_dataset("street", root, "val").names == ["1 b"]
+    fails(run(*command[:2], "lane"), "--dataset lane: unknown data set", "custom, street")
+
+
+def test_every_shipped_description_is_one_that_can_be_read(tmp_path):
+    names = data_set_names()
+    assert "camvid" in names and len(set(names)) == len(names)
+    for path in sorted((REPOSITORY / "configs" / "datasets").glob("*.yaml")):
+        classes = find_data_set(path.stem, tmp_path).classes
+        assert classes.names == tuple(read_description(path).ids())
+
+
+def table_of(classes: dict, ignore: list[int]) -> LabelTable:
+    return Description("{split}/{name}", "{split}/{name}.png", classes, ignore).label_table()
+
+
+CLASSES = {
+    "up to 255": ({"a": 255, "b": [254, 253], "c": 0, "d": [128, 129]}, [7, 1]),
+    "nothing ignored": ({"a": 1, "b": 255, "c": 0, "d": 254}, []),
+    "ids without a gap": ({"a": [0, 1], "b": [2, 3], "c": [4, 5], "d": [6, 7]}, [255]),
+    "every id a class's": ({"a": 9, "b": [*range(9), *range(10, 254)], "c": 254, "d": 255}, []),
+}
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("border", [0, 2])
+def test_ids_up_to_255_are_scored_as_small_ones_are(tmp_path, kind, border):
+    """The same pixels under other ids: the same scores, and the ids come back from a file."""
+    table, plain = table_of(*CLASSES[kind]), table_of({"a": 0, "b": 1, "c": 2, "d": 3}, [255])
+    rng = np.random.default_rng(0)
+    truth, prediction = (
+        cv2.resize(rng.choice([0, 1, 2, 3, *[255] * hidden], (6, 8)).astype(np.uint8), (64, 48),
+                   interpolation=cv2.INTER_NEAREST)
+        for hidden in (1, 0)
+    )  # fmt: skip
+    prediction = np.where((rng.random((48, 64)) < 0.6) & (truth != 255), truth, prediction)
+    found = []
+    for classes in (table, plain):
+        ids = classes.to_ids(truth)
+        classed = truth != 255
+        assert np.array_equal(classes.id_to_train[ids][classed], truth[classed])
+        assert not np.isin(ids[~classed], classes.ids).any()
+        counts = count_pixels(ids, classes.to_ids(prediction), classes, border=border)
+        found.append(compute_scores(counts, classes).plain())
+    assert found[0] == found[1] and 0 < found[0]["miou"] < 1
+    assert bool(found[0]["boundary"]) == bool(border)
+    save_as_ids(tmp_path / "x.png", prediction, table)
+    stored = np.asarray(Image.open(tmp_path / "x.png"))
+    assert np.array_equal(stored, table.ids[prediction])
+    assert np.array_equal(table.id_to_train[stored], prediction)
+
+
+def test_253_classes_and_no_more():
+    names = [f"c{number}" for number in range(253)]
+    table = table_of({name: number + 3 for number, name in enumerate(names)}, [0])
+    train_ids = np.arange(253, dtype=np.uint8)[None]
+    assert np.array_equal(table.id_to_train[table.to_ids(train_ids)], train_ids)
+    counts = count_pixels(table.to_ids(train_ids), table.to_ids(train_ids), table)
+    assert compute_scores(counts, table).miou == 1
+    with pytest.raises(ValueError, match="254 classes; there may be 253"):
+        table_of({name: number for number, name in enumerate([*names, "more"])}, [])
+
+
+def color_set(root: Path) -> tuple[Path, dict[tuple, int]]:
+    """The page's set with label files in colours, and the train id of each colour."""
+    write_set(root, YAML + COLORS)
+    colors = {7: (1, 2, 3), 8: (9, 0, 3), 26: (200, 0, 255), 27: (200, 0, 255), 28: (200, 0, 255)}
+    for path in sorted((root / "labels").glob("*/*.png")):
+        ids = np.asarray(Image.open(path))
+        picture = np.full((*ids.shape, 3), (0, 0, 3), np.uint8)  # what is ignored
+        for number, color in colors.items():
+            picture[ids == number] = color
+        Image.fromarray(picture).save(path)
+    return root, {(1, 2, 3): 0, (9, 0, 3): 1, (200, 0, 255): 2, (0, 0, 3): IGNORE}
+
+
+def test_label_files_of_colours_are_read_by_exact_match(tmp_path):
+    root, _ = color_set(tmp_path / "colours")
+    plain = write_set(tmp_path / "ids")
+    for split in ("train", "val"):
+        found, expected = (build_dataset("custom", x, split) for x in (root, plain))
+        assert len(found) == len(expected) > 0
+        for one, other in zip(found, expected, strict=True):
+            assert np.array_equal(one["label"], other["label"])
+            assert one["label"].dtype == np.uint8
+        assert np.array_equal(found.train_ids(1), expected.train_ids(1))
+    table = found.classes
+    assert table.colors.tolist() == [[1, 2, 3], [9, 0, 3], [200, 0, 255]]  # of pictures too
+    assert table.ids.tolist() == [7, 8, 26]  # of written predictions
+    path = root / "labels" / "val" / "0 b.png"
+    Image.open(path).convert("P", palette=Image.Palette.ADAPTIVE).save(path)
+    assert np.array_equal(found[0]["label"], expected[0]["label"])
+    command = ("utils/preprocess_data.py", "--dataset", "custom", "--data_root")
+    for folder in (root, plain):
+        done = run(*command, folder, "--pack", "true")
+        assert done.returncode == 0, done.stderr
+    weights = [(x / "meta" / "class_weights.json").read_text() for x in (root, plain)]
+    assert weights[0] == weights[1]
+    packed = build_dataset("custom", root, "val")
+    assert "packed" in packed.source and np.array_equal(packed[2]["label"], expected[2]["label"])
+    done = run(*command, root, "--check", "true")
+    assert done.returncode == 0 and "20 files, no fault" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("color", [(1, 2, 4), (2, 2, 3), (3, 2, 1), (0, 0, 0), (255, 255, 255)])
+def test_a_colour_of_no_class_is_named_with_its_place(tmp_path, color):
+    """One level off, channels the other way round, black: nothing is guessed."""
+    root, _ = color_set(tmp_path)
+    path = root / "labels" / "val" / "1 b.png"
+    picture = np.asarray(Image.open(path)).copy()
+    picture[37, 21:30] = color
+    picture[50, 3] = color
+    Image.fromarray(picture).save(path)
+    done = run("utils/preprocess_data.py", "--dataset", "custom", "--data_root", root,
+               "--check", "true")  # fmt: skip
+    fails(done, "1 faults")
+    (line,) = (line for line in done.stdout.splitlines() if "1 b" in line)
+    assert line.startswith(f"{path}: colour {color} at row 37, column 21 ")
+    dataset = build_dataset("custom", root, "val")
+    with pytest.raises(UserError, match=r"1 b.png: .*row 37, column 21 .*label_colors"):
+        list(read_all_train_ids(dataset, workers=1))
+
+
+def test_the_colours_of_a_jpeg_are_no_classes(tmp_path):
+    root, _ = color_set(tmp_path)
+    (root / "dataset.yaml").write_text(
+        (YAML + COLORS).replace("labels/{split}/{name}.png", "labels/{split}/{name}.jpg")
+    )
+    for path in sorted((root / "labels").glob("*/*.png")):
+        Image.open(path).save(path.with_suffix(".jpg"), quality=60)
+    with pytest.raises(UserError, match=r"b.jpg: colour .* is of no class"):
+        list(read_all_train_ids(build_dataset("custom", root, "train"), workers=1))

@@ -1,0 +1,58 @@
+"""Exported files against this repository's own prediction, run by onnxruntime and torch.export."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers import randomize
+from torch.nn import functional as F
+
+from evaluation.exported import Plain, compare, write_onnx, write_pt2
+from evaluation.inference import Predictor, predict_logits
+from model import build_model
+from model.normalize import normalize
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model() -> torch.nn.Module:
+    network = build_model("deeplabv3", num_classes=19, output_stride=32, head_channels=32).eval()
+    randomize(network)
+    return network
+
+
+def pictures(sizes) -> list[np.ndarray]:
+    """Smooth ones, whose classes form regions."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = [torch.rand(1, 3, 9, 16, generator=generator) for _ in sizes]
+    full = [
+        F.interpolate(c, s, mode="bicubic").clamp(0, 1) for c, s in zip(coarse, sizes, strict=True)
+    ]
+    return [(x[0].permute(1, 2, 0) * 255).byte().numpy() for x in full]
+
+
+@pytest.mark.parametrize("write", [write_onnx, write_pt2])
+def test_exported_files_agree_at_any_size(model, write, tmp_path):
+    sizes = [(512, 1024), (355, 479), (360, 480), (33, 65), (360, 480)]
+    if write is write_onnx:
+        sizes += [(512, 1024), (360, 480), (1024, 2048)]
+    path = tmp_path / "model"
+    runner = write(Plain(model, scale=1.0, logits=False), path, {"order": json.dumps("RGB")})
+    images = pictures(sizes)
+    share, *_ = compare(runner, Predictor(model, device=CPU), images)
+    assert share >= 0.999
+    counts = np.bincount(Predictor(model, device=CPU).train_ids(images[2]).ravel())
+    assert counts.max() < 0.95 * counts.sum()  # there are borders to get wrong
+    both = runner(normalize(torch.tensor(np.stack([images[2], images[4]]))))
+    assert both.shape == (2, 360, 480) and both.dtype == np.uint8
+    assert (both[0] == runner(normalize(torch.tensor(images[2])[None]))[0]).mean() > 0.999
+
+
+def test_a_scale_is_part_of_the_file(model, tmp_path, scale=0.25):
+    runner = write_onnx(Plain(model, scale=scale, logits=True), tmp_path / "m.onnx", {})
+    image = torch.tensor(pictures([(130, 258)])[0])[None]
+    small = predict_logits(model, image, size=(130, 258), scales=(scale,))
+    expected = F.interpolate(small, (130, 258), mode="bilinear")
+    np.testing.assert_allclose(runner(normalize(image)), expected.numpy(), atol=1e-3, rtol=1e-3)

@@ -1,0 +1,180 @@
+"""Prediction against plain definitions: scales, mirrors, windows, memory, the folded copy."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from helpers import ALONE, randomize
+from torch.nn import functional as F
+
+from benchmarks.measure import extra_mib
+from datasets import build_dataset
+from evaluation.evaluate import evaluate
+from evaluation.inference import Predictor, inference_copy, predict_logits, rescale
+from model import build_model
+from model.normalize import normalize
+from model.ops.upsample_argmax import upsample_argmax
+from utils.base.errors import UserError
+
+
+def network() -> torch.nn.Module:
+    model = build_model("deeplabv3", num_classes=19, output_stride=16)
+    randomize(model)
+    return model.eval()
+
+
+def images(size=(64, 96)) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(2, 3, 6, 9, generator=generator)
+    return (F.interpolate(coarse, size, mode="bilinear") * 255).byte().permute(0, 2, 3, 1)
+
+
+def test_a_prediction_is_the_upsampled_argmax_at_any_size():
+    model, pictures = network(), images()
+    predictor = Predictor(model, device=ALONE.device)
+    with torch.no_grad():
+        logits = model(normalize(pictures))["out"]
+    for size in ((64, 96), (128, 192), (50, 70)):
+        full = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+        train_ids = upsample_argmax(predict_logits(model, pictures, size=size), size)
+        assert torch.equal(train_ids.long(), full.argmax(1))
+        one = predictor.train_ids(pictures[0].numpy(), size=size)  # of the folded copy: other bits
+        assert one.dtype == np.uint8 and (one == train_ids[0].numpy()).mean() > 0.999
+
+
+def test_scales_and_flip_average_probabilities():
+    model, pictures, size = network(), images(), (64, 96)
+    views = []
+    with torch.no_grad():
+        for scale in (0.5, 1.0):
+            scaled = rescale(normalize(pictures), scale)
+            views += [model(scaled)["out"], model(scaled.flip(3))["out"].flip(3)]
+    full = [F.interpolate(view, size, mode="bilinear").softmax(1) for view in views]
+    expected = (sum(full) / 4).log()
+    logits = predict_logits(model, pictures, size=size, scales=(0.5, 1.0), flip=True)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("crop, stride", [((48, 64), (32, 40)), ((40, 200), None)])
+def test_windows_average_their_logits(crop, stride):
+    """Each window's upsampled logits in a frame of zeros; sums divided by how often seen."""
+    model, pictures = network(), images()
+    views = []
+    with torch.no_grad():
+        for seen in (normalize(pictures), normalize(pictures).flip(3)):
+            sums, count = torch.zeros(2, 19, 64, 96), torch.zeros(64, 96)
+            high, wide = min(crop[0], 64), min(crop[1], 96)
+            down, right = stride or (27, 64)
+            for top in range(0, 64, down):
+                for left in range(0, 96, right):
+                    bottom, end = min(top + high, 64), min(left + wide, 96)
+                    window = seen[:, :, bottom - high : bottom, end - wide : end]
+                    full = F.interpolate(model(window)["out"], (high, wide), mode="bilinear")
+                    around = (end - wide, 96 - end, bottom - high, 64 - bottom)
+                    sums += F.pad(full, around)
+                    count += F.pad(torch.ones(high, wide), around)
+                    if end == 96:
+                        break
+                if bottom == 64:
+                    break
+            views.append(sums / count)
+    logits = predict_logits(model, pictures, size=(64, 96), crop=crop, stride=stride)
+    torch.testing.assert_close(logits, views[0], rtol=1e-5, atol=1e-5)
+    both = (views[0].softmax(1) + views[1].flip(3).softmax(1)) / 2
+    logits = predict_logits(model, pictures, size=(64, 96), flip=True, crop=crop, stride=stride)
+    torch.testing.assert_close(logits, both.log(), rtol=1e-5, atol=1e-5)
+    assert torch.equal(upsample_argmax(logits, (64, 96)).long(), both.argmax(1))
+
+
+def test_a_half_scale_prediction_still_has_full_size():
+    predictor = Predictor(network(), device=ALONE.device, scales=(0.5,))
+    assert predictor.train_ids(images()[0].numpy()).shape == (64, 96)
+
+
+class SmallMemory(torch.nn.Module):
+    """A network on a device that holds so many pixels at once."""
+
+    def __init__(self, pixels: int) -> None:
+        super().__init__()
+        self.network, self.pixels = network(), pixels
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        if images[0, 0].numel() > self.pixels:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return self.network(images)
+
+
+def test_an_image_larger_than_the_memory_is_predicted_in_windows_where_wanted(monkeypatch, capsys):
+    monkeypatch.setattr(Predictor, "SMALLEST", 64)
+    model = SmallMemory(pixels=40 * 90)
+    predictor = Predictor(model, device=ALONE.device, windows_if_needed=True)
+    pictures = images()[:1]
+    for _ in range(2):
+        logits = predictor.logits(pictures[0].numpy(), size=(64, 96))
+    printed = capsys.readouterr().err
+    assert printed.count("warning: too little memory for an image of 64x96 at once") == 1
+    assert "predicted in windows of 32x64: results differ a little" in printed
+    inner = inference_copy(model.network)
+    expected = predict_logits(inner, pictures, size=(64, 96), crop=(32, 64))
+    assert torch.equal(logits, expected)
+    train_ids = predictor.train_ids(pictures[0].numpy())
+    assert np.array_equal(train_ids, expected.argmax(1)[0].numpy())
+    tiny = Predictor(SmallMemory(pixels=0), device=ALONE.device, windows_if_needed=True)
+    with pytest.raises(UserError, match="out of memory with an image of 64x96, predicted 32x64 at"):
+        tiny.logits(pictures[0].numpy(), size=(64, 96))
+
+
+def test_a_score_never_changes_its_protocol_for_want_of_memory(
+    cityscapes_root, monkeypatch, capsys
+):
+    """One line that names the option, where windows would have been possible."""
+    monkeypatch.setattr(Predictor, "SMALLEST", 64)
+    dataset = build_dataset("cityscapes", cityscapes_root, "val")
+    model, image = SmallMemory(pixels=40 * 90), dataset.image(0)
+    words = "out of memory with an image of 64x128, predicted 64x128 at once.* --crop, .* --scales"
+    predictor = Predictor(model, device=ALONE.device)
+    for work in (
+        lambda: evaluate(model, dataset, world=ALONE),
+        lambda: predictor.train_ids(image),
+        lambda: predictor.train_ids(image),  # nor the second time
+    ):
+        with pytest.raises(UserError, match=words) as error:
+            work()
+        assert "\n" not in str(error.value)
+    assert "warning" not in capsys.readouterr().err
+    in_windows = evaluate(model, dataset, world=ALONE, crop=(32, 64))  # what the line advises
+    assert in_windows.counts.confusion.sum() == 3 * 64 * 128
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+def test_the_inference_copy_predicts_the_same_and_leaves_the_model_alone(backbone):
+    model = build_model("deeplabv3", num_classes=19, backbone=backbone, output_stride=16, aux=True)
+    randomize(model)
+    model.train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    copied, inputs = inference_copy(model), normalize(images())
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in copied.modules())
+    with torch.no_grad():
+        logits, expected = copied(inputs)["out"], copy.deepcopy(model).eval()(inputs)["out"]
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    assert (expected - expected.mean((2, 3), keepdim=True)).std() > 0.01
+    assert model.training and all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_predicting_a_whole_image_takes_the_memory_of_the_network_alone():
+    model = build_model("deeplabv3", num_classes=19, output_stride=16)
+    predictor = Predictor(model, device=torch.device("cpu"))
+    image = np.random.default_rng(0).integers(0, 256, (512, 1024, 3), np.uint8)
+    inputs = torch.zeros(1, 3, 512, 1024).to(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def forward() -> None:
+        predictor.model(inputs)
+
+    for work in (forward, lambda: predictor.train_ids(image)):
+        work()
+    alone, all_of_it = extra_mib(forward), extra_mib(lambda: predictor.train_ids(image))
+    assert alone > 20
+    assert all_of_it <= 1.3 * alone, (all_of_it, alone)

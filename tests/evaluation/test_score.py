@@ -1,0 +1,206 @@
+"""evaluation/score.py: what it refuses, what it needs, what it leaves."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from helpers import REPOSITORY, run, write_cityscapes
+from PIL import Image
+
+from evaluation.prediction_files import (
+    check_header,
+    count_pairs,
+    find_truth,
+    holds_train_ids,
+    match_predictions,
+)
+from utils.base.errors import UserError
+from utils.data.label_table import CITYSCAPES, IGNORE
+
+
+def write_predictions(root: Path, folder: Path) -> Path:
+    """A third of the rows wrong; names as mmsegmentation writes them."""
+    folder.mkdir(exist_ok=True)
+    for path in root.glob("gtFine/val/*/*labelIds.png"):
+        ids = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        ids[::3] = np.roll(ids[::3], 9, 1)
+        name = path.name.replace("gtFine_labelIds", "leftImg8bit")
+        cv2.imwrite(str(folder / name), ids)
+    return folder
+
+
+@pytest.fixture
+def predictions(cityscapes_root, tmp_path):
+    return write_predictions(cityscapes_root, tmp_path / "predictions")
+
+
+def check_all(folder: Path, root: Path) -> None:
+    """What the command does with a folder of predictions."""
+    pairs = match_predictions(folder, find_truth(root, "val"))
+    for pair in pairs:
+        check_header(pair)
+    count_pairs(pairs)
+
+
+def change(path: Path, edit) -> None:
+    cv2.imwrite(str(path), edit(cv2.imread(str(path), cv2.IMREAD_UNCHANGED)))
+
+
+def to_palette(path: Path) -> None:
+    image = Image.open(path)
+    image.putpalette(list(range(256)) * 3)
+    image.save(path)
+
+
+def corrupt(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+
+
+FAULTS = {
+    "missing": (Path.unlink, "1 of 3 images have no prediction lindau_000001_000019"),
+    "duplicate": (lambda p: shutil.copy(p, p.with_name(p.stem + "_color.png")), "Keep one"),
+    "stale copy below": (
+        lambda p: shutil.copytree(p.parent, p.parent / "old", ignore=lambda *_: ["old"]),
+        "second prediction",
+    ),
+    "extra": (lambda p: shutil.copy(p, p.with_name("bonn_000000_000019.png")), "no image of"),
+    "wrong size": (lambda p: change(p, lambda x: x[::2, ::2]), "64 x 32 instead of 128 x 64"),
+    "colours": (lambda p: change(p, lambda x: np.dstack([x] * 3)), "colours, not label ids"),
+    "palette": (to_palette, "palette colours, not label ids"),
+    "16 bits": (lambda p: change(p, lambda x: x.astype(np.uint16)), "16 bits, not label ids"),
+    "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-200]), "not a whole PNG"),
+    "corrupted": (corrupt, "not a whole PNG"),
+    "empty": (lambda p: p.write_bytes(b""), "not a whole PNG"),
+    "train ids": (lambda p: change(p, lambda x: CITYSCAPES.id_to_train[x]), "train ids"),
+    "id 34": (lambda p: change(p, lambda x: x + np.uint8(34 - x.max())), "id 34"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_prediction_is_named(fault, predictions, cityscapes_root):
+    edit, message = FAULTS[fault]
+    check_all(predictions, cityscapes_root)
+    path = predictions / "lindau_000001_000019_leftImg8bit.png"
+    edit(path)
+    with pytest.raises(UserError, match=message) as found:
+        check_all(predictions, cityscapes_root)
+    assert str(predictions) in str(found.value) and "\n" not in str(found.value)
+
+
+def test_train_ids_without_ignored_pixels_are_recognised(predictions, cityscapes_root):
+    """As a network writes them: 0..18 everywhere; every other folder passes."""
+    for path in predictions.glob("*.png"):
+        ids = CITYSCAPES.id_to_train[cv2.imread(str(path), cv2.IMREAD_UNCHANGED)]
+        cv2.imwrite(str(path), np.where(ids == IGNORE, 2, ids).astype(np.uint8))
+    with pytest.raises(UserError, match=r"000000_000019\S*: train ids.*CITYSCAPES.ids"):
+        check_all(predictions, cityscapes_root)
+
+
+@pytest.mark.parametrize("used", [[7], [0, 7, 8, 11], [7, 8, 1, 2], [0], [26, 5]])
+def test_label_ids_are_not_taken_for_train_ids(used):
+    confusion = np.zeros((34, 34), np.int64)
+    confusion[7, used] = 5
+    assert not holds_train_ids(confusion + np.eye(34, dtype=np.int64) * np.isin(range(34), used))
+
+
+def test_the_command_s_results_and_mistakes(predictions, cityscapes_root, tmp_path):
+    options = ["--predictions", predictions, "--data_root", cityscapes_root]
+    outputs = ["--json", tmp_path / "out.json", "--confusion", tmp_path / "confusion.png"]
+    done = run(
+        REPOSITORY / "evaluation/score.py", *options, *outputs,
+        "--boundary_width", 2, "--check_official", "true", cwd=Path("/"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "largest difference to the official scorer in 157 results: 0\n" in done.stdout
+    results = json.loads((tmp_path / "out.json").read_text())
+    assert 0 < results["averageScoreInstClasses"] < 1
+    assert f"Score Average : {results['averageScoreClasses']:.3f}" in done.stdout
+    assert 0 < results["scores"]["boundary_miou"] < results["scores"]["miou"]
+    picture = cv2.imread(str(tmp_path / "confusion.png"))
+    assert min(picture.shape[:2]) > 800 and picture.std() > 5
+    before = sorted(path.name for path in tmp_path.iterdir())
+    wrong = [
+        ([*options, "--json", tmp_path / "none" / "x.json"], "none/x.json"),
+        ([*options, "--json", tmp_path], str(tmp_path)),
+        ([*options, "--confusion", tmp_path], str(tmp_path)),
+        ([*options, "--workers", "0"], "--workers"),
+        (["--predictions", tmp_path / "none", *options[2:]], "no such folder"),
+        ([*options[:2], "--data_root", tmp_path], "--data_root"),
+        ([*options, "--split", "test"], "--split"),
+    ]
+    for arguments, message in wrong:
+        failed = run("evaluation/score.py", *arguments)
+        assert failed.returncode == 2 and failed.stderr.startswith("error: "), failed.stderr
+        assert message in failed.stderr and failed.stderr.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def files_to_take() -> list[str]:
+    """score.py and the files that its docstring names for another project, beside utils/base/."""
+    source = (REPOSITORY / "evaluation/score.py").read_text(encoding="utf-8")
+    text = " ".join(ast.get_docstring(ast.parse(source)).split())
+    beside, data = text.split("take this file with ")[1].split("utils/base/ and, of utils/data/,")
+    names = [f"evaluation/{name}" for name in ("score.py", *re.findall(r"\w+\.py", beside))]
+    names += [f"utils/data/{name}" for name in re.findall(r"\w+\.py", data)]
+    return names
+
+
+def test_it_can_be_lifted_out(predictions, cityscapes_root, tmp_path):
+    """The files its docstring names, alone, with only the packages it names; none too many."""
+    taken = tmp_path / "taken"
+    shutil.copytree(REPOSITORY / "utils/base", taken / "utils/base")
+    for name in files_to_take():
+        (taken / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPOSITORY / name, taken / name)
+    options = ["--predictions", predictions, "--data_root", cityscapes_root]
+    outputs = ["--json", tmp_path / "score.json", "--confusion", tmp_path / "confusion.png"]
+    outputs += ["--check_official", "true", "--boundary_width", "2"]
+    absent = ["torch", "torchvision", "jsonargparse", "tensorboard", "yaml"]
+    for names, arguments in (([*absent, "matplotlib"], options), (absent, [*options, *outputs])):
+        program = (
+            f"import runpy, sys; sys.argv.pop(0); sys.modules |= dict.fromkeys({names}); "
+            "runpy.run_path(sys.argv[0], run_name='__main__'); "
+            "print(*(getattr(module, '__file__', '') for module in sys.modules.values()))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program, taken / "evaluation/score.py", *arguments],
+            cwd="/", env={**os.environ, "PYTHONPATH": ""}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "Score Average" in done.stdout
+    used = done.stdout.split()
+    assert not [name for name in files_to_take()[1:] if str(taken / name) not in used]
+    assert min(path.stat().st_size for path in map(Path, outputs[1:4:2])) > 1000
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_count_the_same(workers, predictions, cityscapes_root):
+    pairs = match_predictions(predictions, find_truth(cityscapes_root, "val"))
+    one, several = (count_pairs(pairs, border=2, workers=n) for n in (1, workers))
+    for name, value in vars(one).items():
+        assert np.array_equal(value, getattr(several, name)), name
+
+
+def test_memory_for_pixels_does_not_grow_with_the_number_of_images(tmp_path):
+    root = write_cityscapes(tmp_path, train=0, val=24, size=(256, 512))
+    folder = write_predictions(root, tmp_path / "predictions")
+    pairs = match_predictions(folder, find_truth(root, "val"))
+    peaks = []
+    for some in (pairs[:4], pairs):
+        tracemalloc.start()
+        count_pairs(some)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[0] > 256 * 512 * 3  # images are seen by the measurement
+    assert peaks[1] - peaks[0] < 20 * 256 * 512 / 4

@@ -1,0 +1,294 @@
+"""Real torchrun processes against one process: the same loss, gradients, samples and counts."""
+
+import json
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from copy import deepcopy
+from pathlib import Path
+from shutil import which
+
+import pytest
+import torch
+from helpers import REPOSITORY, preprocess, run, tiny, train, write_cityscapes
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from datasets import build_dataset
+from evaluation.evaluate import evaluate
+from model import build_model
+from model.losses import SegmentationLoss
+from utils.base.errors import UserError
+from utils.data.batches import Batches
+from utils.training import distributed
+from utils.training.checkpoint import load_checkpoint, step_files
+from utils.training.logger import read_metrics
+from utils.training.optim import build_optimizer
+from utils.training.step import training_step
+
+OPTIONS = [
+    "--run_name", "run", "--device", "cpu", "--backbone_weights", "null", "--output_stride", "32",
+    "--crop", "[32,64]", "--batch_size", "2", "--workers", "1", "--steps", "24", "--log_every", "1",
+    "--eval_every", "1000", "--save_every", "4",
+]  # fmt: skip
+SLOWER = 2  # than an idle machine, where other tests run beside these
+
+
+def work(root: str, result: str) -> None:
+    """Three steps of four images with frozen norms; the network evaluated on five images."""
+    world = distributed.start("cpu")
+    distributed.require_same("options", "options", world)
+    if world.size == 3:
+        with pytest.raises(UserError, match=r"data set: process 2 has other than process 0"):
+            distributed.require_same(world.rank == 2, "data set", world)
+    root = Path(root)
+    train_set, val_set = (build_dataset("cityscapes", root, split) for split in ("train", "val"))
+    torch.manual_seed(0)
+    model = build_model("deeplabv3", num_classes=19, output_stride=32, dropout=0.0).eval()
+    beginning = deepcopy(model.state_dict())
+    parallel = DistributedDataParallel(model) if world.size > 1 else model
+    batches = Batches(
+        train_set, batch_size=4 // world.size, crop=(32, 64), scale=(0.5, 2.0), flip=True, seed=0,
+        workers=1, device=world.device, rank=world.rank, world_size=world.size,
+    )  # fmt: skip
+    optimizer = build_optimizer(model, "sgd", base_lr=0.01, weight_decay=0.0)
+    losses = []
+    for batch in batches.run(0, 3):
+        losses.append(training_step(parallel, SegmentationLoss(), optimizer, [batch]).item())
+        if len(losses) == 1:
+            gradients = [p.grad.double().norm().item() for p in model.parameters()]
+    model.load_state_dict(beginning)  # an exact count needs the same weights, to the bit
+    if world.rank == 1:  # what BatchNorm statistics of another process look like
+        nn.init.normal_(next(model.buffers()))
+    distributed.copy_buffers_from_main(model, world)
+    scores = evaluate(model, val_set, world=world, workers=1)
+    if world.is_main:
+        content = {"losses": losses, "gradients": gradients, "val_loss": scores.loss}
+        content["confusion"] = scores.counts.confusion.tolist()
+        content["instances"] = scores.counts.instances.tolist()
+        with open(result, "w", encoding="utf-8") as file:
+            json.dump(content, file)
+    distributed.stop(world)
+
+
+def torchrun(processes: int, script: str, *arguments: object) -> subprocess.CompletedProcess:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return subprocess.run(
+        [sys.executable, *launch, str(REPOSITORY / script), *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}"},
+        capture_output=True, text=True, timeout=180, check=False,
+    )  # fmt: skip
+
+
+def results(root, folder, processes: int) -> dict:
+    path = folder / f"{processes}.json"
+    if processes == 1:
+        work(str(root), str(path))
+        return json.loads(path.read_text())
+    if processes == 2:
+        done = torchrun(processes, __file__, root, path)
+        assert done.returncode == 0, done.stderr[-3000:]
+    else:
+        forked(processes, str(root), str(path))
+    return json.loads(path.read_text())
+
+
+def forked(processes: int, root: str, path: str) -> None:
+    """`work` in processes that torchrun would take four seconds each to start."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def child(rank: int) -> None:
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        values = (rank, rank, processes, "127.0.0.1", port)
+        os.environ.update(zip(names, map(str, values), strict=True))
+        work(root, path)
+
+    fork = multiprocessing.get_context("fork")
+    children = [fork.Process(target=child, args=(rank,)) for rank in range(processes)]
+    for process in children:
+        process.start()
+    for process in children:
+        process.join(120)
+    assert [process.exitcode for process in children] == [0] * processes
+
+
+def test_processes_equal_one(tmp_path):
+    root = write_cityscapes(tmp_path / "data", val=5)
+    preprocess(root)
+    one, two, three = (results(root, tmp_path, n) for n in (1, 2, 3))
+    for several in (two, three):
+        assert several["confusion"] == one["confusion"]
+        assert several["instances"] == one["instances"]
+        assert several["val_loss"] == pytest.approx(one["val_loss"], rel=1e-6)
+    assert sum(map(sum, one["confusion"])) == 5 * 64 * 128
+    assert len(one["instances"]) > 5
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-6)
+    assert len(set(one["losses"])) == 3
+    assert two["gradients"] == pytest.approx(one["gradients"], rel=1e-4)
+
+
+def test_the_evaluation_command_shares_its_images(tmp_path):
+    root = write_cityscapes(tmp_path / "data", train=2, val=3)
+    preprocess(root)
+    train(tiny(root, tmp_path / "logs", steps=1, eval_every=1, crop=(32, 64)))
+    script, logs = "evaluation/eval_on_val_for_metrics.py", ["--log_root", tmp_path / "logs"]
+    scores, pictures = [], tmp_path / "logs" / "model_eval_val"
+    for processes in (1, 2):
+        done = run(script, *logs) if processes == 1 else torchrun(2, script, *logs)
+        assert done.returncode == 0 and done.stdout.count("predictions: ") == 1, done.stderr
+        scores.append(json.loads((pictures / "scores.json").read_text()))
+        assert len([*pictures.glob("*_overlayed.png")]) == 3
+        assert len([*(tmp_path / "logs" / "model_eval_val_for_metrics").glob("*")]) == 3
+    losses = [each.pop("loss") for each in scores]
+    assert scores[0] == scores[1] and losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_what_a_run_says_at_its_end_is_said_once(cityscapes_root, tmp_path):
+    """By the main process: when it ends, and when it is resumed with nothing left to do."""
+    options = [*OPTIONS, "--data_root", cityscapes_root, "--log_root", tmp_path, "--steps", "2"]
+    done = torchrun(2, "train.py", *options)
+    assert done.returncode == 0, done.stderr
+    (best,) = [line for line in done.stdout.splitlines() if "best mIoU" in line]
+    assert best == done.stdout.splitlines()[-1] and best.endswith(f" of 2: {tmp_path / 'run'}")
+    done = torchrun(2, "train.py", *options, "--resume", "auto")
+    assert done.returncode == 0, done.stderr
+    finished = f"{tmp_path / 'run'}: finished at step 2. Start a new --run_name to train longer\n"
+    assert done.stdout == finished
+
+
+def test_a_bad_file_of_one_process_is_one_line_and_ends_all(tmp_path):
+    root = write_cityscapes(tmp_path / "data", train=8)
+    preprocess(root)
+    path = sorted(root.glob("leftImg8bit/train/*/*.png"))[3]
+    path.write_bytes(path.read_bytes()[:300])
+    done = torchrun(2, "train.py", *OPTIONS, "--data_root", root, "--log_root", tmp_path)
+    ours = done.stderr.split("torch/distributed/elastic")[0]
+    assert done.returncode == 1 and "Traceback" not in ours
+    (line,) = [line for line in ours.splitlines() if line.startswith("error: ")]
+    assert f"{path.name}: not a whole PNG" in line
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_meeting_that_fails_is_one_line(rank, cityscapes_root, tmp_path):
+    """The port of process 0 is in use; process 1 is given a host that does not exist."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
+        if rank == 1:
+            where["MASTER_ADDR"] = "nowhere.invalid"
+        options = [*OPTIONS, "--data_root", cityscapes_root, "--log_root", tmp_path]
+        begin = time.monotonic()
+        done = run("train.py", *options, RANK=str(rank), WORLD_SIZE="2", **where)
+    assert done.returncode == 2 and time.monotonic() - begin < 30
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert f"{':'.join(where.values())}: process {rank} cannot join there" in line
+    assert "Traceback" not in done.stderr
+
+
+def last_step(folder: Path) -> int:
+    return max((int(row["step"]) for row in read_metrics(folder) if row["step"]), default=0)
+
+
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while last_step(folder) < step:
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+def workers_of(process: subprocess.Popen) -> list[int]:
+    tasks = Path(f"/proc/{process.pid}/task")
+    return [int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
+
+
+def test_a_killed_process_a_stop_and_going_on_alone(cityscapes_root, tmp_path, record_property):
+    """torchrun starts both again, they go on by themselves; SIGTERM saves at one step; one process
+    then takes the same images per step. Figures in docs/several_gpus.md."""
+    options = [*map(str, OPTIONS), "--data_root", str(cityscapes_root), "--log_root", str(tmp_path)]
+    options += ["--eval_every", "5"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    process = subprocess.Popen(
+        [sys.executable, *launch, "--max-restarts", "1", str(REPOSITORY / "train.py"), *options],
+        env={**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    folder = tmp_path / "run"
+    checkpoints = folder / "checkpoints"
+    wait_for_step(folder, 7, process)
+    assert read_metrics(folder)[4]["miou"]  # both evaluated
+    begin = time.monotonic()
+    os.kill(workers_of(process)[-1], signal.SIGKILL)
+    saved = int(step_files(checkpoints)[-1].name[5:13])
+    while last_step(folder) > saved:  # the new processes drop the rows after their checkpoint
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    wait_for_step(folder, saved + 1, process)
+    seconds = time.monotonic() - begin
+    record_property("seconds to the next step", round(seconds, 1))
+    assert seconds < 25 * SLOWER
+
+    begin = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    out, errors = process.communicate(timeout=60)
+    seconds = time.monotonic() - begin
+    record_property("seconds from SIGTERM to the end", round(seconds, 1))
+    assert seconds < 5 * SLOWER
+    assert f"steps {saved + 1} to 24 on 2 x cpu" in out
+    step = load_checkpoint(checkpoints / "last.pth")["step"]
+    assert errors.count(f"stopped after step {step}; resume with") == 1
+    assert saved < step < 24 and step == last_step(folder)
+
+    done = run("train.py", *options, "--resume", "auto")
+    assert done.returncode == 0, done.stderr
+    assert f"steps {step + 1} to 24 on 1 x cpu" in done.stdout
+    rows = [(row["step"], float(row["epoch"])) for row in read_metrics(folder)]
+    assert rows == [(str(number), float(number)) for number in range(1, 25)]  # 4 images a step
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(None in map(which, ("unshare", "ip")), reason="needs unshare and ip")
+@pytest.mark.parametrize(
+    ("fault", "steps"),
+    [("gone", 24), ("back", 200), ("cut5", 24), ("cut60", 24)],
+    ids=lambda value: str(value),
+)
+def test_of_two_hosts_one_fails_and_every_step_is_done_once(
+    fault, steps, cityscapes_root, tmp_path, record_property
+):
+    """Two network namespaces with a cable between them; tests/faults/two_hosts.sh."""
+    options = [*OPTIONS, "--data_root", cityscapes_root, "--log_root", tmp_path]
+    options += ["--steps", steps]
+    script = [REPOSITORY / "tests" / "faults" / "two_hosts.sh", fault, sys.executable, tmp_path]
+    begin = time.monotonic()
+    done = subprocess.run(
+        ["unshare", "-rmn", *map(str, [*script, *options])],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=400, check=False,
+    )  # fmt: skip
+    log = (tmp_path / "host_a.log").read_text()
+    given_up = done.returncode != 0
+    if given_up:  # torchrun may close the meeting when its hosts lose each other: go on by hand
+        assert fault == "cut60" and "RendezvousClosedError" in log, done.stderr + log[-3000:]
+        alone = run("train.py", *options, "--resume", "auto")
+        assert alone.returncode == 0, alone.stderr
+    record_property(f"{fault}: given up by torchrun", given_up)
+    started = re.findall(rf"steps (\d+) to {steps} on (\d) x cpu", log)
+    record_property(f"{fault}: processes of host a's starts", ", ".join(n for _, n in started))
+    record_property(f"{fault}: seconds in all", round(time.monotonic() - begin))
+    assert started[0] == ("1", "2")
+    assert all(int(step) > 1 for step, _ in started[1:])  # from a checkpoint, not from nothing
+    if fault in ("gone", "back"):
+        assert [processes for _, processes in started] == ["2", "1", "2"][: len(started)]
+        assert len(started) == (2 if fault == "gone" else 3)
+    run_folder = tmp_path / "run"
+    assert [int(row["step"]) for row in read_metrics(run_folder)] == [*range(1, steps + 1)]
+    assert load_checkpoint(run_folder / "checkpoints" / "last.pth")["step"] == steps
+
+
+if __name__ == "__main__":
+    work(*sys.argv[1:])

@@ -1,0 +1,112 @@
+"""An interrupted and resumed training equals the uninterrupted one, bit for bit."""
+
+import shutil
+import signal
+import time
+from dataclasses import replace
+
+import pytest
+from helpers import Command, assert_same_bits, exact_rows, final_state, run, tiny, train
+
+from utils.base.errors import UserError
+from utils.training.checkpoint import load_checkpoint, step_files
+from utils.training.config import write_config
+
+EVERYTHING = {
+    "ema": 0.9, "accumulate": 2, "precision": "fp16", "photometric": True, "optimizer": "adamw",
+    "max_class_share": 0.5, "head_lr_factor": 2.0, "decay_norm": False, "clip_grad": 1.0,
+    "aux": True, "hard_threshold": 0.5, "hard_min_kept": 100, "label_smoothing": 0.1,
+    "class_uniform": 0.5,
+}  # fmt: skip
+
+
+CASES = {"saved": (5, 100, {}), "evaluated": (8, 8, {}), "every option": (5, 100, EVERYTHING)}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def uninterrupted(request, cityscapes_root, tmp_path_factory):
+    """Ten steps in one go, with a checkpoint half-way, between two rows of metrics.csv."""
+    save_every, eval_every, options = CASES[request.param]
+    log_root = tmp_path_factory.mktemp("logs")
+    config = tiny(
+        cityscapes_root, log_root, steps=10, log_every=3,
+        save_every=save_every, eval_every=eval_every, **options,
+    )  # fmt: skip
+    train(config)
+    return config, log_root / "run"
+
+
+def test_resuming_gives_the_same_losses_and_weights(uninterrupted, tmp_path):
+    """With two reader threads where there was none."""
+    config, folder = uninterrupted
+    shutil.copytree(folder, tmp_path / "run", symlinks=True)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    half_way, *later = step_files(checkpoints)
+    for path in (*later, checkpoints / "last.pth", checkpoints / "best.pth"):
+        path.unlink()
+    assert 0 < load_checkpoint(half_way)["step"] < 10
+    train(replace(config, log_root=tmp_path, workers=2, resume=str(half_way), run_name=None))
+    assert exact_rows(tmp_path / "run") == exact_rows(folder)
+    assert_same_bits(final_state(tmp_path / "run"), final_state(folder))
+
+
+@pytest.mark.parametrize("uninterrupted", ["saved"], indirect=True)
+def test_sigterm_saves_and_the_printed_command_goes_on_exactly(uninterrupted, tmp_path):
+    config, folder = uninterrupted
+    path = tmp_path / "config.yaml"
+    write_config(replace(config, log_root=tmp_path, workers=2), path)
+    process = Command("train.py", "--config", path)
+    metrics = tmp_path / "run" / "metrics.csv"
+    while process.is_alive() and not (metrics.exists() and len(exact_rows(metrics.parent)) > 0):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    done = process.end()
+    assert done.returncode == 143, done.stderr
+    stopped_at = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pth")["step"]
+    assert 3 <= stopped_at < 10
+    printed = done.stderr.strip().splitlines()[-1].split("resume with: python ")[1].split()
+    done = run(*printed)
+    assert done.returncode == 0, done.stderr
+    assert exact_rows(tmp_path / "run") == exact_rows(folder)
+    assert_same_bits(final_state(tmp_path / "run"), final_state(folder))
+
+
+@pytest.mark.parametrize("uninterrupted", ["saved"], indirect=True)
+def test_a_finished_run_says_so(uninterrupted):
+    config, folder = uninterrupted
+    done = train(replace(config, resume="auto"))
+    assert done.stdout.count(f"{folder}: finished at step 10. ") == 1
+
+
+@pytest.mark.parametrize("uninterrupted", ["saved"], indirect=True)
+def test_other_options_are_refused_by_name(uninterrupted):
+    config, _ = uninterrupted
+    with pytest.raises(UserError, match=r"base_lr, seed.*--config"):
+        train(replace(config, resume="auto", seed=1, base_lr=0.02))
+
+
+def test_resume_without_a_run_is_one_line(cityscapes_root, tmp_path):
+    with pytest.raises(UserError, match="no checkpoint"):
+        train(tiny(cityscapes_root, tmp_path, resume="auto"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_keeps_its_images_per_step_whatever_the_batch(cityscapes_root, tmp_path):
+    """Norms that do not look at the batch: four images at once or two by two are one training."""
+    config = tiny(
+        cityscapes_root, tmp_path, run_name="whole", batch_size=4, freeze_bn=True, save_every=2
+    )
+    train(config)
+    shutil.copytree(tmp_path / "whole", tmp_path / "run", symlinks=True)
+    step_files(tmp_path / "run" / "checkpoints")[-1].unlink()
+    config = replace(config, run_name="run", resume="auto")
+    with pytest.raises(UserError, match=r"has 4 images, 1 x 3 do not divide it. .*--batch_size"):
+        train(replace(config, batch_size=3))
+    done = train(replace(config, batch_size=2))
+    assert "1 x 2 batches of 2 keep the 4 images of this run's steps" in done.stderr
+    whole, halves = (exact_rows(tmp_path / name) for name in ("whole", "run"))
+    assert len(halves) == 6
+    assert "accumulate: 2" in (tmp_path / "run" / "config.yaml").read_text()
+    for one, other in zip(whole, halves, strict=True):
+        assert one[:2] == other[:2]
+        assert float(one[2]) == pytest.approx(float(other[2]), rel=1e-5)

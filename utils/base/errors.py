@@ -1,0 +1,58 @@
+"""The one error a user can cause, and the one place that turns it into a line and an exit code."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+
+# What a disk does, not the program: full, over quota, read only, failing.
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
+
+
+class UserError(Exception):
+    """Message `<file>: <what was found>. <what to do>`: one line and exit code 2 in a command."""
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether PyTorch, on a GPU or the host, OpenCV or Python ran out of memory."""
+    words = ("out of memory", "can't allocate memory", "Insufficient memory")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
+def lost_a_process(error: Exception) -> bool:
+    """Whether, under torchrun, another process ended while this one waited for it."""
+    return "RANK" in os.environ and any(word in str(error) for word in ("gloo", "NCCL", "TCPStore"))
+
+
+def run_command(command: Callable[[], None]) -> None:
+    """Run a command's `main`; a `UserError` becomes one line on stderr and exit code 2.
+
+    Ctrl-C ends with 130, as a shell expects; train.py handles its own.
+    """
+    try:
+        command()
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except (RuntimeError, MemoryError) as error:
+        what = f"({(str(error).splitlines() or [''])[0][:200]})"
+        if out_of_memory(error):
+            print(f"error: out of memory {what}. Free some, or take less at once", file=sys.stderr)
+            sys.exit(2)
+        if lost_a_process(error):
+            print(f"process {os.environ['RANK']}: lost another one {what}", file=sys.stderr)
+            sys.exit(1)
+        raise
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        name = error.filename or "disk"
+        print(f"error: {name}: {error.strerror}. Free space or check the disk", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

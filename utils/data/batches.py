@@ -1,0 +1,187 @@
+"""Training batches in an order that is a pure function of (seed, number), read ahead by threads.
+
+Threads, not worker processes: decoding, scaling and copying release the interpreter lock, and
+there is nothing to pickle, no shared memory to run out of and no worker left behind by a kill.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import KW_ONLY, dataclass
+from functools import lru_cache
+from itertools import islice
+
+import numpy as np
+import torch
+
+from utils.base.progress import progress
+from utils.base.threads import read_ahead
+from utils.data import augment
+from utils.data.augment import PLANES, SampleParams, Stream
+from utils.data.class_uniform import ClassUniform
+from utils.data.dataset import Dataset
+
+READ_AHEAD = 2  # batches
+ATTEMPTS = 10  # windows drawn for a crop
+Key = tuple[int, int]  # (epoch, index)
+Pixel = tuple[int, int]  # (y, x)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N crops, and where they come from."""
+
+    images: torch.Tensor  # (N,H,W,3) uint8 RGB
+    targets: dict[str, torch.Tensor]  # plane of a sample -> (N,H,W); "label" is uint8 train ids
+    keys: list[Key]
+    colors: torch.Tensor | None = None  # (N,3,4) float32, see color_matrix
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [x for x in (self.images, *self.targets.values(), self.colors) if x is not None]
+
+    def to(self, device: torch.device) -> "Batch":
+        """A copy on `device`, which is under way when this returns."""
+        targets = {k: x.to(device, non_blocking=True) for k, x in self.targets.items()}
+        colors = None if self.colors is None else self.colors.to(device, non_blocking=True)
+        return Batch(self.images.to(device, non_blocking=True), targets, self.keys, colors)
+
+
+@lru_cache(maxsize=4)
+def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
+    return np.random.default_rng((Stream.ORDER, seed, epoch)).permutation(n)
+
+
+def dropout_seed(seed: int, step: int, rank: int) -> int:
+    """A pure function, so that a resumed run draws the same dropout without stored generators."""
+    return int(np.random.SeedSequence((Stream.DROPOUT, seed, step, rank)).generate_state(1)[0])
+
+
+def batch_indices(
+    seed: int, number: int, *, rank: int, world_size: int, batch_size: int, n: int
+) -> list[Key]:
+    """The `batch_size` samples of process `rank` in micro-batch `number`; a pure function.
+
+    Epochs follow each other without a gap, so every index comes once per epoch, no sample is
+    dropped and `world_size` processes together take the samples that one process would.
+    """
+    first = number * batch_size * world_size
+    places = (divmod(first + i, n) for i in range(rank, batch_size * world_size, world_size))
+    return [(epoch, int(permutation(seed, epoch, n)[place])) for epoch, place in places]
+
+
+def read_all_train_ids(
+    dataset: Dataset, *, workers: int, enabled: bool = True
+) -> Iterator[np.ndarray]:
+    """All labels, (H,W) uint8 train ids each, in order; UserError names the first faulty one."""
+    with progress(len(dataset), unit="image", label="labels", enabled=enabled) as bar:
+        for train_ids in read_ahead(dataset.train_ids, range(len(dataset)), workers=workers):
+            bar.update()
+            yield train_ids
+
+
+@dataclass
+class Batches:
+    """`batches.run(start, stop)` yields micro-batches start..stop-1, from any start."""
+
+    dataset: Dataset
+    _: KW_ONLY
+    batch_size: int
+    crop: tuple[int, int]  # height, width
+    scale: tuple[float, float]  # least and largest
+    flip: bool
+    seed: int
+    workers: int
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    planes: tuple[str, ...] = ("label",)  # beside its image, what the task learns from
+    photometric: bool = False
+    max_class_share: float = 1.0
+    class_uniform: ClassUniform | None = None
+
+    def run(self, start: int, stop: int) -> Iterator[Batch]:
+        numbers = range(start, stop)
+        places = (place for number in numbers for place in self.new_batch(number))
+        ahead = READ_AHEAD * self.batch_size
+        filled = read_ahead(
+            self.fill, places, workers=self.workers, ahead=ahead, describe=self.describe
+        )
+        complete = ([*islice(filled, self.batch_size)][-1] for _ in numbers)
+        return complete if self.device.type == "cpu" else copied_ahead(complete, self.device)
+
+    def keys(self, number: int) -> list[Key]:
+        options = {"rank": self.rank, "world_size": self.world_size, "batch_size": self.batch_size}
+        return batch_indices(self.seed, number, **options, n=len(self.dataset))
+
+    def names(self, number: int) -> list[str]:
+        """Names of the images in micro-batch `number`."""
+        return [self.image_name(key) for key in self.keys(number)]
+
+    def image_name(self, key: Key) -> str:
+        return self.dataset.names[self.source(key)[0]]
+
+    def new_batch(self, number: int) -> list[tuple[Batch, int]]:
+        """The places of an empty batch, which the threads fill without a copy in between."""
+        pinned = self.device.type == "cuda"
+        shape = (self.batch_size, *self.crop)
+        images = torch.empty(*shape, 3, dtype=torch.uint8, pin_memory=pinned)
+        targets = {
+            plane: torch.empty(shape, dtype=PLANES[plane].dtype, pin_memory=pinned)
+            for plane in self.planes
+        }
+        colors = torch.empty(self.batch_size, 3, 4, pin_memory=pinned) if self.photometric else None
+        batch = Batch(images, targets, self.keys(number), colors)
+        return [(batch, place) for place in range(self.batch_size)]
+
+    def describe(self, item: tuple[Batch, int]) -> str:
+        batch, place = item
+        return f"image {self.image_name(batch.keys[place])}"
+
+    def fill(self, item: tuple[Batch, int]) -> Batch:
+        """Read and augment one sample into its place."""
+        batch, place = item
+        key = batch.keys[place]
+        image, pixel = self.source(key)
+        sample = self.dataset[image]
+        params = self.window(key, sample["label"], pixel)
+        augment.crop_plane(sample["image"], params, batch.images.numpy()[place], PLANES["image"])
+        for plane, target in batch.targets.items():
+            augment.crop_plane(sample[plane], params, target.numpy()[place], PLANES[plane])
+        if batch.colors is not None:
+            batch.colors[place] = torch.from_numpy(augment.color_matrix(self.seed, *key))
+        return batch
+
+    def source(self, key: Key) -> tuple[int, Pixel | None]:
+        """The image that a crop is cut from and, for a class-uniform one, the pixel it holds."""
+        return (key[1], None) if self.class_uniform is None else self.class_uniform.draw(*key)
+
+    def window(self, key: Key, train_ids: np.ndarray, around: Pixel | None) -> SampleParams:
+        """The first of ten draws in which no class has more than its share, or the last."""
+        size, share = train_ids.shape, self.max_class_share
+        options = {"crop": self.crop, "scale": self.scale, "flip": self.flip, "around": around}
+        for attempt in range(ATTEMPTS):
+            params = augment.sample_params(self.seed, *key, size=size, attempt=attempt, **options)
+            if share == 1 or augment.largest_class_share(train_ids, params) <= share:
+                break
+        return params
+
+
+def copied_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """Batches on the GPU; the next one is copied on a stream of its own while one is used."""
+    side = torch.cuda.Stream(device)
+    waiting: deque[tuple[Batch, torch.cuda.Event]] = deque()
+
+    def hand_over() -> Batch:
+        batch, copied = waiting.popleft()
+        main = torch.cuda.current_stream(device)
+        main.wait_event(copied)
+        for tensor in batch.tensors():
+            tensor.record_stream(main)  # or its memory is reused while the main stream reads it
+        return batch
+
+    for batch in batches:
+        with torch.cuda.stream(side):
+            waiting.append((batch.to(device), side.record_event()))
+        if len(waiting) > 1:
+            yield hand_over()
+    while waiting:
+        yield hand_over()

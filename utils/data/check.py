@@ -1,0 +1,98 @@
+"""Every fault of a data set, found by reading it: files, pairs, sizes, ids, packed files."""
+
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+from tqdm import tqdm
+
+from utils.base.errors import UserError
+from utils.base.progress import progress
+from utils.base.threads import read_ahead
+from utils.data.dataset import DataSet, FoundFiles, NoImages
+from utils.data.image_files import read_image, read_label
+from utils.data.label_table import LabelTable
+from utils.data.packed import PackedFile, packed_path
+
+
+def check_data(data_set: DataSet, root: Path, *, workers: int) -> None:
+    """Print every fault of the files and the packed files; UserError if there is one."""
+    files = faults = 0
+    for split in data_set.splits:
+        found, lines = {}, []
+        try:
+            found = (data_set.downloaded or data_set.find)(root, split)
+        except NoImages:  # not every split must be there
+            pass
+        except UserError as error:  # two files of one name, say
+            lines = [str(error)]
+        path = packed_path(root, split)
+        lines = chain(lines, split_faults(data_set, root, split, found, workers=workers))
+        for line in chain(lines, packed_faults(path, data_set.classes)):
+            tqdm.write(line)  # above the progress line
+            faults += 1
+        files += sum(map(len, found.values())) + path.is_file()
+    if not files and not faults:
+        raise UserError(f"{root}: no {data_set.name} files. Name their folder with --data_root")
+    if faults:
+        raise UserError(f"{root}: {faults} faults, listed above. Correct them and check again")
+    print(f"{root}: {files} files, no fault")
+
+
+def split_faults(
+    data_set: DataSet, root: Path, split: str, found: FoundFiles, *, workers: int
+) -> Iterator[str]:
+    """A line for each fault of a split's files."""
+    images, expected = len(found.get("image", ())), data_set.images.get(split)
+    if images and expected and images != expected:
+        surplus = images - expected
+        what = f"{surplus} too many" if surplus > 0 else f"{-surplus} missing. Unpack them"
+        yield f"{root}: {images} {split} images, {data_set.name} has {expected}: {what}"
+    names = list(dict.fromkeys(name for paths in found.values() for name in paths))
+
+    def read(name: str) -> list[str]:
+        return sample_faults(name, found, data_set.classes, f"{root}: {split} image {name}")
+
+    with progress(len(names), unit="image", label=f"check {split}", enabled=bool(names)) as bar:
+        for lines in read_ahead(read, names, workers=workers, ahead=4 * workers):
+            yield from lines
+            bar.update()
+
+
+def sample_faults(name: str, found: FoundFiles, classes: LabelTable, sample: str) -> list[str]:
+    """A line for each fault of one sample."""
+    lines, sizes = [], {}
+    for kind, paths in found.items():
+        if name not in paths:
+            lines.append(f"{sample} has no {kind} file")
+            continue
+        path = paths[name]
+        try:
+            if kind == "image":
+                sizes[path] = read_image(path).shape[:2]
+            else:
+                sizes[path] = read_label(path, kind, classes)["label"].shape
+        except UserError as error:
+            lines.append(str(error))
+    for path, (height, width) in sizes.items():
+        first = next(iter(sizes.values()))
+        if (height, width) != first:
+            lines.append(f"{path}: {width} x {height} pixels, its image {first[1]} x {first[0]}")
+    return lines
+
+
+def packed_faults(path: Path, classes: LabelTable) -> Iterator[str]:
+    """A line for each fault of a packed file, where there is one."""
+    if not path.is_file():
+        return
+    try:
+        packed = PackedFile(path, classes)
+    except UserError as error:
+        yield str(error)
+        return
+    with progress(len(packed.names), unit="image", label=f"check {path.name}") as bar:
+        for name in packed.damaged():
+            if name:
+                advice = "--pack true --overwrite true writes it again"
+                yield f"{path}: image {name} damaged (checksum); {advice}"
+            bar.update()

@@ -1,0 +1,134 @@
+"""Cityscapes (cityscapes-dataset.com; Cordts et al., CVPR 2016), also drawn scenes in its format.
+
+Its label ids become train ids once (utils/preprocess_data.py); val reads instance ids, from which
+label ids and train ids follow.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from utils.base.paths import make_folder
+from utils.base.progress import progress
+from utils.base.threads import read_ahead
+from utils.data.class_weights import WEIGHTS_FILE, histogram, write_class_weights
+from utils.data.dataset import DataSet, FoundFiles, NoImages, Server, complete_files, train_id_path
+from utils.data.image_files import read_ids, read_train_ids, write_png
+from utils.data.label_table import CITYSCAPES
+
+FOLDERS = {  # split -> folder of its images and labels, kind of its labels
+    "train": ("train", "gtFine"),
+    "val": ("val", "gtFine"),
+    "test": ("test", "gtFine"),
+    "coarse": ("train_extra", "gtCoarse"),
+}
+ENDINGS = {"ids": "labelIds", "instances": "instanceIds"}
+PUBLISHED_BROKEN = "troisdorf_000000_000073"  # image of train_extra
+UNPACK = "Unpack gtFine"
+
+
+def first_folder(root: Path, kind: str, split: str) -> Path:
+    """`root/kind/split`, or the nested layout that the Cityscapes zips unpack to."""
+    nested = root / f"{kind}_trainvaltest" / kind / split
+    return nested if nested.is_dir() else root / kind / split
+
+
+def find(root: Path, split: str) -> FoundFiles:
+    """What training and evaluation read; train labels are the files that prepare writes."""
+    images = find_images(root, split)
+    if split == "train":
+        return {"image": images, "train_ids": {x: train_id_path(root, x) for x in images}}
+    kinds = {"val": ("instances",), "test": (), "coarse": ("ids",)}[split]
+    return {"image": images} | {kind: find_labels(root, split, kind) for kind in kinds}
+
+
+def downloaded(root: Path, split: str) -> FoundFiles:
+    """Images, label ids and, with fine labels, instance ids."""
+    kinds = {"test": (), "coarse": ("ids",)}.get(split, ("ids", "instances"))
+    images = find_images(root, split)
+    return {"image": images} | {kind: find_labels(root, split, kind) for kind in kinds}
+
+
+def find_files(root: Path, split: str, top: str, ending: str) -> dict[str, Path]:
+    """Image name -> file of the split, sorted; `top`: leftImg8bit, gtFine or gtCoarse."""
+    folder, ending = first_folder(root, top, FOLDERS[split][0]), f"_{ending}.png"
+    paths = {path.name.removesuffix(ending): path for path in sorted(folder.glob(f"*/*{ending}"))}
+    paths.pop(PUBLISHED_BROKEN, None)
+    return paths
+
+
+def find_images(root: Path, split: str) -> dict[str, Path]:
+    images = find_files(root, split, "leftImg8bit", "leftImg8bit")
+    if not images:
+        folder = first_folder(root, "leftImg8bit", FOLDERS[split][0])
+        raise NoImages(
+            f"{root}: no images {folder}/*/*_leftImg8bit.png. "
+            "Name the data set's folder with --data_root, or try without data: make demo"
+        )
+    return images
+
+
+def find_labels(root: Path, split: str, kind: str) -> dict[str, Path]:
+    """Label files; kind: ids or instances."""
+    labels = FOLDERS[split][1]
+    return find_files(root, split, labels, f"{labels}_{ENDINGS[kind]}")
+
+
+def prepare(root: Path, *, workers: int, overwrite: bool) -> bool:
+    """Write train ids of train and val below root/meta, and the class weights of train."""
+    labels: dict[str, dict[str, Path]] = {}
+    for split in ("train", "val"):
+        found = {"image": find_images(root, split), "ids": find_labels(root, split, "ids")}
+        labels[split] = {x.name: x.ids for x in complete_files(found, root, split, UNPACK)}
+    sources = labels["train"] | labels["val"]
+    pending = {name for name in sources if overwrite or not is_current(root, name, sources[name])}
+    if not pending and (root / WEIGHTS_FILE).is_file():
+        print(f"{root / 'meta'}: up to date, nothing to do")
+        return True
+    make_folder(train_id_path(root, "").parent)
+
+    def convert(name: str) -> np.ndarray:
+        """Write one image's train ids if it is pending; their (256,) int64 pixel counts."""
+        if name not in pending:
+            return histogram(read_ids(train_id_path(root, name), np.uint8))
+        train_ids = read_train_ids(sources[name], CITYSCAPES)
+        write_png(train_id_path(root, name), train_ids, filtered=False)
+        return histogram(train_ids)
+
+    total = np.zeros(256, np.int64)
+    counts = read_ahead(convert, sources, workers=workers, ahead=2 * workers)
+    with progress(len(sources), unit="image", label="preprocess") as bar:
+        for name, count in zip(sources, counts, strict=True):
+            if name in labels["train"]:
+                total += count
+            bar.update()
+    write_class_weights(root, total, CITYSCAPES.names, images=len(labels["train"]))
+    print(f"{root / 'meta'}: {len(pending)} label images, class_weights.json")
+    return True
+
+
+def is_current(root: Path, name: str, source: Path) -> bool:
+    """Whether the train ids were written after their source was."""
+    path = train_id_path(root, name)
+    return path.is_file() and path.stat().st_mtime >= source.stat().st_mtime
+
+
+DATA_SET = DataSet(
+    "cityscapes",
+    CITYSCAPES,
+    find,
+    splits=tuple(FOLDERS),
+    unions={"trainval": ("train", "val"), "train_extra": ("train", "coarse")},
+    images={"train": 2975, "val": 500, "test": 1525},
+    variable="CITYSCAPES_DATASET",
+    hints={
+        "train": "Run python utils/preprocess_data.py first",
+        "val": UNPACK,
+        "coarse": "Unpack gtCoarse",
+    },
+    downloaded=downloaded,
+    prepare=prepare,
+    server=Server(1525, ".zip", "{}_pred_label_img.png"),
+)
+SYNTHETIC = replace(DATA_SET, name="synthetic", images={}, variable=None)

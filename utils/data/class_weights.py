@@ -1,0 +1,65 @@
+"""ENet's class weights, from the pixels of the training labels to the loss (arXiv 1606.02147)."""
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from utils.base.errors import UserError
+from utils.base.paths import make_folder, write_json
+from utils.data.label_table import LabelTable
+
+WEIGHTS_FILE = Path("meta") / "class_weights.json"  # below the data set's folder
+EXACT = 1 << 24  # pixels up to which the float32 counts of cv2.calcHist are exact
+
+
+def write_class_weights(
+    root: Path, counts: np.ndarray, names: Sequence[str], *, images: int
+) -> None:
+    """(256,) pixel counts of `images` label files -> root/meta/class_weights.json.
+
+    ENet's weights are 1 / ln(1.02 + p), arXiv 1606.02147 section 5.2; p is the class's share of all
+    pixels, ignored ones included.
+    """
+    total = counts.sum()
+    pixels = dict(zip(names, counts.tolist(), strict=False))
+    if absent := [name for name in names if pixels[name] == 0]:
+        print(f"warning: no training pixel of {', '.join(absent)}", file=sys.stderr)
+    make_folder(root / "meta")
+    content = {
+        "class_weights": {name: 1 / math.log(1.02 + pixels[name] / total) for name in names},
+        "pixels": pixels,
+        "ignored_pixels": int(total - sum(pixels.values())),
+        "images": images,
+    }
+    write_json(root / WEIGHTS_FILE, content)
+
+
+def read_class_weights(root: Path, classes: LabelTable) -> np.ndarray:
+    """The (K,) float32 ENet class weights that utils/preprocess_data.py wrote."""
+    path = root / WEIGHTS_FILE
+    try:
+        weights = json.loads(path.read_text(encoding="utf-8"))["class_weights"]
+        return np.array([weights[name] for name in classes.names], np.float32)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: no class weights, or of other classes. Run utils/preprocess_data.py with the "
+            "same --dataset and --data_root, or train with --class_weights false"
+        ) from error
+
+
+def histogram(cells: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+    """(H,W) uint8 or uint16 -> how often each number occurs, int64, for an image of any size."""
+    size = 1 << 8 * cells.itemsize
+    counts = np.zeros(size, np.int64)
+    rows = max(1, EXACT // cells.shape[1])
+    for top in range(0, len(cells), rows):
+        part = slice(top, top + rows)
+        inside = None if mask is None else mask[part]
+        found = cv2.calcHist([cells[part]], [0], inside, [size], [0, size])
+        counts += found.ravel().astype(np.int64)
+    return counts

@@ -1,0 +1,202 @@
+"""Image and label files: decoded strictly or refused in one line, and written whole."""
+
+import struct
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from utils.base.errors import UserError
+from utils.base.paths import read_bytes, whole
+from utils.data.label_table import INVALID, LabelTable, ids_of_instances
+
+CHECK = "Replace it; python utils/preprocess_data.py --check true lists every fault"
+PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"\0\0\0\0IEND\xaeB`\x82"
+TAIL = 1024  # bytes; some tools append a comment after the end of the image
+MOST_PIXELS = 1 << 26  # of an image; Cityscapes' have 2^21, and a small file can claim any number
+GREY, PALETTE = 0, 3  # colour types, PNG specification section 11.2.2
+UNFILTERED = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE)  # ids: faster and smaller so
+
+
+class PngHeader(NamedTuple):
+    """What a PNG file says of itself."""
+
+    size: tuple[int, int]  # height, width
+    bits: int  # per channel
+    color: int  # colour type
+
+    @property
+    def kind(self) -> str:
+        return {GREY: f"{self.bits} bits", PALETTE: "palette colours"}.get(self.color, "colours")
+
+
+def png_header(content: bytes, path: Any, *, advice: str = CHECK) -> PngHeader:
+    """The header of a PNG file's content; UserError where a chunk claims more bytes than follow.
+
+    OpenCV would allocate them first: up to 2 GiB, and seconds, for one flipped bit.
+    """
+    if content[:16] != PNG_START or PNG_END not in content[-TAIL:]:
+        raise UserError(f"{path}: not a whole PNG image. {advice}")
+    width, height, bits, color = struct.unpack_from(">IIBB", content, 16)
+    if not 0 < width * height <= MOST_PIXELS:
+        raise UserError(f"{path}: {width} x {height} pixels. {advice}")
+    place, kind = 8, b""
+    while kind != b"IEND":
+        if place + 12 > len(content):
+            raise UserError(f"{path}: not a whole PNG image. {advice}")
+        kind = content[place + 4 : place + 8]
+        place += 12 + int.from_bytes(content[place : place + 4], "big")
+    return PngHeader((height, width), bits, color)
+
+
+def read_image(path: Path, *, upright: bool = False) -> np.ndarray:
+    """PNG or JPEG file -> (H,W,3) uint8 RGB.
+
+    upright: turned as a camera's EXIF entry says, else as stored, as labels are.
+    """
+    flags = cv2.IMREAD_COLOR_RGB | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
+    content = read_bytes(path)
+    require_image(content, path)
+    return decode(content, flags, path, what="PNG or JPEG")
+
+
+def decode(content: bytes, flags: int, path: Any, *, what: str, advice: str = CHECK) -> np.ndarray:
+    """cv2.imdecode, which compares a PNG file's checksums; UserError where it fails."""
+    try:
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    except cv2.error as error:  # an absurd size
+        raise UserError(f"{path}: cannot be decoded ({error}). {advice}") from error
+    if pixels is None:
+        raise UserError(f"{path}: not a whole {what} image. {advice}")
+    return pixels
+
+
+def require_image(content: bytes, path: Path) -> None:
+    """UserError, from the header alone, for what is not an 8-bit PNG or JPEG image of sane size."""
+    if content.startswith(PNG_START[:8]):
+        header = png_header(content, path)
+        if header.bits > 8:
+            raise UserError(f"{path}: {header.bits} bits per channel. Give an 8-bit image")
+        return
+    try:
+        with Image.open(BytesIO(content), formats=("JPEG",)) as image:
+            size, mode = image.size, image.mode
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: not a whole PNG or JPEG image. {CHECK}") from error
+    if size[0] * size[1] > MOST_PIXELS or mode not in ("L", "RGB"):
+        raise UserError(f"{path}: {size[0]} x {size[1]} pixels, {mode}. Give an RGB image")
+    if jpeg_is_cut(content):
+        raise UserError(f"{path}: not a whole PNG or JPEG image. {CHECK}")
+
+
+def jpeg_is_cut(content: bytes) -> bool:
+    """Whether a JPEG file has no end after its pixels.
+
+    Where zeros follow instead, as after a download that stopped, OpenCV makes the rest grey.
+    """
+    place = 2
+    while content[place : place + 1] == b"\xff" and content[place + 1 : place + 2] != b"\xda":
+        if content[place + 1 : place + 2] == b"\xff":  # any number of these may precede a marker
+            place += 1
+        else:  # a segment; the thumbnail in it has an end of its own
+            place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+    return content.find(b"\xff\xd9", place) < 0
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width of a PNG or JPEG file, of which only the beginning is read."""
+    try:
+        with path.open("rb") as file, Image.open(file, formats=("PNG", "JPEG")) as image:
+            return image.height, image.width
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: does not exist. {CHECK}") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: not a PNG or JPEG image. {CHECK}") from error
+
+
+def read_ids(path: Path, dtype: type, *, advice: str = CHECK) -> np.ndarray:
+    """One-channel PNG -> (H,W) ids; palette files give their indices (cv2 would give colours)."""
+    return decode_ids(read_bytes(path), path, dtype, advice=advice)
+
+
+def decode_ids(content: bytes, path: Any, dtype: type, *, advice: str = CHECK) -> np.ndarray:
+    """read_ids of a file's content; `path` names it in errors. 16 bits only for np.uint16."""
+    header = png_header(content, path, advice=advice)
+    if header.color == PALETTE:
+        return decode_palette(content, path, advice=advice).astype(dtype)
+    bits = 8 * np.dtype(dtype).itemsize
+    if header.color != GREY or header.bits not in (8, bits):
+        what = f"{header.kind}, not ids"
+        raise UserError(f"{path}: {what}. Give a one-channel image of {bits} bits")
+    pixels = decode(content, cv2.IMREAD_UNCHANGED, path, what="PNG", advice=advice)
+    if pixels.ndim != 2:
+        raise UserError(f"{path}: not a whole PNG image. {advice}")
+    return pixels.astype(dtype, copy=False)
+
+
+def decode_palette(content: bytes, path: Any, *, advice: str) -> np.ndarray:
+    """A palette PNG -> (H,W) indices."""
+    try:
+        with Image.open(BytesIO(content)) as image:
+            image.verify()  # checksums; an image that was verified must be opened again
+        with Image.open(BytesIO(content)) as image:
+            return np.asarray(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path}: not a whole PNG image. {advice}") from error
+
+
+def to_train_ids(ids: np.ndarray, classes: LabelTable, path: Path) -> np.ndarray:
+    """(H,W) uint8 ids or uint16 instance ids -> (H,W) uint8 train ids.
+
+    UserError names the ids that are not defined.
+    """
+    if ids.dtype == np.uint16:
+        ids = ids_of_instances(ids)
+    train_ids = cv2.LUT(ids, classes.id_to_train)
+    if (train_ids == INVALID).any():
+        unknown = ", ".join(map(str, np.unique(ids[train_ids == INVALID])))
+        raise UserError(
+            f"{path}: undefined label ids {unknown}. Give the data set's own id files; "
+            "a custom set's dataset.yaml lists its ids"
+        )
+    return train_ids
+
+
+def read_train_ids(path: Path, classes: LabelTable) -> np.ndarray:
+    """A label file as the data set stores it, ids or colours -> (H,W) uint8 train ids."""
+    if classes.color_to_train is None:
+        return to_train_ids(read_ids(path, np.uint8), classes, path)
+    image = read_image(path)
+    red, green, blue = np.moveaxis(image.astype(np.uint32), 2, 0)
+    train_ids = classes.color_to_train[red << 16 | green << 8 | blue]
+    unknown = np.argwhere(train_ids == INVALID)
+    if len(unknown):
+        row, column = unknown[0].tolist()
+        color = tuple(image[row, column].tolist())
+        what = f"colour {color} at row {row}, column {column} is of no class"
+        raise UserError(f"{path}: {what}. Add it to label_colors or ignore_colors of dataset.yaml")
+    return train_ids
+
+
+def read_label(path: Path, kind: str, classes: LabelTable) -> dict[str, np.ndarray]:
+    """A label file of one of Files' kinds -> {"label": (H,W) uint8 train ids
+    [, "instance": (H,W) uint16 instance ids]}."""
+    if kind == "instances":
+        instances = read_ids(path, np.uint16)
+        return {"instance": instances, "label": to_train_ids(instances, classes, path)}
+    if kind == "train_ids":
+        return {"label": read_ids(path, np.uint8)}
+    return {"label": read_train_ids(path, classes)}
+
+
+def write_png(path: Path, pixels: np.ndarray, *, filtered: bool = True) -> None:
+    """(H,W), (H,W,3) RGB or (H,W,4) RGBA -> PNG file, whole or not at all; ids unfiltered."""
+    if pixels.ndim == 3:
+        swap = cv2.COLOR_RGB2BGR if pixels.shape[2] == 3 else cv2.COLOR_RGBA2BGRA
+        pixels = cv2.cvtColor(pixels, swap)
+    content = cv2.imencode(".png", pixels, () if filtered else UNFILTERED)[1]
+    with whole(path) as temporary:
+        temporary.write_bytes(content.tobytes())

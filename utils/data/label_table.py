@@ -1,0 +1,104 @@
+"""Label tables: which ids a data set stores, which classes are trained, how they are drawn."""
+
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+from cityscapesscripts.helpers.labels import labels as cityscapes_labels
+
+IGNORE = 255
+INVALID = 254  # marks, in `id_to_train`, an id that the data set does not define
+AVERAGE_SIZES = {  # pixels of an instance in Cityscapes' training set, from the official scorer
+    "person": 3462.4756337644, "rider": 3930.4788056518, "car": 12794.0202738185,
+    "truck": 27855.1264367816, "bus": 35732.1511111111, "train": 67583.7075812274,
+    "motorcycle": 6298.7200839748, "bicycle": 4672.3249222261,
+}  # fmt: skip
+VOC_NAMES = (  # PASCAL VOC's; its id 255 is the border between objects, or void
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat",
+    "chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant",
+    "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """A data set's classes. K trained classes; "id" is the number stored in the set's own files."""
+
+    names: tuple[str, ...]  # K, in train id order
+    colors: np.ndarray  # (K,3) uint8 RGB
+    ids: np.ndarray  # (K,) uint8: train id -> id
+    id_to_train: np.ndarray  # (256,) uint8: id -> train id, IGNORE or INVALID
+    num_ids: int  # ids are 0..num_ids-1: the side of the confusion matrix
+    # Of a set whose classes have categories or instances:
+    categories: dict[str, tuple[int, ...]] = field(default_factory=dict)  # name -> train ids
+    instance_sizes: dict[int, float] = field(default_factory=dict)  # id -> average pixels of one
+    instance_categories: dict[str, tuple[int, ...]] = field(default_factory=dict)  # name -> ids
+    palette: bool = False  # the set's own label files are PNGs with a palette
+    color_to_train: np.ndarray | None = None  # (2^24,) uint8: RGB of a label file -> train id
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.names)
+
+    def to_ids(self, train_ids: np.ndarray) -> np.ndarray:
+        """(H,W) uint8 train ids -> (H,W) uint8 ids; all that is no class becomes an ignored id."""
+        ignored = np.flatnonzero(self.id_to_train[: self.num_ids] == IGNORE)
+        others = np.setdiff1d(np.arange(self.num_ids), self.ids)
+        table = np.full(256, ignored[0] if len(ignored) else others[-1], np.uint8)
+        table[: self.num_classes] = self.ids
+        return cv2.LUT(train_ids, table)
+
+    def draw(self, train_ids: np.ndarray) -> np.ndarray:
+        """(H,W) uint8 train ids -> (H,W,3) uint8 RGB; ignored pixels are black."""
+        palette = np.zeros((256, 3), np.uint8)
+        palette[: self.num_classes] = self.colors
+        return palette[train_ids]
+
+
+def voc_palette() -> np.ndarray:
+    """(256,3) uint8 RGB of the PASCAL VOC development kit: bits of the index, spread."""
+    index = np.arange(256)[:, None] >> 3 * np.arange(8)  # groups of three bits, lowest first
+    bits = index[:, :, None] >> np.arange(3) & 1
+    return (bits << 7 - np.arange(8)[:, None]).sum(1).astype(np.uint8)
+
+
+def ids_of_instances(instances: np.ndarray) -> np.ndarray:
+    """Cityscapes instance ids, uint16 (id * 1000 + k, or a plain id) -> uint8 ids, same shape."""
+    return cv2.LUT(instances, ID_OF_INSTANCE)
+
+
+def _cityscapes() -> LabelTable:
+    known = [label for label in cityscapes_labels if label.id >= 0]
+    trained = sorted((x for x in known if x.trainId != IGNORE), key=lambda x: x.trainId)
+    id_to_train = np.full(256, INVALID, np.uint8)
+    id_to_train[[x.id for x in known]] = [x.trainId for x in known]
+    members = {x.category: [y for y in known if y.category == x.category] for x in trained}
+    categories = {name: tuple(x.trainId for x in trained if x.category == name) for name in members}
+    return LabelTable(
+        names=tuple(x.name for x in trained),
+        colors=np.array([x.color for x in trained], np.uint8),
+        ids=np.array([x.id for x in trained], np.uint8),
+        id_to_train=id_to_train,
+        num_ids=1 + max(x.id for x in known),
+        categories=categories,
+        instance_sizes={x.id: AVERAGE_SIZES[x.name] for x in trained if x.hasInstances},
+        instance_categories={
+            name: tuple(x.id for x in group)
+            for name, group in members.items()
+            if all(x.hasInstances for x in group)
+        },
+    )
+
+
+_NUMBERS = np.arange(1 << 16)
+ID_OF_INSTANCE = np.uint8(np.where(_NUMBERS < 1000, _NUMBERS.clip(max=255), _NUMBERS // 1000))
+CITYSCAPES = _cityscapes()
+VOC_IDS = np.arange(len(VOC_NAMES), dtype=np.uint8)
+VOC = LabelTable(
+    names=VOC_NAMES,
+    colors=voc_palette()[VOC_IDS],
+    ids=VOC_IDS,
+    id_to_train=np.uint8([*VOC_IDS, *[INVALID] * (255 - len(VOC_IDS)), IGNORE]),
+    num_ids=len(VOC_IDS) + 1,
+    palette=True,
+)

@@ -1,0 +1,190 @@
+"""A split of a data set as one flat file of uint8 pixels, from which a crop is read in place.
+
+Decoding PNG files takes most of a training sample's time; from a packed file a sample costs about
+as much as copying its crop (benchmarks/bench_loader.py).
+
+    magic (8 bytes), length and CRC-32 of the header (4 + 4), header (JSON), zeros up to 64 bytes
+    per image: image (H,W,3), label (H,W) or instance ids (H,W) uint16, CRC-32 of both (4 bytes),
+    zeros up to 64 bytes
+
+The header fixes every size before the first pixel is written. An interrupted file keeps its .part
+name and goes on after the last image whose CRC-32 is right.
+"""
+
+import json
+import math
+import mmap
+import os
+import shutil
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import accumulate
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from utils.base.errors import UserError
+from utils.base.paths import make_folder
+from utils.base.progress import progress
+from utils.base.threads import read_ahead
+from utils.data.dataset import Dataset
+from utils.data.label_table import LabelTable
+
+MAGIC = b"SEGPACK1"
+ALIGNMENT = 64
+PLANES = {"image": ("u1", (3,)), "label": ("u1", ()), "instance": ("<u2", ())}  # type, after (H,W)
+REPACK = "Run python utils/preprocess_data.py --pack true"
+
+
+def packed_path(root: Path, split: str) -> Path:
+    """Where the packed file of a split lies."""
+    return root / "packed" / f"{split}.pack"
+
+
+def part_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.part")
+
+
+def aligned(size: int) -> int:
+    return size + -size % ALIGNMENT
+
+
+def is_whole(content: bytes | memoryview) -> bool:
+    """Whether an image's last four bytes are the CRC-32 of those before."""
+    return content[-4:] == struct.pack("<I", zlib.crc32(content[:-4]))
+
+
+class Layout:
+    """Where everything of a packed file lies.
+
+    header: {"classes": names, "planes": names of PLANES, "images": [{"name": str,
+    "size": [height, width], "sources": {path below the data set's folder: bytes}}, ...]}
+    """
+
+    def __init__(self, header: dict[str, Any]) -> None:
+        self.planes, self.images = header["planes"], header["images"]
+        content = json.dumps(header, separators=(",", ":")).encode()
+        begin = MAGIC + struct.pack("<II", len(content), zlib.crc32(content)) + content
+        self.begin = begin.ljust(aligned(len(begin)), b"\0")
+        kinds = [PLANES[plane] for plane in self.planes]
+        pixel = sum(np.dtype(kind).itemsize * math.prod(shape) for kind, shape in kinds)
+        self.lengths = [pixel * math.prod(image["size"]) + 4 for image in self.images]
+        self.starts = [*accumulate(map(aligned, self.lengths), initial=len(self.begin))]
+        self.size = self.starts[-1]  # of the file, in bytes as all of these
+
+    def finished_images(self, file: IO[bytes]) -> int:
+        """How many images at the beginning of an interrupted file are whole."""
+        file.seek(0)
+        if file.read(len(self.begin)) != self.begin:
+            return 0
+        for number, length in enumerate(self.lengths):
+            file.seek(self.starts[number])
+            content = file.read(length)
+            if len(content) < length or not is_whole(content):
+                return number
+        return len(self.images)
+
+    def encode(self, index: int, sample: dict[str, Any]) -> bytes:
+        """An image with its CRC-32 and the zeros up to the next one."""
+        image = self.images[index]
+        if list(sample["image"].shape[:2]) != image["size"]:
+            what = f"{image['name']}: its size changed while it was packed"
+            raise UserError(f"{what}. {REPACK} again")
+        planes = (np.ascontiguousarray(sample[name], PLANES[name][0]).data for name in self.planes)
+        content = b"".join(planes)
+        content += struct.pack("<I", zlib.crc32(content))
+        return content.ljust(aligned(len(content)), b"\0")
+
+
+def require_space(path: Path, layout: Layout) -> str:
+    """What is still to be written, and free; makes the folder. UserError if that is too little."""
+    make_folder(path.parent)
+    partial = part_path(path)
+    written = partial.stat().st_size if partial.is_file() else 0
+    needed, free = layout.size - written, shutil.disk_usage(path.parent).free
+    gib = f"{needed / 2**30:.1f} GiB needed, {free / 2**30:.1f} GiB free"
+    if needed > free:
+        raise UserError(f"{path.parent}: {gib}. Free space or choose another --data_root")
+    return gib
+
+
+def pack(path: Path, layout: Layout, dataset: Dataset, *, workers: int) -> None:
+    """Write `path`, or what an interrupted run left to write."""
+    partial = part_path(path)
+    bar = progress(len(dataset), unit="image", label=f"pack {path.stem}")
+    try:
+        with bar, partial.open("r+b" if partial.is_file() else "w+b") as file:
+            done = layout.finished_images(file)
+            file.seek(layout.starts[done] if done else 0)
+            file.truncate()
+            if done == 0:
+                file.write(layout.begin)
+            bar.update(done)
+            indices = range(done, len(dataset))
+            samples = read_ahead(dataset.__getitem__, indices, workers=workers, ahead=2 * workers)
+            for index, sample in zip(indices, samples, strict=True):
+                file.write(layout.encode(index, sample))
+                bar.update()
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"{partial}: {error.strerror}. Free space and run this again") from error
+
+
+class PackedFile:
+    """A packed split, opened: views of its pixels, nothing decoded and nothing copied."""
+
+    def __init__(self, path: Path, classes: LabelTable) -> None:
+        """UserError unless the file is whole and holds these classes."""
+        self.path, self.classes = path, classes
+        try:
+            with path.open("rb") as file:
+                self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot be opened ({error}). {REPACK}") from error
+        header = read_header(self.bytes, path)
+        self.layout = Layout(header)
+        self.names = [image["name"] for image in self.layout.images]
+        if len(self.bytes) != self.layout.size:
+            what = f"{len(self.bytes)} bytes instead of {self.layout.size}"
+            raise UserError(f"{path}: {what}. {REPACK}")
+        if header["classes"] != list(classes.names):
+            raise UserError(f"{path}: packed with other classes. {REPACK}")
+
+    def planes(self, index: int) -> dict[str, np.ndarray]:
+        """{"image": (H,W,3) uint8, "label": (H,W) uint8, "instance": (H,W) uint16}, read only;
+        "label" or "instance" may be missing."""
+        size, place, views = self.layout.images[index]["size"], self.layout.starts[index], {}
+        for plane in self.layout.planes:
+            dtype, more = PLANES[plane]
+            views[plane] = np.ndarray((*size, *more), dtype, self.bytes, place)
+            place += views[plane].nbytes
+        return views
+
+    def require_current(self, root: Path) -> None:
+        """UserError where a source file below `root` has another size than when it was packed."""
+        for image in self.layout.images:
+            for name, size in image["sources"].items():
+                with suppress(OSError):  # sources may be gone, or never have been unpacked
+                    if (root / name).stat().st_size != size:
+                        raise UserError(f"{self.path}: older than {root / name}. {REPACK} again")
+
+    def damaged(self) -> Iterator[str]:
+        """Name of every image, "" for a whole one: reads the whole file."""
+        for index, name in enumerate(self.names):
+            start, length = self.layout.starts[index], self.layout.lengths[index]
+            yield "" if is_whole(memoryview(self.bytes)[start : start + length]) else name
+
+
+def read_header(content: mmap.mmap, path: Path) -> dict[str, Any]:
+    """UserError for anything but a packed file's beginning."""
+    if content[:8] == MAGIC and len(content) > 16:
+        length, expected = struct.unpack("<II", content[8:16])
+        header = content[16 : 16 + length]
+        if len(header) == length and zlib.crc32(header) == expected:
+            return json.loads(header)
+    raise UserError(f"{path}: not a packed file, or damaged. {REPACK}")

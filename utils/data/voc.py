@@ -1,0 +1,166 @@
+"""PASCAL VOC segmentation, and SBD's labels of its other images: which files make up a split.
+
+VOC: host.robots.ox.ac.uk/pascal/VOC (Everingham et al., 2010). SBD, "VOC aug": Hariharan et al.,
+"Semantic Contours from Inverse Detectors", 2011.
+"""
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+from utils.base.errors import UserError
+from utils.base.paths import make_folder, read_bytes, read_lines
+from utils.base.progress import progress
+from utils.base.threads import read_ahead
+from utils.data.dataset import DataSet, FoundFiles, NoImages, Server, train_id_path
+from utils.data.image_files import write_png
+from utils.data.label_table import VOC
+
+FOLDERS = (".", "VOCdevkit/VOC2012", "VOC2012", "VOCdevkit/VOC2007", "VOC2007")
+SEE_DOCS = "docs/voc.md says how to get it"
+LISTS = "ImageSets/Segmentation"
+AUG_LISTS = ("list/train_aug.txt", f"{LISTS}/train_aug.txt", f"{LISTS}/trainaug.txt")
+SBD_FOLDERS = ("SBD", "sbd", "benchmark_RELEASE/dataset")
+
+
+def find(root: Path, split: str) -> FoundFiles:
+    """Images and labels of train, val, test or trainaug, in the list's order."""
+    voc = voc_folder(root)
+    if split == "trainaug":
+        return augmented(root, voc)
+    listing = voc / LISTS / f"{split}.txt"
+    if not listing.is_file():
+        raise NoImages(f"{listing}: not found. {SEE_DOCS}")
+    names = read_lines(listing)
+    files = {"image": images(voc, names), "ids": labels(voc, names)}
+    if split == "test" and not any(path.is_file() for path in files["ids"].values()):
+        del files["ids"]  # VOC 2012's are not public
+    return files
+
+
+def voc_folder(root: Path) -> Path:
+    """The VOC2012 or VOC2007 folder of `root`, which may be that folder itself."""
+    for name in FOLDERS:
+        if (root / name / LISTS).is_dir():
+            return root / name
+    raise NoImages(f"{root}: no {FOLDERS[1]}/{LISTS}. Name the folder with --data_root; {SEE_DOCS}")
+
+
+def images(voc: Path, names: list[str]) -> dict[str, Path]:
+    return {name: voc / "JPEGImages" / f"{name}.jpg" for name in names}
+
+
+def labels(voc: Path, names: list[str], folder: str = "SegmentationClass") -> dict[str, Path]:
+    return {name: voc / folder / f"{name}.png" for name in names}
+
+
+def augmented(root: Path, voc: Path) -> FoundFiles:
+    """VOC's train images and SBD's that are not in VOC's val: 10,582 of VOC 2012.
+
+    From a list beside SegmentationClassAug, whose lines are names or "/JPEGImages/X.jpg
+    /SegmentationClassAug/X.png"; else from SBD, as prepare converts it.
+    """
+    for path in (voc / name for name in AUG_LISTS):
+        if path.is_file():
+            return listed(voc, path)
+    sbd = sbd_folder(root)
+    if sbd is None:
+        what = f"neither {AUG_LISTS[0]} nor SBD"
+        raise NoImages(f"{voc}: {what}. {SEE_DOCS}, or train with --split train")
+    own, more = read_lines(voc / LISTS / "train.txt"), sbd_names(sbd, voc)
+    converted = {name: train_id_path(root, name) for name in more}  # train ids are VOC's ids
+    return {"image": images(voc, own + more), "ids": labels(voc, own) | converted}
+
+
+def listed(voc: Path, path: Path) -> FoundFiles:
+    """The files in an augmented list; paths in it begin with a slash and lie below `voc`."""
+    files: FoundFiles = {"image": {}, "ids": {}}
+    for words in map(str.split, read_lines(path)):
+        if len(words) > 1:
+            image, label = (voc / word.lstrip("/") for word in words[:2])
+            files["image"][image.stem], files["ids"][image.stem] = image, label
+        else:
+            files["image"] |= images(voc, words)
+            files["ids"] |= labels(voc, words, "SegmentationClassAug")
+    return files
+
+
+def sbd_folder(root: Path) -> Path | None:
+    """Where SBD's cls/*.mat, train.txt and val.txt lie: torchvision's layout, or the archive's."""
+    folders = (root / name for name in SBD_FOLDERS)
+    return next((folder for folder in folders if (folder / "cls").is_dir()), None)
+
+
+def sbd_names(sbd: Path, voc: Path) -> list[str]:
+    """SBD's images that VOC's train and val do not hold, sorted."""
+    names, own = (
+        {name for split in ("train", "val") for name in read_lines(folder / f"{split}.txt")}
+        for folder in (sbd, voc / LISTS)
+    )
+    return sorted(names - own)
+
+
+def downloaded(root: Path, split: str) -> FoundFiles:
+    """As find, without the images whose SBD label is still to be converted."""
+    files, sbd = find(root, split), sbd_folder(root)
+    if split != "trainaug" or sbd is None:
+        return files
+    for name, path in list(files["ids"].items()):
+        unconverted = path == train_id_path(root, name) and not path.is_file()
+        if unconverted and (sbd / "cls" / f"{name}.mat").is_file():
+            del files["image"][name], files["ids"][name]
+    return files
+
+
+def prepare(root: Path, *, workers: int, overwrite: bool) -> bool:
+    """Write SBD's .mat labels as PNGs of ids below root/meta, where `root` holds SBD."""
+    sbd = sbd_folder(root)
+    if sbd is None:
+        return False
+    names = sbd_names(sbd, voc_folder(root))
+    pending = [name for name in names if overwrite or not train_id_path(root, name).is_file()]
+    make_folder(train_id_path(root, "").parent)
+
+    def convert(name: str) -> None:
+        write_png(train_id_path(root, name), read_mat(sbd / "cls" / f"{name}.mat"), filtered=False)
+
+    with progress(len(pending), unit="image", label="SBD") as bar:
+        for _ in read_ahead(convert, pending, workers=workers):
+            bar.update()
+    print(f"{root / 'meta'}: {len(pending)} of {len(names)} SBD label images written")
+    return False
+
+
+def read_mat(path: Path) -> np.ndarray:
+    """SBD's category-specific .mat file -> (H,W) uint8 ids, 0 to 20."""
+    try:
+        from scipy.io import loadmat  # only SBD needs it
+    except ImportError as error:
+        raise UserError(f"{path}: MATLAB's format. Install scipy: pip install scipy") from error
+    content = read_bytes(path)
+    try:
+        ids = loadmat(BytesIO(content))["GTcls"][0]["Segmentation"][0].astype(np.uint8)
+    except Exception as error:  # whatever scipy makes of damaged bytes
+        text = str(error).split("\n")[0]
+        raise UserError(f"{path}: not one of SBD's files ({text}). Replace it") from error
+    if ids.ndim != 2:
+        raise UserError(f"{path}: holds no label image. Replace it")
+    return ids
+
+
+DATA_SET = DataSet(
+    "voc",
+    VOC,
+    find,
+    splits=("train", "val", "test", "trainaug"),
+    hints={
+        "trainaug": "Run python utils/preprocess_data.py --dataset voc first, or complete the list",
+        "train": "Unpack SegmentationClass",
+        "val": "Unpack SegmentationClass",
+    },
+    downloaded=downloaded,
+    prepare=prepare,
+    # VOC 2012 development kit, section 5.3; comp6: trained on other data than VOC's, as ImageNet is
+    server=Server(1456, ".tgz", "results/VOC2012/Segmentation/comp6_test_cls/{}.png"),
+)

@@ -1,0 +1,152 @@
+"""Checkpoints: written whole or not at all, checked by hash, read without pickle's dangers."""
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from utils.base.errors import UserError
+
+FORMAT = 1
+SCALAR = np.float64(0).__reduce__()[0]
+NUMPY_SCALARS = [  # a best score beside the weights; they hold a number and run nothing
+    np.dtype,
+    np.dtypes.Float32DType,
+    np.dtypes.Float64DType,
+    np.dtypes.Int64DType,
+    *((SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
+CHECKPOINT_NAME = re.compile(r"step_(\d{8})-([0-9a-f]{16})\.pth")
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
+    """Write `state` as folder/step_<step>-<sha256>.pth and point last.pth at it; returns the path.
+
+    The file gets its name only once its bytes are on the disk: a kill at any moment leaves the
+    previous checkpoint as it was.
+    """
+    temporary = folder / f".tmp-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            torch.save({"format": FORMAT, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        path = folder / f"step_{state['step']:08d}-{sha256(temporary)}.pth"
+        os.replace(temporary, path)
+        point(folder / "last.pth", path)
+    except (OSError, RuntimeError) as error:  # torch raises the latter when a write fails
+        cause = system_error(error)
+        if cause is None:
+            raise
+        temporary.unlink(missing_ok=True)
+        free = shutil.disk_usage(folder.parent).free / 2**30
+        raise UserError(
+            f"{folder}: step {state['step']} cannot be saved ({cause.strerror}, {free:.1f} GiB "
+            "free); earlier checkpoints are whole. Free space, then --resume auto"
+        ) from error
+    return path
+
+
+def system_error(error: BaseException | None) -> OSError | None:
+    """The first OSError among `error` and what led to it."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def point(link: Path, target: Path) -> None:
+    """Make `link` (last.pth, best.pth) stand for `target`, replacing an older one in one step."""
+    temporary = link.with_name(f".tmp-{link.name}-{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.symlink_to(target.name)
+    except OSError:  # file systems and Windows accounts without symbolic links
+        shutil.copyfile(target, temporary)
+    os.replace(temporary, link)
+    if os.name == "posix":
+        descriptor = os.open(link.parent, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def prune(folder: Path, *, keep: int = 2) -> None:
+    """Delete all but the newest `keep` checkpoints and what best.pth and last.pth stand for.
+
+    Of two files of the last step, as a damaged one and its successor, only the latter stays.
+    """
+    best, last = ((folder / name).resolve() for name in ("best.pth", "last.pth"))
+    files = step_files(folder)
+    twice = {path for path in files if path.name[:13] == last.name[:13]} - {last}
+    older = [path for path in files if path not in twice][:-keep]
+    for path in {*older, *twice} - {best, last}:
+        path.unlink()
+
+
+def step_files(folder: Path) -> list[Path]:
+    """Checkpoints of a run's folder, oldest step first."""
+    return sorted(
+        path for path in folder.glob("step_*.pth") if CHECKPOINT_NAME.fullmatch(path.name)
+    )
+
+
+def sha256(path: Path) -> str:
+    """First 16 hex digits of the file's SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def load_checkpoint(path: Path, *, needs: Iterable[str] = ()) -> dict[str, Any]:
+    """The state that `save_checkpoint` wrote, on the CPU; UserError when damaged or foreign.
+
+    needs: entries that it must hold.
+    """
+    path = path.resolve()
+    match = CHECKPOINT_NAME.fullmatch(path.name)
+    if match and path.is_file() and sha256(path) != match[2]:
+        raise UserError(f"{path}: damaged, its hash is not {match[2]}. Use an older checkpoint")
+    state = read_tensors(path)
+    found = state.get("format") if isinstance(state, dict) else None
+    if isinstance(found, int) and found > FORMAT:
+        raise UserError(f"{path}: of a newer version, format {found} not {FORMAT}. Update the code")
+    if found != FORMAT:
+        raise UserError(
+            f"{path}: not a checkpoint of train.py. Name a run or a file it wrote, or convert it: "
+            "python utils/convert_checkpoint.py"
+        )
+    require_entries(state, needs, path)
+    return state
+
+
+def require_entries(state: dict[str, Any], names: Iterable[str], path: Any) -> None:
+    """UserError naming the entries that a checkpoint lacks."""
+    if missing := [name for name in names if name not in state]:
+        raise UserError(f"{path}: lacks {', '.join(missing)}. Name a file that train.py wrote")
+
+
+def read_tensors(path: Path) -> Any:
+    """`torch.load` of tensors and plain containers only: a file can never run code."""
+    if path.exists() and not path.is_file():  # a named pipe would be waited for
+        raise UserError(f"{path}: not a readable weights file. Replace it")
+    try:
+        with torch.serialization.safe_globals(NUMPY_SCALARS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: does not exist. Name an existing file") from error
+    except Exception as error:  # a damaged file raises one of seven unrelated types
+        objects: list[str] = []
+        with suppress(Exception):  # whatever made loading fail
+            objects = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        if objects:
+            raise UserError(
+                f"{path}: holds Python objects ({', '.join(objects[:3])}), which could run code. "
+                "Save its state_dict alone, where it comes from"
+            ) from error
+        raise UserError(f"{path}: not a readable weights file. Replace it") from error

@@ -1,0 +1,197 @@
+"""One process per GPU, started by torchrun; without torchrun a world of one."""
+
+import hashlib
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib.util import find_spec
+from shutil import which
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from utils.base.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among `size` processes, and its device."""
+
+    rank: int
+    size: int
+    device: torch.device
+    launch: str = ""  # what torchrun calls it, the same in all processes and after restarts
+    restarted: bool = False  # by torchrun, after one of the processes had failed
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def amp_dtype(self, precision: str) -> torch.dtype | None:
+        """What autocast computes in; precision: auto (bf16 on GPUs that have it), bf16, fp16, fp32.
+
+        None for float32.
+        """
+        if precision == "auto":
+            able = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+            precision = "bf16" if able else "fp32"
+        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[precision]
+
+    def use_compile(self, wanted: bool | None) -> bool:
+        """Whether to use torch.compile; None: on a GPU, if what it needs is installed."""
+        on_gpu = self.device.type == "cuda"
+        able = any(map(which, ("g++", "clang++", "cl"))) and (
+            not on_gpu or bool(find_spec("triton"))
+        )
+        if wanted and not able:
+            needs = "Triton and a C++ compiler" if on_gpu else "a C++ compiler"
+            raise UserError(f"--compile true: needs {needs}. Install g++, or leave --compile out")
+        return on_gpu and able if wanted is None else wanted
+
+
+def start(device: str) -> World:
+    """Choose the device (auto, cpu, cuda) and join the process group that torchrun announced."""
+    has_cuda = torch.cuda.is_available()
+    if device == "cuda" and not has_cuda:
+        raise UserError(
+            "--device cuda: PyTorch sees no GPU. Use --device cpu or install a CUDA build"
+        )
+    use_cuda = has_cuda and device != "cpu"
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    chosen = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(chosen)
+    if size > 1:
+        join("cpu:gloo,cuda:nccl" if use_cuda else "gloo")
+    launch = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return World(
+        rank=int(os.environ.get("RANK", "0")),
+        size=size,
+        device=chosen,
+        launch="" if launch == "none" else launch[:8],
+        restarted=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0,
+    )
+
+
+def join(backend: str) -> None:
+    """The process group that the environment announces; UserError where that is impossible."""
+    place = ":".join(os.environ.get(name, "(unset)") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    try:
+        socket.getaddrinfo(os.environ.get("MASTER_ADDR"), None)  # torch would try for ten minutes
+        dist.init_process_group(backend, timeout=timedelta(minutes=10))
+    except (OSError, RuntimeError, ValueError) as error:
+        what = str(error).splitlines()[0]
+        raise UserError(
+            f"{place}: process {os.environ.get('RANK')} cannot join there ({what}). "
+            "Start with torchrun, or check MASTER_ADDR and MASTER_PORT"
+        ) from error
+
+
+def stop(world: World) -> None:
+    if world.size > 1:
+        dist.destroy_process_group()
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    """A context that computes in `dtype`, or as it is for None."""
+    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def sum_over_ranks(values: torch.Tensor, world: World) -> torch.Tensor:
+    """In place; a world of one leaves `values` alone."""
+    if world.size > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def gather_over_ranks(value: Any, world: World) -> list[Any]:
+    """Every process's value, by rank."""
+    if world.size == 1:
+        return [value]
+    values = [None] * world.size
+    dist.all_gather_object(values, value)
+    return values
+
+
+def require_same(value: Any, what: str, world: World) -> None:
+    """UserError where a process has another `value`, which must have a definite repr."""
+    hashes = gather_over_ranks(hashlib.sha256(repr(value).encode()).hexdigest(), world)
+    other = [str(rank) for rank, found in enumerate(hashes) if found != hashes[0]]
+    if other:
+        raise UserError(
+            f"{what}: process {', '.join(other)} has other than process 0. "
+            "Give all hosts the same files and options"
+        )
+
+
+def copy_buffers_from_main(model: torch.nn.Module, world: World) -> None:
+    """BatchNorm statistics differ between processes; evaluation needs one set."""
+    if world.size > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def wait_for_all(world: World) -> None:
+    if world.size > 1:
+        dist.barrier()
+
+
+class Interrupted(Exception):
+    """A stop was asked for while waiting; raised where StopRequest.interrupting allows it."""
+
+
+class StopRequest:
+    """A signal asks for a stop at the next safe place; Ctrl-C once more stops at once."""
+
+    SIGNALS = tuple(
+        getattr(signal, name)
+        for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # the latter not on Windows
+        if hasattr(signal, name)
+    )
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.signal: int | None = None
+        self.waiting = False
+
+    def __enter__(self) -> "StopRequest":
+        self.previous = {n: signal.signal(n, self.note) for n in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def note(self, number: int, _frame: object) -> None:
+        self.signal = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self.waiting:
+            raise Interrupted
+
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Within, a signal raises Interrupted; not where other processes wait for this one."""
+        self.waiting = self.world.size == 1
+        try:
+            if self.waiting and self.signal is not None:
+                raise Interrupted
+            yield
+        finally:
+            self.waiting = False
+
+    def requested(self) -> bool:
+        """Whether any process was asked; all of them must call this at the same place.
+
+        The signal then counts for all. A number on the host: nobody waits for a GPU here.
+        """
+        if self.world.size > 1:
+            number = torch.tensor(self.signal or 0)
+            dist.all_reduce(number, dist.ReduceOp.MAX)
+            self.signal = int(number) or None
+        return self.signal is not None

@@ -1,0 +1,168 @@
+"""A run's folder: options, environment, curves, samples."""
+
+import csv
+import io
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from utils.base.paths import write_json, write_text
+from utils.base.progress import progress
+from utils.training.config import Config, plain, write_config
+from utils.training.plots import plot_curves
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+RECORDED_PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "cityscapesscripts")
+COLUMNS = ("step", "epoch", "loss", "lr", "images_per_second", "data_wait", "val_loss", "miou")
+
+
+class RunLogger:
+    """All that a run says and leaves beside its checkpoints; `enabled` in the main process only.
+
+    The progress line, metrics.csv, curves.png, samples/, results.json and TensorBoard events.
+    """
+
+    def __init__(
+        self, folder: Path, config: Config, *, start: int, total: int, enabled: bool
+    ) -> None:
+        """Rows after step `start`, left by an interrupted run, are dropped."""
+        self.folder, self.config, self.enabled = folder, config, enabled
+        self.start, self.begin = start, time.perf_counter()
+        self.bar = progress(total, start=start, unit="step", label="train", enabled=enabled)
+        self.hinted = False  # whether the hint about slow data was given
+        self.rows = [row for row in read_metrics(folder) if int(row["step"]) <= start]
+        if not enabled:
+            return
+        write_config(config, folder / "config.yaml")
+        write_json(folder / "environment.json", describe_environment())
+        self.events = SummaryWriter(str(folder), purge_step=start + 1)
+        lines = io.StringIO(newline="")
+        writer = csv.DictWriter(lines, COLUMNS)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_text(folder / "metrics.csv", lines.getvalue())
+
+    def __enter__(self) -> "RunLogger":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+        if self.enabled:
+            self.events.close()
+
+    def say(self, text: str, *, error: bool = False) -> None:
+        """A line above the progress line; on stderr what is no result."""
+        if self.enabled:
+            self.bar.write(text, file=sys.stderr if error else sys.stdout)
+
+    def show(self, row: dict[str, float], device: torch.device) -> None:
+        """A row's figures in the progress line."""
+        self.bar.set_postfix_str(
+            f"loss {row['loss']:.3f}, lr {row['lr']:.1e}, {row['images_per_second']:.1f} img/s, "
+            f"data wait {row['data_wait']:.0%}, {peak_memory_gib(device):.1f} GiB",
+            refresh=False,
+        )
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One row of metrics.csv and one TensorBoard point per value."""
+        if not self.enabled:
+            return
+        self.rows.append({"step": step, **values})
+        with (self.folder / "metrics.csv").open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, COLUMNS).writerow(self.rows[-1])
+        for name, value in values.items():
+            self.events.add_scalar(name, value, step)
+
+    def results(self, step: int, scores: dict[str, Any], network: dict[str, Any]) -> None:
+        """The latest evaluation to results.json, with what it came from; the curves so far.
+
+        `seconds` are this process's, which trained from step `start`.
+        """
+        if self.enabled:
+            origin = {
+                "step": step,
+                "start": self.start,
+                "seconds": time.perf_counter() - self.begin,
+                "network": network,
+                "config": plain(self.config),
+                "environment": describe_environment(),
+            }
+            write_json(self.folder / "results.json", {**scores, **origin})
+            plot_curves(self.rows, self.folder / "curves.png")
+
+
+class StepClock:
+    """Time between two readings: images per second and the share spent waiting for data."""
+
+    def __init__(self, images: int) -> None:
+        """images: number trained on so far."""
+        self.images = images
+        self.restart()
+
+    def restart(self) -> None:
+        """Leave out what happened since the last reading (an evaluation)."""
+        self.since, self.waited = time.perf_counter(), 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - begin
+
+    def read(self, images: int) -> dict[str, float]:
+        """images: number trained on so far, all processes."""
+        seconds = time.perf_counter() - self.since
+        rates = {
+            "images_per_second": (images - self.images) / seconds,
+            "data_wait": self.waited / seconds,
+        }
+        self.images = images
+        self.restart()
+        return rates
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Most memory used so far: the GPU's, or on the CPU the process's (0 where unknown)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    if resource is None:
+        return 0.0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Rows of metrics.csv, values as strings ("" where a row has none); [] without the file.
+
+    A row that a power cut left half written is left out.
+    """
+    path = folder / "metrics.csv"
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if None not in row.values()]
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions and hardware, to be read beside the figures of a run."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version(name) for name in RECORDED_PACKAGES},
+        "gpus": gpus,
+        "cpu_threads": torch.get_num_threads(),
+        "command": sys.argv,
+    }

@@ -1,0 +1,135 @@
+"""From options to a network: what an architecture takes, its pretrained part, other weights."""
+
+import socket
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from model import MODELS, option_names
+from model.convert import renamed
+from model.encoders import ENCODERS, build_encoder
+from utils.base.errors import UserError
+from utils.base.paths import REPOSITORY
+from utils.training.checkpoint import read_tensors
+from utils.training.config import Config
+
+PRETRAINED = REPOSITORY / "pretrained_models"
+DOWNLOAD_TIMEOUT = 60.0  # seconds without a byte
+NETWORK_OPTIONS = ("backbone", "output_stride", "norm", "multi_grid", "aux")
+
+
+def network_options(config: Config, num_classes: int) -> dict[str, Any]:
+    """build_model's options: those of NETWORK_OPTIONS that the architecture's constructor takes.
+
+    UserError for one that it does not take, and for a batch that is too small for it.
+    """
+    if config.model not in MODELS:
+        known = ", ".join(MODELS)
+        raise UserError(f"--model {config.model}: unknown architecture. Choose one of {known}")
+    taken = option_names(config.model)
+    usual = {field.name: field.default for field in fields(Config)}
+    network: dict[str, Any] = {"name": config.model, "num_classes": num_classes}
+    for name in (*NETWORK_OPTIONS, "backbone_weights"):
+        value = getattr(config, name)
+        if name not in taken:
+            if value not in (usual[name], None):
+                owners = [model for model in MODELS if name in option_names(model)]
+                raise UserError(f"--{name}: {', '.join(owners)} only. Leave it out")
+        elif name in NETWORK_OPTIONS:
+            network[name] = list(value) if isinstance(value, tuple) else value
+    if "backbone" in network and config.backbone not in ENCODERS:
+        known = ", ".join(ENCODERS)
+        raise UserError(f"--backbone {config.backbone}: unknown encoder. Choose one of {known}")
+    least = getattr(MODELS[config.model], "smallest_batch", 1)
+    if config.batch_size < least and config.norm == "bn":
+        raise UserError(
+            f"--batch_size must be at least {least} for {config.model} (BatchNorm after image "
+            "pooling), or 1 with --norm gn or gn_ws"
+        )
+    return network
+
+
+def pretrained_weights(
+    config: Config, network: Mapping[str, Any], *, wanted: bool = True
+) -> dict[str, Any]:
+    """{"backbone_weights": a state dict or None}; {} for an architecture without a backbone."""
+    if "backbone" not in network:
+        return {}
+    spec, norm = config.backbone_weights if wanted else None, network.get("norm", "bn")
+    return {"backbone_weights": load_backbone_weights(spec, config.backbone, norm=norm)}
+
+
+def load_backbone_weights(
+    spec: str | None, backbone: str, *, norm: str = "bn"
+) -> dict[str, torch.Tensor] | None:
+    """State dict of 'imagenet' (the encoder's own weight file) or of a file; None for None.
+
+    ImageNet files are looked for in pretrained_models/ and, where they have an address, downloaded
+    there once.
+    """
+    if spec is None:
+        return None
+    with torch.device("meta"):  # shapes without memory
+        expected = build_encoder(backbone, norm=norm).state_dict()
+    path = imagenet_file(backbone, norm) if spec == "imagenet" else Path(spec)
+    weights = read_tensors(path)
+    if isinstance(weights, dict) and "state_dict" in weights:  # beside epoch and optimizer
+        weights = weights["state_dict"]
+    if isinstance(weights, dict):
+        weights = {str(key).removeprefix("module."): value for key, value in weights.items()}
+    for key, value in expected.items():
+        if key.endswith("num_batches_tracked"):
+            continue
+        if not isinstance(weights, dict) or key not in weights or weights[key].shape != value.shape:
+            raise UserError(f"{path}: no {key} of {tuple(value.shape)}. Give weights of {backbone}")
+    if norm != "bn" and any(key.endswith("running_mean") for key in weights):
+        raise UserError(f"{path}: weights of BatchNorm. Give a {norm} network's, or --norm bn")
+    return weights
+
+
+def imagenet_file(backbone: str, norm: str) -> Path:
+    """The encoder's weight file in pretrained_models/, downloaded if it is not there."""
+    file = ENCODERS[backbone].weight_file(backbone, norm)
+    path = PRETRAINED / file.name
+    if path.is_file():
+        return path
+    advice = f"Fetch it from {file.page}, or start from random weights: --backbone_weights null"
+    if file.url is None:
+        raise UserError(f"{path}: not there. {advice}")
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # torch.hub sets none
+    try:
+        torch.hub.download_url_to_file(file.url, str(path), hash_prefix=path.stem.split("-")[1])
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path}: cannot be downloaded ({error}). {advice}") from error
+    return path
+
+
+def take_over(model: nn.Module, path: Path) -> list[str]:
+    """Load those tensors of a checkpoint that fit by name and shape; the names of the others.
+
+    Averaged weights, where there are any; a plain state_dict is read as well, and another
+    project's file under this project's names.
+    """
+    stored, own = checkpoint_weights(read_tensors(path)), model.state_dict()
+    weights = {key.removeprefix("network."): value for key, value in stored.items()}
+    shapes = {name: getattr(value, "shape", None) for name, value in weights.items()}
+    fitting = {name: weights[name] for name in own if shapes.get(name) == own[name].shape}
+    if not fitting:
+        raise UserError(f"{path}: no tensor fits this network. Name a checkpoint of its backbone")
+    model.load_state_dict({**own, **fitting})
+    return [name for name in own if name not in fitting]
+
+
+def checkpoint_weights(content: Any) -> Mapping[str, Any]:
+    """The tensors in what a weights file holds."""
+    if not isinstance(content, dict):
+        return {}
+    if content.get("ema"):
+        return content["ema"]
+    if "format" in content:  # train.py's
+        return content.get("model", {})
+    return renamed(content)

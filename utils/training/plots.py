@@ -1,0 +1,30 @@
+"""Curves of a run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+PANELS = {"loss": ("loss", "val_loss"), "mIoU": ("miou",), "learning rate": ("lr",)}
+
+
+def plot_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Rows of metrics.csv -> a PNG with loss, mIoU and learning rate over the steps."""
+    from matplotlib.figure import Figure  # only when something is drawn; no screen, no globals
+
+    figure = Figure(figsize=(15, 4))
+    figure.subplots_adjust(left=0.04, right=0.99, bottom=0.14, top=0.92, wspace=0.2)
+    for axis, (title, names) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
+        for name in names:
+            points = [
+                (int(r["step"]), float(r[name])) for r in rows if r.get(name) not in (None, "")
+            ]
+            if points:
+                marker = "o" if len(points) < 40 else None
+                axis.plot(*zip(*points, strict=True), label=name, marker=marker, markersize=3)
+        axis.set(title=title, xlabel="step", xlim=(0, None))
+        axis.grid(alpha=0.3)
+        if title == "mIoU":
+            axis.set_ylim(0, 1)
+        if axis.lines:
+            axis.legend()
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,302 @@
+"""A training run: its folder, what a checkpoint must bring back, how it is found again."""
+
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from model import build_model, describe
+from model.layers import freeze_norms, set_momentum
+from utils.base.errors import UserError
+from utils.base.lock import LOCK
+from utils.base.paths import resolve_log_root
+from utils.training.checkpoint import (
+    load_checkpoint,
+    point,
+    prune,
+    require_entries,
+    save_checkpoint,
+    step_files,
+)
+from utils.training.config import Config, plain
+from utils.training.distributed import World, sum_over_ranks
+from utils.training.logger import describe_environment
+from utils.training.network import network_options, pretrained_weights, take_over
+from utils.training.optim import AveragedWeights, build_optimizer
+
+# What may change when a run resumes; another value of any other option is another training.
+FREE_ON_RESUME = {"run_name", "resume", "overwrite", "log_root", "data_root", "device", "workers"}
+FREE_ON_RESUME |= {"compile", "log_every", "save_every", "eval_every", "patience"}
+# These too: their product with the number of processes stays as it was (accumulation).
+BATCHING = {"batch_size", "accumulate"}
+ADVICE_ON_DIVERGENCE = "Start again with a lower --base_lr, longer --warmup_steps, or --clip_grad"
+
+
+@dataclass
+class Run:
+    """Everything of a training that a checkpoint must bring back."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    network: dict[str, Any]  # build_model's arguments
+    config: dict[str, Any]
+    classes: list[str]
+    loss_sum: torch.Tensor  # of the steps since the last row of metrics.csv
+    ema: AveragedWeights | None = None
+    scaler: torch.amp.GradScaler | None = None  # of fp16
+    loss_steps: int = 0  # their number
+    images_per_step: int = 0
+    step: int = 0
+    best_miou: float = -1.0
+    best_step: int = 0
+    stale: int = 0  # evaluations since the best one
+    pending: dict[str, float] | None = None  # metrics of a step whose evaluation was interrupted
+    bad_step: torch.Tensor | None = None  # the first step whose loss was not finite, or 0
+
+    # Entries of a checkpoint: stored, never renamed.
+    PLAIN: ClassVar = (
+        "network", "config", "classes", "step", "loss_steps", "images_per_step", "best_miou",
+        "best_step", "stale", "pending",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        self.bad_step = torch.zeros((), dtype=torch.int64, device=self.loss_sum.device)
+
+    def steps(self, total: int) -> range:
+        """The steps that are left; a step whose evaluation was interrupted comes once more."""
+        return range(self.step + (self.pending is None), total + 1)
+
+    def take_pending(self) -> dict[str, float] | None:
+        """The row of the step whose evaluation was interrupted, once; None for any other step."""
+        row, self.pending = self.pending, None
+        return row
+
+    def note(self, miou: float) -> None:
+        """Keep the best mIoU and the number of evaluations since."""
+        if miou > self.best_miou:
+            self.best_miou, self.best_step, self.stale = miou, self.step, 0
+        else:
+            self.stale += 1
+
+    def add_loss(self, step: int, loss: torch.Tensor) -> None:
+        """Count a step's loss in, without waiting for the device."""
+        self.loss_sum += loss
+        self.loss_steps += 1
+        self.bad_step.masked_fill_((self.bad_step == 0) & ~loss.isfinite(), step)
+
+    def mean_loss(self, world: World) -> float:
+        """Mean over the steps since the last call and over all processes; waits for the device."""
+        mean = sum_over_ranks(self.loss_sum, world).item() / (self.loss_steps * world.size)
+        self.loss_sum.zero_()
+        self.loss_steps = 0
+        return mean
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema and self.ema.model.state_dict(),
+            "scaler": self.scaler and self.scaler.state_dict(),
+            "loss_sum": self.loss_sum,
+            "environment": describe_environment(),
+            **{name: getattr(self, name) for name in self.PLAIN},
+        }
+
+    def require_space(self, folder: Path, *, checkpoints: int = 3) -> None:
+        """UserError where the disk has no room for as many checkpoints as a run holds at once."""
+        weights = sum(x.nbytes for x in self.model.state_dict().values())
+        moments = 2 if isinstance(self.optimizer, torch.optim.AdamW) else 1
+        needed = checkpoints * weights * (1 + moments + (self.ema is not None)) / 2**30
+        free = shutil.disk_usage(folder).free / 2**30
+        if free < needed:
+            what = f"{free:.2f} GiB free, {checkpoints} checkpoints need {needed:.2f}"
+            raise UserError(f"{folder}: {what}. Free space, or choose another --log_root")
+
+    def restore(self, state: dict[str, Any]) -> None:
+        needed = set(self.state()) - {"environment", "pending", "images_per_step"}  # of newer runs
+        require_entries(state, sorted(needed), f"checkpoint of step {state.get('step')}")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None:
+            self.ema.model.load_state_dict(state["ema"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
+        self.loss_sum.copy_(state["loss_sum"])
+        for name in self.PLAIN:
+            setattr(self, name, state.get(name))
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint; best.pth follows when this step is the best. Older ones go.
+
+        UserError for weights that are not finite: a good checkpoint never gives way to a bad one.
+        """
+        floats = [x for x in self.model.state_dict().values() if x.is_floating_point()]
+        if not torch.stack([x.isfinite().all() for x in floats]).all():
+            what = f"weights of step {self.step} are not finite, not saved"
+            raise UserError(f"{folder}: {what}. {ADVICE_ON_DIVERGENCE}")
+        path = save_checkpoint(folder, self.state())
+        if self.best_step == self.step > 0:
+            point(folder / "best.pth", path)
+        prune(folder)
+
+
+def default_run_name(config: Config, world: World) -> str:
+    """<dataset>_<model>_<backbone>_os<stride>_<launch or time>, for a run the user did not name."""
+    words = describe(network_options(config, num_classes=1))
+    return "_".join((config.dataset, *words, world.launch or time.strftime("%Y%m%d-%H%M%S")))
+
+
+def empty_folder(folder: Path) -> None:
+    """Remove the run in `folder`, but for the lock that its user holds."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Temporary files of processes that were killed; only for the holder of the run's lock."""
+    for path in folder.rglob(".tmp-*"):
+        path.unlink()
+
+
+def newest_good(folder: Path) -> dict[str, Any]:
+    """The state in the newest whole checkpoint of a run; a damaged one is named on stderr.
+
+    UserError where all are damaged: a run never starts again from nothing by itself.
+    """
+    for path in step_files(folder / "checkpoints")[::-1]:
+        try:
+            return load_checkpoint(path)
+        except UserError as error:
+            print(f"warning: {error}", file=sys.stderr)
+    raise UserError(f"{folder}: no checkpoint is whole. Start again with --overwrite true")
+
+
+def find_checkpoint(spec: str | None, log_root: Path, *, prefer: str = "best.pth") -> Path:
+    """A run's name, a run folder or a file -> checkpoint file.
+
+    None means the run with the newest checkpoint. Of a run, `prefer` is taken if it exists, else
+    its last checkpoint.
+    """
+    if spec is not None and Path(spec).is_file():
+        return Path(spec)
+    if spec is not None:
+        folder = log_root / spec if (log_root / spec).is_dir() else Path(spec)
+    elif every := [*log_root.glob("*/checkpoints/step_*.pth")]:
+        folder = max(every, key=lambda path: path.stat().st_mtime).parents[1]
+    else:
+        raise UserError(f"{log_root}: no run with a checkpoint. Run train.py first")
+    checkpoints = folder / "checkpoints"
+    # The last: of a run that was killed between writing a file and naming it last.pth.
+    for path in (checkpoints / prefer, checkpoints / "last.pth", *step_files(checkpoints)[::-1]):
+        if path.is_file():
+            return path
+    raise UserError(f"{folder}: no checkpoint. Name a run in {log_root} or a checkpoint file")
+
+
+def find_run(config: Config, world: World) -> tuple[Path, Path | None]:
+    """The run's folder and the checkpoint to resume from; the folder of a new run is free.
+
+    Where torchrun starts its processes again, they resume the run that they had begun.
+    """
+    log_root = resolve_log_root(config.log_root)
+    if config.resume is None:
+        folder = log_root / (config.run_name or default_run_name(config, world))
+        checkpoints = step_files(folder / "checkpoints")
+        if world.restarted and checkpoints:
+            return folder, checkpoints[-1]
+        exists = folder.exists() and any(path.name != LOCK for path in folder.iterdir())
+        if exists and world.is_main and not config.overwrite and not world.restarted:
+            raise UserError(
+                f"{folder}: this run exists. Continue it with --resume auto, replace it with "
+                "--overwrite true, or choose another --run_name"
+            )
+        return folder, None
+    spec = config.run_name if config.resume == "auto" else config.resume
+    path = find_checkpoint(spec, log_root, prefer="last.pth").resolve()
+    if path.parent.name != "checkpoints":
+        raise UserError(f"{path}: not in a run's folder. Start from its weights with --init_from")
+    return path.parents[1], path
+
+
+def load_run(folder: Path, checkpoint: Path | None, config: Config) -> dict[str, Any] | None:
+    """The state to resume from, made with the same options; None for a new run."""
+    if checkpoint is None:
+        return None
+    named = config.resume not in (None, "auto") and Path(config.resume).is_file()
+    state = load_checkpoint(checkpoint) if named else newest_good(folder)
+    now = plain(config)
+    before = plain(Config()) | state["config"]  # an older checkpoint lacks newer options
+    changed = [k for k in now if k not in FREE_ON_RESUME | BATCHING and now[k] != before[k]]
+    if changed:
+        raise UserError(
+            f"{folder}: made with another {', '.join(changed)}. Resume with "
+            f"--config {folder / 'config.yaml'}, or start a new --run_name"
+        )
+    return state
+
+
+def accumulation(config: Config, world: World, state: dict[str, Any] | None) -> int:
+    """Batches per step and process: --accumulate for a new run.
+
+    A run keeps the images per step that it began with, whatever --batch_size and the number of
+    processes are now: the same images in the same order under the same schedule.
+    """
+    together = config.batch_size * world.size
+    images = (state or {}).get("images_per_step") or together * config.accumulate
+    if images % together:
+        raise UserError(
+            f"a step of this run has {images} images, {world.size} x {config.batch_size} do not "
+            "divide it. Give another --batch_size, or another number of processes"
+        )
+    needed = images // together
+    if needed != config.accumulate and world.is_main:
+        what = f"{world.size} x {needed} batches of {config.batch_size}"
+        print(f"{what} keep the {images} images of this run's steps", file=sys.stderr)
+    return needed
+
+
+def build_run(
+    config: Config, classes: Sequence[str], world: World, state: dict[str, Any] | None
+) -> Run:
+    """Model, average and optimizer at step 0, or as `state`, a checkpoint, has them."""
+    torch.manual_seed(config.seed)
+    network = network_options(config, len(classes))
+    pretrained = state is None and config.init_from is None
+    model = build_model(**network, **pretrained_weights(config, network, wanted=pretrained))
+    if state is None and config.init_from is not None:
+        path = find_checkpoint(config.init_from, resolve_log_root(config.log_root))
+        missing = take_over(model, path)
+        if world.is_main:
+            print(f"weights of {path}; random: {', '.join(missing) or 'none'}")
+    if config.sync_bn and world.size > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    set_momentum(model, *config.bn_momentum)
+    if config.freeze_bn:
+        freeze_norms(model)
+    model = model.to(world.device, memory_format=torch.channels_last)
+    optimizer = build_optimizer(
+        model,
+        config.optimizer,
+        base_lr=config.base_lr,
+        weight_decay=config.weight_decay,
+        head_lr_factor=config.head_lr_factor,
+        decay_norm=config.decay_norm,
+    )
+    loss_sum = torch.zeros((), device=world.device)
+    run = Run(model, optimizer, network, plain(config), list(classes), loss_sum)
+    if config.ema is not None:
+        run.ema = AveragedWeights(model, config.ema)
+    if config.precision == "fp16":
+        run.scaler = torch.amp.GradScaler(world.device.type)
+    if state is not None:
+        run.restore(state)
+    return run

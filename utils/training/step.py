@@ -1,0 +1,65 @@
+"""One update of the weights."""
+
+from contextlib import nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from model.normalize import distort, normalize
+from utils.data.batches import Batch
+from utils.training.distributed import autocast
+
+
+def training_step(
+    model: nn.Module,
+    criterion: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: list[Batch],
+    *,
+    amp: torch.dtype | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+    clip: float | None = None,
+) -> torch.Tensor:
+    """One update from micro-batches; the mean loss as a scalar that stays on the device.
+
+    The mean is over the labelled pixels of all micro-batches and processes: gradients of the sums
+    are added up first and divided by the weight of all pixels at last. So 1 x 8, 2 x 4 and two
+    processes with 4 are the same training, but for BatchNorm, which sees each batch alone.
+    """
+    optimizer.zero_grad()
+    # Dividing by the number of pixels keeps the sums in fp16's range.
+    pixels = sum(batch.images.numel() // 3 for batch in micro_batches)
+    sums = []
+    for number, batch in enumerate(micro_batches):
+        # Gradients are exchanged once, after the last micro-batch.
+        several = isinstance(model, DistributedDataParallel) and number < len(micro_batches) - 1
+        with model.no_sync() if several else nullcontext():
+            images = batch.images if batch.colors is None else distort(batch.images, batch.colors)
+            with autocast(images.device, amp):
+                outputs = model(normalize(images))
+            loss_sum, weight_sum = criterion(outputs, batch.targets)
+            part = loss_sum / pixels
+            (scaler.scale(part) if scaler else part).backward()
+            sums.append(torch.stack([loss_sum.detach(), weight_sum]))
+    # The divisor is known only now: the labelled pixels of all micro-batches of all processes.
+    total = torch.stack(sums).sum(0)
+    world_size = dist.get_world_size() if dist.is_initialized() else 1
+    if world_size > 1:
+        dist.all_reduce(total)
+    loss_sum, weight_sum = total
+    share = torch.where(weight_sum > 0, 1 / weight_sum, 0)  # 0 for a batch without labels
+    if scaler:
+        scaler.unscale_(optimizer)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    torch._foreach_mul_(gradients, world_size * pixels * share)
+    if clip is not None:
+        torch.nn.utils.clip_grad_norm_(parameters, clip)
+    if scaler:
+        scaler.step(optimizer)
+        scaler.update()
+    else:
+        optimizer.step()
+    return loss_sum * share
