@@ -1,19 +1,18 @@
 """Label ids to train ids and class weights: this project against fregu856/deeplabv3's way.
 
-    python benchmarks/bench_preprocess.py [DATA_ROOT] [IMAGES]
+    python benchmarks/bench_preprocess.py [--root SYNTHETIC_SET]
 
 The peer maps each image with np.vectorize, writes it, reads every written image again and counts
-each class by comparing. Its code is restated here with 255, not 19, as the ignored train id. Both
-sides read the same label files, encoded by Pillow as cityscapesScripts does it, and write PNGs;
-process CPU time of one thread, one image at a time in turns. Pixels must be identical and the
-weights equal within 1e-12.
+each class by comparing; here with 255, not 19, as the ignored train id. Both convert train and val;
+process CPU time of one thread. Pixels must be identical and the weights equal within 1e-12.
 """
 
-import statistics
+import contextlib
+import io
+import json
 import sys
 import tempfile
-import time
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -21,61 +20,55 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import cv2
 import numpy as np
 from cityscapesscripts.helpers.labels import labels
-from PIL import Image
 
-from utils.cityscapes import labelled_files, train_id_path
-from utils.class_weights import class_weights
-from utils.errors import run_command
-from utils.files import REPOSITORY
-from utils.labels import CITYSCAPES
-from utils.listing import Files
-from utils.preprocess_data import convert
+from benchmarks import measure
+from benchmarks.render import table, times
+from datasets import DATASETS
+from utils.base.errors import run_command
+from utils.data.class_weights import WEIGHTS_FILE
 
-TRAIN_ID = {label.id: label.trainId if label.trainId >= 0 else 255 for label in labels}
-map_ids = np.vectorize(TRAIN_ID.get)
+ENDING = "_gtFine_labelIds.png"
+map_ids = np.vectorize({x.id: x.trainId if x.trainId >= 0 else 255 for x in labels}.get)
 
 
-def peer(files: Files, folder: Path) -> np.ndarray:
-    """fregu856's steps for one image; its (19,) pixel counts."""
-    path = folder / f"{files.name}.png"
-    cv2.imwrite(str(path), map_ids(cv2.imread(str(files.label), -1)).astype(np.uint8))
-    written = cv2.imread(str(path), -1)
-    return np.array([np.sum(np.equal(written, train_id)) for train_id in range(19)])
+def peer(root: Path, written: Path, _: int) -> np.ndarray:
+    """fregu856's steps; the class weights."""
+    pixels, total = np.zeros(19, np.int64), 0
+    for split in ("train", "val"):
+        for path in (root / "gtFine" / split).glob(f"*/*{ENDING}"):
+            file = str(written / f"{path.name.removesuffix(ENDING)}.png")
+            cv2.imwrite(file, map_ids(cv2.imread(str(path), -1)).astype(np.uint8))
+            if split == "train":
+                train_ids = cv2.imread(file, -1)
+                pixels += [np.sum(np.equal(train_ids, train_id)) for train_id in range(19)]
+                total += train_ids.size
+    return 1 / np.log(1.02 + pixels / total)
+
+
+def ours(root: Path, _: int) -> None:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        DATASETS["synthetic"].prepare(root, workers=1, overwrite=True)
 
 
 def main() -> None:
-    given = sys.argv[1:]
-    root = Path(given[0]) if given else REPOSITORY / "data" / "synthetic"
-    files = labelled_files(root, "train")[: int(given[1]) if given[1:] else 24]
-    cv2.setNumThreads(0)
-    pixels = [np.zeros(19, np.int64), np.zeros(256, np.int64)]
-    seconds: tuple[list[float], list[float]] = ([], [])
-    with tempfile.TemporaryDirectory() as folder:
-        theirs, ours = Path(folder) / "theirs", Path(folder) / "ours"
-        theirs.mkdir()
-        train_id_path(ours, "").parent.mkdir(parents=True)
-        for source in files:
-            one = Files(source.name, source.image, Path(folder) / source.label.name)
-            Image.open(source.label).save(one.label)
-            for side, work in enumerate((
-                lambda one=one: peer(one, theirs),
-                lambda one=one: convert(one, root=ours, redo={one.name}),
-            )):  # fmt: skip
-                begin = time.process_time()
-                counts = work()
-                seconds[side].append(time.process_time() - begin)
-                pixels[side] += counts
-            written = [theirs / f"{one.name}.png", train_id_path(ours, one.name)]
-            assert np.array_equal(*(cv2.imread(str(path), -1) for path in written)), one.name
-    total = pixels[1].sum()
-    expected = 1 / np.log(1.02 + pixels[0] / total)
-    weighed = class_weights(pixels[1], CITYSCAPES.names, images=len(files))
-    found = list(weighed["class_weights"].values())
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
-    print(f"opencv {version('opencv-python-headless')}, numpy {version('numpy')}")
-    slow, fast = (1e3 * statistics.median(times) for times in seconds)
-    print(f"{len(files)} images, median CPU ms per image, pixels and weights equal")
-    print(f"np.vectorize way {slow:.1f}, ours {fast:.1f}: {slow / fast:.1f} x")
+    given = measure.options(__doc__, root=measure.SYNTHETIC, rounds=3)
+    measure.one_thread()
+    with tempfile.TemporaryDirectory() as root, tempfile.TemporaryDirectory() as written:
+        root, written = Path(root), Path(written)
+        for kind in ("leftImg8bit", "gtFine"):
+            (root / kind).symlink_to((given.root / kind).resolve())
+        sides = {"ours": partial(ours, root), "np.vectorize": partial(peer, root, written)}
+        seconds = measure.median_seconds(sides, given.rounds)
+        weights = json.loads((root / WEIGHTS_FILE).read_text("utf-8"))["class_weights"]
+        np.testing.assert_allclose([*weights.values()], peer(root, written, 0), rtol=1e-12)
+        files = [*written.iterdir()]
+        for path in files:
+            both = (path, root / "meta" / "label_imgs" / path.name)
+            assert np.array_equal(*(cv2.imread(str(x), -1) for x in both)), path.stem
+    print(f"{measure.machine(measure.CPU)}, {len(files)} images, pixels and weights equal\n")
+    row = [f"{1e3 * value / len(files):.1f}" for value in seconds.values()]
+    row.append(times(seconds["np.vectorize"] / seconds["ours"]))
+    print(table([["ms per image", *seconds, "gain"], ["conversion", *row]]))
 
 
 if __name__ == "__main__":

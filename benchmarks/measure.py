@@ -1,5 +1,7 @@
-"""What the benchmarks share: sides timed in turns, memory, and a file of results per machine."""
+"""What the benchmarks share: options, sides timed in turns, memory, results by machine."""
 
+import argparse
+import copy
 import ctypes
 import gc
 import json
@@ -9,34 +11,53 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import cv2
+import numpy as np
 import torch
 from tqdm import trange
 
-from datasets import PackedDataset, SegmentationDataset
-from utils.files import REPOSITORY, write_json
-from utils.images import image_size
-from utils.packing import PackedFile, make_header, pack
+from benchmarks.render import figure_rows, table
+from evaluation.official import official_scorer
+from utils.base.paths import REPOSITORY, make_folder, write_json
+from utils.data.label_table import IGNORE
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
+SYNTHETIC = REPOSITORY / "data" / "synthetic"
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless")
 CPU = torch.device("cpu")
+Sides = dict[str, Callable[[int], object]]
+
+
+def options(doc: str, **defaults: Any) -> argparse.Namespace:
+    """The command line: an option for each default, of its type; a tuple takes several values."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=doc, formatter_class=formatter)
+    for name, default in defaults.items():
+        several = isinstance(default, tuple)
+        kind = {"type": type(default[0] if several else default), "nargs": "*" if several else None}
+        how = {"action": "store_true"} if default is False else kind
+        parser.add_argument(f"--{name}", default=default, help=f"default: {default}", **how)
+    return parser.parse_args()
+
+
+def one_thread() -> None:
+    """A process's own time then is what its work takes."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
 
 
 def median_seconds(
-    sides: dict[str, Callable[[int], object]],
-    calls: int,
-    *,
-    warm_up: int = 1,
-    device: torch.device = CPU,
+    sides: Sides, calls: int, *, warm_up: int = 1, device: torch.device = CPU
 ) -> dict[str, float]:
     """Median seconds of side(number), number = 0, 1, ..., all sides in turns.
 
-    On a CPU the process's own time, which a busy machine disturbs least; on a GPU wall time, the
-    device idle before and after.
+    On a CPU the process's own time, which a busy machine disturbs least; on a GPU wall time.
     """
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -61,32 +82,48 @@ def extra_mib(work: Callable[[], object], device: torch.device = CPU) -> float:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        work()
-        wait_for(device)
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    ctypes.CDLL(None).malloc_trim(0)  # or memory freed before would be used again unseen
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-    before = resident_mib("VmHWM")
+    else:
+        ctypes.CDLL(None).malloc_trim(0)  # or memory freed before would be used again unseen
+        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before = peak_mib(device)
     work()
-    return resident_mib("VmHWM") - before
+    wait_for(device)
+    return peak_mib(device) - before
 
 
-def resident_mib(kind: str) -> float:
-    """VmRSS, now, or VmHWM, the peak."""
+def peak_mib(device: torch.device) -> float:
+    """The most memory that this process has held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
     status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.split(f"{kind}:")[1].split()[0]) / 1024
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def pack_into(folder: Path, dataset: SegmentationDataset) -> PackedDataset:
-    """A packed copy of `dataset`."""
-    sizes = [image_size(files.image) for files in dataset.files]
-    truth = "label" if dataset.files[0].instance is None else "instance"
-    sources: list[dict[str, int]] = [{}] * len(dataset)
-    header = make_header(dataset.names, sizes, sources, ["image", truth], dataset.classes)
-    path = folder / "set.pack"
-    pack(path, header, lambda indices: map(dataset.__getitem__, indices), on_image=lambda _: None)
-    return PackedDataset(PackedFile(path, dataset.classes), dataset.classes)
+def likely_logits(train_ids: np.ndarray, stride: int, noise: float) -> torch.Tensor:
+    """(H,W) -> (1,19,h,w), as a good network's: 8 times the class shares of a cell, and noise."""
+    size = (train_ids.shape[1] // stride, train_ids.shape[0] // stride)
+    known = np.where(train_ids == IGNORE, 0, train_ids)
+    masks = ((known == number).astype(np.float32) for number in range(19))
+    shares = [cv2.resize(mask, size, interpolation=cv2.INTER_AREA) for mask in masks]
+    spread = np.random.default_rng(0).normal(0, noise, (19, *size[::-1]))
+    return torch.from_numpy(8 * np.stack(shares) + spread.astype(np.float32))[None]
+
+
+def referee(predictions: list[Path], instances: list[Path], *, niou: bool = True) -> dict:
+    """The official scorer's results, without its printing."""
+    scorer = official_scorer()
+    args = copy.copy(scorer.args)
+    args.quiet, args.JSONOutput, args.evalInstLevelScore = True, False, niou
+    truths = [str(path).replace("_instanceIds", "_labelIds") for path in instances]
+    return scorer.evaluateImgLists([*map(str, predictions)], truths, args)
+
+
+def optional_peer(module: str) -> ModuleType | None:
+    """A package that only benchmarks need; None, with a note, where it is not installed."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError:
+        print(f"{module} left out: pip install -r benchmarks/requirements.txt")
 
 
 def choose_device() -> torch.device:
@@ -97,23 +134,21 @@ def machine(device: torch.device) -> str:
     """The GPU's name, or the CPU's and its number of cores."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cores = len(os.sched_getaffinity(0))
     names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    return f"{names[0] if names else 'CPU'}, {cores} cores, no GPU"
+    return f"{[*names, 'CPU'][0]}, {len(os.sched_getaffinity(0))} cores, no GPU"
 
 
-def record(
-    section: str, content: Any, device: torch.device, packages: tuple[str, ...] = ()
-) -> None:
-    """Put a benchmark's figures into results/<machine>.json, in place of its older ones."""
-    name = machine(device)
-    path = RESULTS / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
+def record(folder: Path, section: str, figures: list[dict], *packages: str) -> None:
+    """Print figures as their table; in folder/<machine>.json they take the place of older ones."""
+    name = machine(choose_device())
+    path = folder / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
     held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"machine": name}
     held[section] = {
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),
         "versions": {package: version(package) for package in (*PACKAGES, *packages)},
-        "figures": content,
+        "figures": figures,
     }
+    make_folder(folder)
     write_json(path, held)
-    print(f"-> {path.relative_to(REPOSITORY)}")
+    print(f"\n{name}\n\n{table(figure_rows(figures))}-> {path}")

@@ -1,0 +1,156 @@
+"""The measured figures -> tables, for the screen and for the pages."""
+
+from collections import defaultdict
+from statistics import mean, stdev
+from typing import Any
+
+Rows = list[list[Any]]
+Runs = dict[str, list[dict]]  # variant of a recipe -> its seeds
+
+
+def table(rows: Rows) -> str:
+    """Markdown; the first row holds the titles."""
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    lines.insert(1, "|" + " --- |" * len(rows[0]))
+    return "\n".join(lines) + "\n"
+
+
+def number(value: float) -> str:
+    return f"{value:.2f}" if value < 1 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def milliseconds(value: float) -> str:
+    return f"{number(value)} ms" if value < 1000 else f"{value / 1000:.2f} s"
+
+
+def times(value: float) -> str:
+    return f"**{value:.2f} x**" if value < 3 else f"**{value:.1f} x**"
+
+
+def percent(*values: float) -> str:
+    return ", ".join(f"{100 * value:.1f}" for value in values)
+
+
+def spread(values: list[float]) -> str:
+    """Mean and, of several seeds, standard deviation."""
+    deviation = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else f" (n = {len(values)})"
+    return percent(mean(values)) + deviation
+
+
+def results(held: dict) -> str:
+    """docs/results.md: everything that was measured."""
+    parts = [f"### {held['machine']}\n"]
+    for section in (value for value in held.values() if isinstance(value, dict)):
+        versions = ", ".join(f"{key} {value}" for key, value in section["versions"].items())
+        parts.append(f"`{section['command']}`, {section['date']}; {versions}:\n")
+        parts.append(table(figure_rows(section["figures"])))
+    return "\n".join(parts)
+
+
+def figure_rows(figures: list[dict]) -> Rows:
+    """A row for each dictionary, or for each of its "sides"; a column for each value in it."""
+    rows = []
+    for row in figures:
+        common = {key: value for key, value in row.items() if key != "sides"}
+        sides = row.get("sides", {row.get("side", ""): {}})
+        rows += [cells(common | {"side": side} | sides[side]) for side in sides]
+    return [[*rows[0]], *([row.get(title, "") for title in rows[0]] for row in rows)]
+
+
+def cells(row: dict, prefix: str = "") -> dict[str, Any]:
+    """{title: text}; the values of a dictionary within stand beside each other."""
+    found = {}
+    for key, value in row.items():
+        title = f"{prefix}{key}".replace("_", " ").replace(" mib", " MiB").replace(" gib", " GiB")
+        if isinstance(value, dict):
+            found |= cells(value, f"{title}, ")
+        elif isinstance(value, float):
+            found[title] = f"{value:,.0f}" if value > 1000 else f"{value:.3g}"
+        elif value != "":
+            found[title] = "x".join(map(str, value)) if isinstance(value, list) else value
+    return found
+
+
+def readme(held: dict) -> str:
+    """README.md: what a user gains, and what the configs need."""
+    figures = defaultdict(list, {k: x["figures"] for k, x in held.items() if k != "machine"})
+    rows = [["", "peer", "peer", "here", "faster", "memory, peer and here"]]
+
+    def add(what: str, peer: str, theirs: float, ours: float, gain: float, memory: str) -> None:
+        rows.append([what, peer, milliseconds(theirs), milliseconds(ours), times(gain), memory])
+
+    maps = [x for x in figures["argmax"] if x is figures["argmax"][0] or "checkpoint" in x["case"]]
+    pairs = [("logits to label map", "argmax", row) for row in maps]
+    pairs += [("loss and gradient", "cross_entropy", row) for row in figures["loss"][:1]]
+    for what, peer, row in pairs:
+        memory = "{extra_mib_torch:.0f}, {extra_mib_ours:.0f} MiB".format(**row)
+        both = (row["ms"]["torch"], row["ms"]["ours"])
+        add(f"{what}, {row['case']}", f"interpolate, {peer}", *both, row["gain"], memory)
+    if whole := figures["evaluation"]:
+        both = (whole[0]["ms_per_image"], whole[2]["ms_per_image"])
+        what = "evaluating an image, network left out"
+        add(what, "fregu856, csEval", *both, whole[0]["packed_is"], "")
+    for row in figures["step"]:
+        backbone, stride = row["network"].split("-")
+        batch = f"{row['images']} x {row['size'][0]}x{row['size'][1]}"
+        what = f"{row['kind']}, ResNet-{backbone[6:]} stride {stride}, {batch}"
+        ours = row["sides"]["ours"]
+        for name, side in row["sides"].items():
+            if not name.startswith(("ours", "forward")):
+                memory = f"{side['extra_mib']}, {ours['extra_mib']} MiB"
+                add(what, name, side["ms"], ours["ms"], side["ours_is_faster"], memory)
+    titles = ["batch", "peak memory", "images/s", "hours for the whole recipe, its steps"]
+    needs = [["config", *titles]]
+    for row in figures["profile"]:
+        hours = f"{number(row['hours_of_recipe'])}, {row['steps_of_recipe']}"
+        numbers = [f"{row['peak_gib']:.1f} GiB", f"{row['images_per_second']:.3g}", hours]
+        needs.append([f"`{row['config']}`", row["batch"], *numbers])
+    return f"{held['machine']}:\n\n{table(rows)}\n{table(needs)}"
+
+
+def recipes(runs: list[dict]) -> str:
+    """docs/recipes.md: options by their gain, networks, an unseen sequence, the shipped config."""
+    found, unseen, networks = Runs(), Runs(), Runs()
+    for run in sorted(runs, key=lambda run: run["seed"]):
+        group = unseen if run.get("unseen") else networks if run.get("network") else found
+        group.setdefault(run["variant"], []).append(run)
+    shipped = [found.pop(name, []) for name in ("shipped without photometric", "shipped")]
+    plain = {run["seed"]: run["miou"] for run in found["baseline"]}
+    titles = ["option of train.py", "val mIoU", "each seed", "gain, seed by seed"]
+    options = [["one option changed", *titles]]
+    gains = {name: mean(x["miou"] - plain[x["seed"]] for x in found[name]) for name in found}
+    for name in sorted(found, key=lambda name: -gains[name]):
+        flags = ", ".join(f"`{key} {value}`" for key, value in found[name][0]["options"].items())
+        gain = f"{100 * gains[name]:+.1f}" if name != "baseline" else ""
+        miou = column(found[name])
+        options.append([name, flags, spread(miou), percent(*miou), gain])
+    titles = ["val mIoU", "each seed", "pixel accuracy", "minutes (threads)"]
+    network_rows = [["network", *titles]]
+    for name, group in {"BatchNorm, stride 16": found["baseline"], **networks}.items():
+        miou, accuracy = column(group), spread(column(group, "pixel_accuracy"))
+        minutes = ", ".join(f"{run['seconds'] / 60:.0f} ({run['threads']})" for run in group)
+        network_rows.append([name, spread(miou), percent(*miou), accuracy, minutes])
+    unseen_rows = [["on a sequence unseen", "mIoU", "pixel accuracy"]]
+    for name in sorted(unseen, key=lambda name: -mean(column(unseen[name]))):
+        scores = [spread(column(unseen[name], key)) for key in ("miou", "pixel_accuracy")]
+        unseen_rows.append([name, *scores])
+    tables = [options, network_rows, unseen_rows, *map(shipped_rows, filter(None, shipped))]
+    return "\n".join(map(table, tables))
+
+
+def column(runs: list[dict], key: str = "miou") -> list[float]:
+    return [run[key] for run in runs]
+
+
+def shipped_rows(runs: list[dict]) -> Rows:
+    title = "test IoU" + ("" if runs[0]["variant"] == "shipped" else ", without photometric")
+    tests = [run["test"] for run in runs]
+    rows = [[title, *(f"seed {run['seed']}" for run in runs), "mean"]]
+    for name in tests[0]["classes"]:
+        values = [test["classes"][name] or 0.0 for test in tests]
+        rows.append([name, *map(percent, values), percent(mean(values))])
+    means = {"**mean IoU**": column(tests), "pixel accuracy": column(tests, "pixel_accuracy")}
+    for name, values in {**means, "val mean IoU": column(runs)}.items():
+        rows.append([name, *map(percent, values), spread(values)])
+    minutes = [f"{number(run['seconds'] / 60)} ({run['threads']})" for run in runs]
+    return [*rows, ["minutes (threads)", *minutes, ""]]

@@ -1,0 +1,111 @@
+"""Every benchmark at its smallest size: it runs to its end and prints its table."""
+
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from helpers import REPOSITORY, Command, run, tiny, train
+
+RESULTS = REPOSITORY / "benchmarks" / "results"
+PAGES = ("README.md", "docs/results.md", "docs/recipes.md")
+SMALL = "--root {made}/synthetic --rounds 1"
+WRITES = "--results {results}"
+SIZE = "--crop 64 64 --size 64 64 --batch 2"
+VARIANTS = "baseline 'trained at 16, evaluated at 8' 'class weights, photometric' shipped"
+RUNS = {  # command, what it prints
+    "argmax and loss": (
+        f"bench_ops.py {SMALL} {WRITES} {SIZE} --checkpoints {{made}}/logs/run missing",
+        ["cityscapes checkpoint, 1024x2048 |", "| gradient error ours |", "missing left out:"],
+    ),
+    "evaluation": (
+        f"bench_eval.py {SMALL} {WRITES}",
+        ["| ours, packed |", "157 results differ from the official by 0", "| ms, network |"],
+    ),
+    "step": (
+        f"bench_step.py {SMALL} {WRITES} {SIZE} --networks resnet18-16 resnet50-8",
+        ["| torchvision |", "| ours is faster |"],
+    ),
+    "profile": (
+        f"bench_step.py {SMALL} {WRITES} --profile --configs demo --steps 1",
+        ["| synthetic/demo.yaml |", "| hours of recipe |"],
+    ),
+    "recipes": (
+        f"camvid_recipes.py --root {{made}}/camvid --log_root {{results}}/logs {WRITES} "
+        f"--seeds 1 --steps 1 --only {VARIANTS}",
+        ["baseline, seed 0: mIoU", "shipped, seed 0: mIoU"],
+    ),
+    "sample": (f"bench_loader.py {SMALL} --crops 64x64", ["| ours, packed |", "| packed is |"]),
+    "sample without a peer": (
+        f"bench_loader.py {SMALL} --crops 64x64",
+        ["| ours, packed |", "albumentations left out:"],
+    ),
+    "score": (
+        f"bench_score.py {SMALL} --predictions {{made}}/predictions",
+        ["| ours, in memory |", "157 results: 0\n"],
+    ),
+    "score without a peer": (
+        f"bench_score.py {SMALL} --predictions {{made}}/predictions",
+        ["| ours, in memory |", "torchmetrics left out:"],
+    ),
+    "conversion": (f"bench_preprocess.py {SMALL}", ["| conversion |", "3 images, pixels and"]),
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A synthetic set, a checkpoint, predictions, and a CamVid of noise."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    root, camvid = folder / "synthetic", folder / "camvid"
+    for command in (
+        ["synthetic.py", "--data_root", root, "--train", 2, "--val", 1],
+        ["preprocess_data.py", "--dataset", "synthetic", "--data_root", root, "--pack", "true"],
+    ):
+        done = run(f"utils/{command[0]}", *command[1:])
+        assert done.returncode == 0, done.stderr
+    train(tiny(root, folder / "logs", steps=1))
+    (folder / "predictions").mkdir()
+    for path in root.glob("gtFine/val/*/*_labelIds.png"):
+        shutil.copy(path, folder / "predictions")
+    rng = np.random.default_rng(0)
+    sequences = {"train": ("0001TP", "0006R0"), "val": ("0016E5", "0006R0"), "test": ("Seq05",)}
+    for split, names in sequences.items():
+        for kind, shape, top in (("", (48, 64, 3), 256), ("annot", (48, 64), 12)):
+            (camvid / f"{split}{kind}").mkdir(parents=True)
+            for name in names:
+                pixels = rng.integers(0, top, shape, np.uint8)
+                cv2.imwrite(str(camvid / f"{split}{kind}" / f"{name}_{split}.png"), pixels)
+    done = run("utils/preprocess_data.py", "--dataset", "camvid", "--data_root", camvid)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_it_runs_and_prints_its_table(name, made, tmp_path, monkeypatch):
+    """What it measured goes into the pages too; the repository's own figures stay."""
+    before = {path: path.read_bytes() for path in RESULTS.rglob("*.json")}
+    if "without" in name:
+        for package in ("albumentations", "torchmetrics"):
+            monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    command, expected = RUNS[name]
+    words = shlex.split(command.format(made=made, results=tmp_path))
+    done = Command(f"benchmarks/{words[0]}", *words[1:]).end(timeout=600)
+    assert done.returncode == 0, done.stderr
+    for text in expected:
+        assert text in done.stdout
+
+    if "--results" in words:
+        for page in PAGES:
+            (tmp_path / "pages" / page).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(REPOSITORY / page, tmp_path / "pages" / page)
+        options = ["--results", tmp_path, "--pages", tmp_path / "pages"]
+        done = run("benchmarks/table.py", *options)
+        assert done.returncode == 0, done.stderr
+        recipes = "| baseline |" in (tmp_path / "pages" / "docs" / "recipes.md").read_text()
+        assert recipes == (name == "recipes")
+        assert ("\n### " in (tmp_path / "pages" / "docs" / "results.md").read_text()) != recipes
+    assert {path: path.read_bytes() for path in RESULTS.rglob("*.json")} == before
