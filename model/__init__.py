@@ -11,9 +11,11 @@ from torch import nn
 
 from model.compat import Compat
 from model.deeplabv3 import DeepLabV3
+from model.unet import UNet
 
 MODELS: dict[str, type[nn.Module]] = {
     "deeplabv3": DeepLabV3,
+    "unet": UNet,
 }
 
 
