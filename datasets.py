@@ -51,7 +51,7 @@ def build_dataset(
     """The samples of a split of data set `name` below `root`.
 
     Where utils/preprocess_data.py packed the split, the packed file is read, unless told not to.
-    fine_repeats: how often the first part of a union of splits comes (train_extra's fine images).
+    fine_repeats: how often train_extra holds its first part, the finely labelled images.
     """
     data_set = find_data_set(name, root)
     known = (*data_set.splits, *data_set.unions)
@@ -61,7 +61,8 @@ def build_dataset(
         first, *others = (
             build_dataset(name, root, part, packed=packed) for part in data_set.unions[split]
         )
-        return JoinedDataset([*[first] * fine_repeats, *others])
+        repeats = fine_repeats if split == "train_extra" else 1
+        return JoinedDataset([*[first] * repeats, *others])
     path = packed_path(root, split)
     if not packed or not path.is_file():
         return SegmentationDataset(data_set.files(root, split), data_set.classes)

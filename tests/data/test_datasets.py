@@ -172,7 +172,9 @@ def test_unknown_names_are_refused(tmp_path):
 
 def test_trainval_is_train_then_val(cityscapes_root):
     splits = ("trainval", "train", "val")
-    whole, *parts = (build_dataset("cityscapes", cityscapes_root, split) for split in splits)
+    whole, *parts = (
+        build_dataset("cityscapes", cityscapes_root, split, fine_repeats=3) for split in splits
+    )
     assert len(whole) == 7 and whole.names == [*parts[0].names, *parts[1].names]
     assert whole.classes is parts[0].classes and "files" in whole.source
     for index, part, place in ((3, parts[0], 3), (4, parts[1], 0), (6, parts[1], 2)):
