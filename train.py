@@ -29,6 +29,7 @@ from evaluation.metrics import Scores
 from evaluation.task import TASKS, Task
 from evaluation.visualize import ContactSheet
 from model import describe, model_class
+from model.normalize import FromPixels
 from utils.base.errors import UserError, out_of_memory, run_command
 from utils.base.lock import hold
 from utils.base.parser import parse
@@ -39,7 +40,7 @@ from utils.data.dataset import Dataset
 from utils.training import distributed
 from utils.training.config import Config, plain
 from utils.training.distributed import Interrupted, StopRequest, World
-from utils.training.logger import RunLogger, StepClock
+from utils.training.logger import RunLogger, StepClock, device_state
 from utils.training.network import network_options
 from utils.training.optim import poly_schedule
 from utils.training.run import (
@@ -70,7 +71,7 @@ class Job:
     val_set: Dataset
     run: Run  # what a checkpoint brings back
     task: Task
-    trained: nn.Module  # run.model, wrapped in DDP and compiled where that is wanted
+    trained: nn.Module  # FromPixels of run.model, in DDP and compiled where that is wanted
     criterion: nn.Module
     schedule: LambdaLR
     batches: Batches
@@ -136,8 +137,11 @@ def set_up(folder: Path, checkpoint: Path | None, config: Config, world: World) 
         power=config.power,
         floor=config.min_lr / config.base_lr,
     )
-    trained = DistributedDataParallel(run.model) if world.size > 1 else run.model
-    if world.use_compile(config.compile):
+    trained = FromPixels(run.model)
+    if world.size > 1:  # BatchNorm's statistics are copied when they are needed: validate
+        options = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
+        trained = DistributedDataParallel(trained, **options)
+    if world.use_compile(config.compile, sync_bn=config.sync_bn and world.size > 1):
         trained.compile()  # in place: the state_dict keeps its keys
         if world.is_main:
             print("the first step compiles the network: a minute or more", file=sys.stderr)
@@ -279,7 +283,7 @@ def update(
     )
     run.add_loss(step, loss)
     if run.ema is not None:
-        run.ema.update(run.model, step)
+        run.ema.update(step)
     run.step, learning_rate = step, job.schedule.get_last_lr()[0]
     job.schedule.step()
     log.bar.update()
@@ -291,9 +295,10 @@ def update(
         "loss": run.mean_loss(job.world),  # only here the host waits for the device
         "lr": learning_rate,
         **clock.read(images=images),
+        **device_state(job.world.device),
     }
     require_finite(job, row)
-    log.show(row, job.world.device)
+    log.show(row)
     slow = row["data_wait"] > SLOW_DATA and isinstance(job.train_set, SegmentationDataset)
     if slow and not log.hinted:
         log.say(f"{row['data_wait']:.0%} of the time waits for data. {PACK_HINT}", error=True)

@@ -105,14 +105,14 @@ def with_network(dataset: Dataset, rounds: int) -> list[dict]:
     model, sample = build_model("deeplabv3", num_classes=19).to(WORLD.device), dataset[0]
     predictor = Predictor(model, device=WORLD.device, amp=WORLD.amp_dtype("auto"))
     logits = predictor.logits(sample["image"], size=SIZE)
-    prediction = TASK.predict(logits, SIZE)
+    prediction = TASK.predict(logits, SIZE).numpy(force=True)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "prediction.png"
         parts: measure.Sides = {
             "reading": lambda _: np.copy(dataset[0]["image"]),
             "network": lambda _: predictor.logits(sample["image"], size=SIZE),
             "loss": lambda _: TASK.losses(logits, sample, None),
-            "argmax": lambda _: TASK.predict(logits, SIZE),
+            "argmax": lambda _: TASK.predict(logits, SIZE).numpy(force=True),
             "counting": lambda _: TASK.count(sample, prediction, dataset.classes),
             "PNG": lambda _: TASK.save(path, prediction, dataset.classes),
         }

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from evaluation.counts import Counts
-from evaluation.inference import Predictor
+from evaluation.inference import Predictor, to_host
 from evaluation.metrics import Scores
 from evaluation.task import TASKS, Sample, Task
 from utils.base.progress import progress
@@ -54,7 +54,7 @@ def evaluate(
     indices = range(world.rank, len(dataset), world.size)
     threads = {"workers": workers, "ahead": workers + 2}
 
-    def predicted() -> Iterator[tuple[Sample, np.ndarray]]:
+    def predicted() -> Iterator[tuple[Sample, Callable[[], np.ndarray]]]:
         samples = read_ahead(
             dataset.__getitem__, indices, describe=lambda i: f"image {dataset.names[i]}", **threads
         )
@@ -62,10 +62,10 @@ def evaluate(
             size = sample["label"].shape
             logits = predictor.logits(sample["image"], size=size)
             losses.add_(task.losses(logits, sample, class_weights))
-            yield sample, task.predict(logits, size)
+            yield sample, to_host(task.predict(logits, size))
 
-    def count(item: tuple[Sample, np.ndarray]) -> Counts:
-        sample, prediction = item
+    def count(item: tuple[Sample, Callable[[], np.ndarray]]) -> Counts:
+        sample, prediction = item[0], item[1]()  # here, so that a GPU has the next image meanwhile
         counts = task.count(sample, prediction, classes, border=border)
         if on_image is not None:
             on_image(sample, counts, prediction)

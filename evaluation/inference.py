@@ -2,7 +2,7 @@
 
 import copy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,19 +12,44 @@ from torch.nn import functional as F
 
 from model.layers import fold
 from model.normalize import normalize
+from model.ops.bilinear import setting
 from model.ops.upsample_argmax import upsample_argmax
 from utils.base.errors import UserError, out_of_memory
 from utils.training.distributed import autocast
 
 
-def inference_copy(model: nn.Module) -> nn.Module:
+def inference_copy(model: nn.Module, amp: torch.dtype | None = None) -> nn.Module:
     """A copy in evaluation mode, channels last, with all that can be folded into convolutions.
 
-    One copy for each state of the weights: it does not follow them.
+    One copy for each state of the weights: it does not follow them. amp: what autocast will compute
+    in; the convolutions' weights are rounded to it here, once, and not for every image.
     """
     network = copy.deepcopy(model).eval().requires_grad_(False)
     fold(network)
+    for module in network.modules():
+        if amp is not None and isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            module.to(amp)
     return network.to(memory_format=torch.channels_last)
+
+
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A copy; on a GPU it is under way when this returns, from memory that a GPU reads itself."""
+    host = torch.tensor(array)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+
+
+def to_host(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
+    """Begin to copy a result to the host; what is returned waits for it, in any thread."""
+    if tensor.device.type != "cuda":
+        return tensor.numpy
+    host = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+    copied = torch.cuda.current_stream(tensor.device).record_event()
+
+    def arrived() -> np.ndarray:
+        copied.synchronize()
+        return host.numpy()
+
+    return arrived
 
 
 @torch.inference_mode()
@@ -108,20 +133,24 @@ class Predictor:
         windows_if_needed: bool = False,
         **options: Any,
     ) -> None:
-        self.model, self.device, self.amp = inference_copy(model), device, amp
+        self.model, self.device, self.amp = inference_copy(model, amp), device, amp
         self.windows_if_needed, self.options = windows_if_needed, options
+        self.last_shape: tuple[int, ...] = ()  # of an image
 
     def train_ids(self, image: np.ndarray, *, size: tuple[int, int] | None = None) -> np.ndarray:
         """(H,W,3) uint8 RGB -> (H,W) uint8 train ids, or of another `size`."""
         size = size or image.shape[:2]
-        return upsample_argmax(self.logits(image, size=size), size)[0].cpu().numpy()
+        return upsample_argmax(self.logits(image, size=size), size)[0].numpy(force=True)
 
     def logits(self, image: np.ndarray, *, size: tuple[int, int]) -> torch.Tensor:
         """predict_logits of a batch of one; UserError where that does not fit into memory."""
-        images = torch.tensor(image)[None].to(self.device)
+        images = to_device(image, self.device)[None]
+        cudnn, again = torch.backends.cudnn, image.shape == self.last_shape
+        self.last_shape = image.shape
         while True:
             try:
-                with autocast(self.device, self.amp):
+                # A size that comes again is worth it to time all of cuDNN's algorithms.
+                with setting(cudnn, "benchmark", again), autocast(self.device, self.amp):
                     return predict_logits(self.model, images, size=size, **self.options)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):

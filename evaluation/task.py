@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from evaluation.counts import Counts, count_pixels
+from evaluation.inference import to_device
 from evaluation.metrics import Scores, compute_scores
 from evaluation.visualize import overlay, save_as_ids
 from model.losses import SegmentationLoss
@@ -32,8 +33,8 @@ class Task:
     criterion: Callable[..., nn.Module]
     # (1,K,h,w) logits, sample, class weights -> (2,) loss_sum and weight_sum of evaluation.
     losses: Callable[[torch.Tensor, Sample, torch.Tensor | None], torch.Tensor]
-    # (1,K,h,w) logits, size -> the prediction, (H,W) uint8 train ids, on the host.
-    predict: Callable[[torch.Tensor, tuple[int, int]], np.ndarray]
+    # (1,K,h,w) logits, size -> the prediction, (H,W) uint8 train ids, on the logits' device.
+    predict: Callable[[torch.Tensor, tuple[int, int]], torch.Tensor]
     # Sample, prediction, label table, border= -> integers that know all of the scores.
     count: Callable[..., Counts]
     # Counts by image index, in every process its own -> those of all images.
@@ -47,12 +48,12 @@ class Task:
 def semantic_losses(
     logits: torch.Tensor, sample: Sample, class_weights: torch.Tensor | None
 ) -> torch.Tensor:
-    truth = torch.tensor(sample["label"])[None].to(logits.device)
+    truth = to_device(sample["label"], logits.device)[None]
     return torch.stack(upsample_cross_entropy(logits, truth, class_weights=class_weights))
 
 
-def semantic_predict(logits: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
-    return upsample_argmax(logits, size)[0].cpu().numpy()
+def semantic_predict(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    return upsample_argmax(logits, size)[0]
 
 
 def semantic_count(

@@ -14,6 +14,7 @@ from evaluation.inference import Predictor
 from evaluation.metrics import Scores
 from evaluation.task import TASKS, Task
 from model import at_output_stride, build_model, model_class
+from utils.base.environment import usual_workers
 from utils.base.errors import UserError
 from utils.base.parser import check, valid_scales
 from utils.base.paths import resolve_log_root
@@ -45,12 +46,12 @@ class PredictionOptions:
     """Height and width of sliding windows, whose logits are averaged. Default: whole images."""
     stride: tuple[int, int] | None = None
     """Steps of the windows down and to the right. Default: two thirds of --crop."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the network; auto takes bf16 on GPUs that have it, else fp32: as training."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the network; auto: bf16 or, on older GPUs, fp16; fp32 on a CPU, as training."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto takes CUDA when there is a GPU."""
-    workers: int = 2
-    """Threads that read images, and as many that write; 0: all in the main thread."""
+    workers: int = usual_workers()
+    """Threads that read images, and as many that write; 0: none. Default: the cores, at most 16."""
 
     def __post_init__(self) -> None:
         check(self, "workers", lambda workers: workers >= 0, "at least 0")

@@ -14,7 +14,9 @@ class ImagePooling(nn.Sequential):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N,C,h,w) -> (N,C',h,w), constant over h and w."""
-        return super().forward(x).expand(-1, -1, *x.shape[-2:])
+        spread = super().forward(x).expand(-1, -1, *x.shape[-2:])
+        # A view's strides would turn what it is concatenated with into NCHW.
+        return spread.contiguous(memory_format=torch.channels_last)
 
 
 class ASPP(nn.Module):

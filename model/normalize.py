@@ -1,11 +1,11 @@
 """From uint8 pixels to what a network takes, on the device."""
 
-from functools import lru_cache
-
 import torch
+from torch import nn
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, of uint8 values; torchvision's (0.485, ...) * 255
 IMAGENET_STD = (58.395, 57.12, 57.375)
+COPIES: dict[torch.device, torch.Tensor] = {}  # of both
 
 
 def distort(images: torch.Tensor, colors: torch.Tensor) -> torch.Tensor:
@@ -20,11 +20,27 @@ def normalize(images: torch.Tensor) -> torch.Tensor:
     count, height, width, channels = images.shape
     # Lines as rows of 3W numbers: three channels alone are too few to compute fast (16 x, CPU).
     rows = images.reshape(count, height, width * channels).to(torch.float32, copy=True)
-    mean, std = (values.repeat(width) for values in channel_statistics(images.device))
+    mean, std = channel_statistics(images.device).repeat(1, width)
     return rows.sub_(mean).div_(std).view(images.shape).permute(0, 3, 1, 2)
 
 
-@lru_cache
-def channel_statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation of the three channels; copied to a GPU once, not at every step."""
-    return tuple(torch.tensor(values, device=device) for values in (IMAGENET_MEAN, IMAGENET_STD))
+@torch.compiler.assume_constant_result
+def channel_statistics(device: torch.device) -> torch.Tensor:
+    """(2,3): mean and deviation of the channels; copied to a GPU once, not at every step."""
+    if device not in COPIES:
+        COPIES[device] = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], device=device)
+    return COPIES[device]
+
+
+class FromPixels(nn.Module):
+    """A network behind its preprocessing: one module, so that both are compiled together."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor, colors: torch.Tensor | None = None) -> dict:
+        """(N,H,W,3) uint8[, (N,3,4) as distort takes them] -> what the network gives."""
+        with torch.autocast(images.device.type, enabled=False):
+            normalized = normalize(images if colors is None else distort(images, colors))
+        return self.network(normalized)

@@ -187,12 +187,15 @@ def randomize(model: torch.nn.Module, seed: int = 0) -> None:
                 module.running_var.copy_(0.8 + 0.2 * noise(module.running_var).abs())
 
 
-def train(config: Config) -> subprocess.CompletedProcess:
-    """train.py with these options, to its end; UserError with its line on exit code 2."""
+def train(config: Config, *, fork: bool = True) -> subprocess.CompletedProcess:
+    """train.py with these options, to its end; UserError with its line on exit code 2.
+
+    On a GPU without `fork`: CUDA does not outlive one.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
         write_config(config, path)
-        done = run("train.py", "--config", path)
+        done = run("train.py", "--config", path, fork=fork)
     if done.returncode == 2:
         raise UserError(done.stderr.splitlines()[-1].removeprefix("error: "))
     assert done.returncode == 0, done.stderr

@@ -29,6 +29,7 @@ COMMANDS = {
     "utils.preprocess_data",
     "utils.synthetic",
     "utils.results",
+    "utils.doctor",
     "utils.convert_checkpoint",
     "evaluation.eval_on_val_for_metrics",
     "evaluation.report",

@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import preprocess, randomize, tiny, write_cityscapes
 from PIL import Image
+from torch import nn
 
 from datasets import build_dataset, data_set_names, find_data_set
 from evaluation.task import TASKS
@@ -60,6 +61,23 @@ class TestModels:
                     ]
                     assert logits.shape[:2] == (2, K) and logits.isfinite().all()
                     assert max(strides) < 2 * min(strides) and 0.9 <= min(strides) <= 32
+
+    @pytest.mark.parametrize("norm", ["bn", "gn_ws"])
+    def test_every_convolution_gets_channels_last(self, name, norm):
+        """In training and evaluation; NCHW in between costs a GPU two copies a layer."""
+        model = build_model(**network(name, norm=norm)).to(memory_format=torch.channels_last)
+        wrong, inputs = [], torch.rand(2, 3, *SIZE).to(memory_format=torch.channels_last)
+        for where, module in model.named_modules():
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+
+                def look(_module, args, _output, where=where):
+                    if not args[0].is_contiguous(memory_format=torch.channels_last):
+                        wrong.append(where)
+
+                module.register_forward_hook(look)
+        model.train()(inputs)
+        model.eval()(inputs)
+        assert not wrong
 
     def test_every_parameter_learns(self, name):
         torch.manual_seed(0)

@@ -1,13 +1,16 @@
 """PyTorch's rule of bilinear interpolation, as matrices."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache, partial
 from math import floor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
 
 SLAB_LOGITS = 1 << 19  # upsampled at once on a CPU, as its caches hold;
-DEVICE_LOGITS = 1 << 26  # on another device, to have it busy: an image of 19 x 1024x2048
+DEVICE_LOGITS = 1 << 27  # on another device, to have it busy: 19 classes of 8 x 512x1024
 BAND_COLUMNS = 128  # made by one product on a CPU
 
 
@@ -19,25 +22,33 @@ class Piece(NamedTuple):
     matrix: torch.Tensor
 
 
+def at_once(images: torch.Tensor) -> list[slice]:
+    """Which images are computed together: one by one on a CPU, all on another device."""
+    step = 1 if images.device.type == "cpu" else len(images)
+    return [slice(start, start + step) for start in range(0, len(images), step)]
+
+
 def make_pieces(
     images: torch.Tensor, size: tuple[int, int], align_corners: bool
 ) -> tuple[list[Piece], list[Piece]]:
     """Rows and columns of bilinear upsampling to `size`, in pieces that suit the device."""
-    _, classes, height, width = images.shape
+    count, classes, height, width = images.shape
     on_cpu = images.device.type == "cpu"
     band = BAND_COLUMNS if on_cpu else size[1]
-    rows = max(8, (SLAB_LOGITS if on_cpu else DEVICE_LOGITS) // (classes * size[1]))
-    return (
-        cut(images, height, size[0], rows, align_corners),
-        cut(images, width, size[1], band, align_corners),
-    )
+    logits = SLAB_LOGITS if on_cpu else DEVICE_LOGITS // count
+    rows = max(8, logits // (classes * size[1]))
+    how = (align_corners, images.dtype, images.device)
+    return cut(height, size[0], rows, *how), cut(width, size[1], band, *how)
 
 
-def cut(like: torch.Tensor, small: int, large: int, step: int, align_corners: bool) -> list[Piece]:
+@lru_cache(maxsize=64)
+def cut(
+    small: int, large: int, step: int, align_corners: bool, dtype: torch.dtype, device: torch.device
+) -> list[Piece]:
     """Linear interpolation from `small` to `large` pixels, `step` of these to a piece."""
-    unit = torch.eye(small, dtype=torch.float64, device=like.device)[None]
+    unit = torch.eye(small, dtype=torch.float64, device=device)[None]
     matrix = F.interpolate(unit, large, mode="linear", align_corners=align_corners)[0]
-    matrix = matrix.T.to(like.dtype)
+    matrix = matrix.T.to(dtype)
     scale, shift = scale_and_shift(small, large, align_corners)
     pieces = []
     for start in range(0, large, step):
@@ -56,13 +67,28 @@ def scale_and_shift(small: int, large: int, align_corners: bool) -> tuple[float,
     return small / large, (small / large - 1) / 2
 
 
-def widen(image: torch.Tensor, columns: list[Piece]) -> torch.Tensor:
-    """(K,h,w) -> (K,h,W)."""
-    flat = image.flatten(0, 1)
-    wide = image.new_empty(len(flat), columns[-1].pixels.stop)
+def widen(images: torch.Tensor, columns: list[Piece]) -> torch.Tensor:
+    """(N,K,h,w) -> (N,K,h,W)."""
+    flat = images.flatten(0, 2)
+    wide = images.new_empty(len(flat), columns[-1].pixels.stop)
     for pixels, sources, matrix in columns:
         torch.mm(flat[:, sources], matrix.T, out=wide[:, pixels])
-    return wide.unflatten(0, image.shape[:2])
+    return wide.unflatten(0, images.shape[:3])
+
+
+@contextmanager
+def setting(switches: Any, name: str, value: Any) -> Iterator[None]:
+    """One of PyTorch's global switches, within."""
+    before = getattr(switches, name)
+    setattr(switches, name, value)
+    try:
+        yield
+    finally:
+        setattr(switches, name, before)
+
+
+# Where a program allows TF32, of 10 bits, for products on a GPU.
+exact_products = partial(setting, torch.backends.cuda.matmul, "fp32_precision", "ieee")
 
 
 def in_float32(logits: torch.Tensor) -> torch.Tensor:

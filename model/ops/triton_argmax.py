@@ -40,8 +40,9 @@ def kernel(
         value = (1 - wy) * ((1 - wx) * top_left + wx * top_right) + wy * (
             (1 - wx) * below_left + wx * below_right
         )
-        label = tl.where(value > best, kind, label)
-        best = tl.maximum(best, value)
+        better = (value > best) | ((value != value) & (best == best))  # NaN wins, as in argmax
+        label = tl.where(better, kind, label)
+        best = tl.where(better, value, best)
     inside = (y < out_height)[:, None] & (x < out_width)[None, :]
     place = (image * out_height + y[:, None]) * out_width + x[None, :]
     tl.store(labels + place, label.to(tl.uint8), mask=inside)

@@ -6,8 +6,9 @@ a cell's classes only those that can win. This file needs bilinear.py, torch and
 on NVIDIA GPUs, triton_argmax.py), nothing else.
 """
 
+import sys
+from collections.abc import Callable
 from functools import lru_cache
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
@@ -34,13 +35,11 @@ def upsample_argmax(
     """
     if logits.shape[-2:] == tuple(size):
         return in_float32(logits.detach()).argmax(1).to(torch.uint8)
-    if logits.device.type == "cuda" and logits.dtype != torch.float64 and find_spec("triton"):
-        from model.ops.triton_argmax import triton_argmax  # Linux wheels have Triton, others not
-
-        return triton_argmax(logits.detach(), size, align_corners=align_corners)
-    if logits.device.type != "cpu":
-        return upsample_argmax_reference(logits, size, align_corners=align_corners)
+    if logits.device.type == "cuda" and logits.dtype != torch.float64 and triton_kernel():
+        return triton_kernel()(logits.detach(), size, align_corners=align_corners)
     wide = in_float32(logits.detach())
+    if wide.device.type != "cpu" or not wide.sum().isfinite():  # as argmax treats NaN
+        return upsample_argmax_reference(logits, size, align_corners=align_corners)
     small = tuple(wide.shape[2:])
     # Cells of many pixels are divided: on a finer grid that holds the old one nothing changes.
     parts = max(1, round(min(size[0] / small[0], size[1] / small[1]) / CELL))
@@ -53,6 +52,20 @@ def upsample_argmax(
     )
     labels = [fast_argmax(image, rows, columns) for image in wide.contiguous().numpy()]
     return torch.from_numpy(np.stack(labels))
+
+
+@lru_cache
+def triton_kernel() -> Callable | None:
+    """triton_argmax once it has worked; None, said once, where it cannot be built."""
+    try:
+        from model.ops.triton_argmax import triton_argmax  # Linux wheels have Triton, others not
+
+        triton_argmax(torch.zeros(1, 2, 2, 2, device="cuda"), (4, 4), align_corners=False)
+    except Exception as error:  # Triton runs a C compiler at its first launch: any of its faults
+        what = "label maps take PyTorch's slower way, without Triton"
+        print(f"{what} ({error!r:.200})", file=sys.stderr)
+        return None
+    return triton_argmax
 
 
 def upsample_argmax_reference(

@@ -12,7 +12,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from model.ops.bilinear import in_float32, make_pieces, widen
+from model.ops.bilinear import at_once, exact_products, in_float32, make_pieces, widen
 
 
 def upsample_cross_entropy(
@@ -87,6 +87,7 @@ def plain_cross_entropy(
 
 
 @torch.no_grad()
+@exact_products()
 def hard_pixels(
     logits: torch.Tensor,
     labels: torch.Tensor,
@@ -105,17 +106,19 @@ def hard_pixels(
     images = in_float32(logits)
     rows, columns = make_pieces(images, labels.shape[1:], align_corners)
     losses = images.new_empty(labels.shape)
-    for number, image in enumerate(images):
-        wide = widen(image, columns)
+    for part in at_once(images):
+        wide = widen(images[part], columns)
         for pixels, sources, matrix in rows:
-            valid, own = valid_classes(labels[number, pixels], ignore_index)
-            slab = matrix @ wide[:, sources]
-            loss = slab.logsumexp(0) - slab.gather(0, own[None])[0]
-            losses[number, pixels] = loss.where(valid, -1.0)  # below every labelled pixel's
-    limit = losses.new_tensor(-log(threshold))
+            valid, own = valid_classes(labels[part, pixels], ignore_index)
+            slab = matrix @ wide[:, :, sources]
+            loss = slab.logsumexp(1) - slab.gather(1, own[:, None])[:, 0]
+            losses[part, pixels] = loss.where(valid, -1.0)  # below every labelled pixel's
+    limit = torch.full_like(losses[0, 0, 0], -log(threshold))
     if min_kept > 0:
-        rank = max(1, losses.numel() + 1 - min_kept)
-        limit = torch.minimum(limit, losses.flatten().kthvalue(rank).values)
+        flat, kept = losses.flatten(), min(min_kept, losses.numel())
+        on_cpu = flat.device.type == "cpu"  # where kthvalue is fastest; a GPU gives it one block
+        least = flat.kthvalue(len(flat) + 1 - kept)[0] if on_cpu else flat.topk(kept)[0][-1]
+        limit = torch.minimum(limit, least)
     return labels.masked_fill(losses < limit, ignore_index)
 
 
@@ -123,6 +126,7 @@ class UpsampleCrossEntropy(torch.autograd.Function):
     """Computes the gradient together with the loss, while the softmax is at hand."""
 
     @staticmethod
+    @exact_products()
     def forward(
         ctx: Any,
         logits: torch.Tensor,
@@ -143,20 +147,20 @@ class UpsampleCrossEntropy(torch.autograd.Function):
             if low < 0 or high >= images.shape[1]:
                 known = f"{images.shape[1]} classes"
                 raise IndexError(f"labels {low} to {high} are out of range for {known}")
-        for number, image in enumerate(images):
-            target, binary = labels[number], image / log(2)  # exp2 takes half of exp's time
-            binary -= binary.amax(0)
+        for part in at_once(images):
+            target, binary = labels[part], images[part] / log(2)  # exp2 takes half of exp's time
+            binary -= binary.amax(1, keepdim=True)
             wide = widen(binary, columns)
             wide_gradient = torch.zeros_like(wide) if wanted else wide
             for pixels, sources, matrix in rows:
-                slab = matrix @ wide[:, sources]
-                valid, own = valid_classes(target[pixels], ignore_index)
+                slab = matrix @ wide[:, :, sources]
+                valid, own = valid_classes(target[:, pixels], ignore_index)
                 sums += slab_loss(slab, valid, own, weights, label_smoothing, wanted)
                 if wanted:
-                    wide_gradient[:, sources] += matrix.T @ slab
+                    wide_gradient[:, :, sources] += matrix.T @ slab
             if wanted:
                 for pixels, sources, matrix in columns:
-                    gradients[number, :, :, sources] += wide_gradient[:, :, pixels] @ matrix
+                    gradients[part, ..., sources] += wide_gradient[..., pixels] @ matrix
         ctx.save_for_backward(gradients)
         ctx.dtype = logits.dtype
         loss_sum, weight_sum = sums.to(images.dtype).unbind()
@@ -178,7 +182,7 @@ def slab_loss(
     label_smoothing: float,
     wanted: bool,
 ) -> torch.Tensor:
-    """(K,R,W) logits z / ln 2, pixels' classes -> (loss_sum, weight_sum); z becomes the gradient.
+    """(N,K,R,W) logits z / ln 2, pixels' classes -> (loss_sum, weight_sum); z becomes the gradient.
 
     With q_k the weighted share of class k in a pixel, its loss is sum_k q_k (log sum_j e^z_j - z_k)
     and the gradient of that by z_k is (sum_j q_j) softmax_k - q_k. To base 2, as exp2 takes half
@@ -188,20 +192,21 @@ def slab_loss(
     if weights is not None:
         weight *= weights.take(own)
     target = mass = weight * (1 - label_smoothing)
-    slab -= slab.amax(0)
-    loss = -(target * slab.gather(0, own[None])[0]).sum()
+    slab -= slab.amax(1, keepdim=True)
+    loss = -(target * slab.gather(1, own[:, None])[:, 0]).sum()
     if label_smoothing:
-        smooth = slab.new_ones(len(slab)) if weights is None else weights
-        smooth = smooth * (label_smoothing / len(slab))
+        classes = slab.shape[1]
+        smooth = slab.new_ones(classes) if weights is None else weights
+        smooth = smooth * (label_smoothing / classes)
         mass = target + smooth.sum() * valid
-        loss -= (torch.tensordot(smooth, slab, 1) * valid).sum()
-    total = slab.exp2_().sum(0)
+        loss -= (torch.einsum("k,nkrw->nrw", smooth, slab) * valid).sum()
+    total = slab.exp2_().sum(1)
     loss += (mass * total.log2()).sum()
     if wanted:
-        slab *= mass / total
-        slab.scatter_add_(0, own[None], -target[None])
+        slab *= (mass / total)[:, None]
+        slab.scatter_add_(1, own[:, None], -target[:, None])
         if label_smoothing:
-            slab -= smooth[:, None, None] * valid
+            slab -= smooth[:, None, None] * valid[:, None]
     return torch.stack([loss * log(2), weight.sum()])
 
 

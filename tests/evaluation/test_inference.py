@@ -173,8 +173,21 @@ def test_predicting_a_whole_image_takes_the_memory_of_the_network_alone():
     def forward() -> None:
         predictor.model(inputs)
 
-    for work in (forward, lambda: predictor.train_ids(image)):
+    both = (forward, lambda: predictor.train_ids(image))
+    for work in both:
         work()
-    alone, all_of_it = extra_mib(forward), extra_mib(lambda: predictor.train_ids(image))
+    # The allocator keeps pages now and then, which only adds: the least of a few is the work's.
+    alone, all_of_it = (min(extra_mib(work) for _ in range(4)) for work in both)
     assert alone > 20
     assert all_of_it <= 1.3 * alone, (all_of_it, alone)
+
+
+@pytest.mark.parametrize("norm", ["bn", "gn_ws"])
+def test_weights_rounded_once_predict_what_autocast_does(norm):
+    model = build_model("deeplabv3", num_classes=5, output_stride=16, norm=norm).eval()
+    randomize(model)
+    plain, rounded = inference_copy(model), inference_copy(model, torch.bfloat16)
+    assert rounded.backbone.conv1.weight.dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        expected, found = (network(normalize(images()))["out"] for network in (plain, rounded))
+    assert torch.equal(found, expected)

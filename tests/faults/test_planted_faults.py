@@ -49,7 +49,7 @@ FAULTS = {
     ),
     "an average that is never updated": (
         "train.py",
-        "run.ema.update(run.model, step)",
+        "run.ema.update(step)",
         "pass",
         "training/test_train.py::test_the_average_follows_the_weights_once_a_step",
     ),

@@ -1,25 +1,25 @@
 """What only an NVIDIA GPU can show: python -m pytest -m gpu"""
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
-from helpers import randomize
+from helpers import exact_rows, randomize, tiny, train
 
 from datasets import build_dataset
 from evaluation.evaluate import evaluate
 from evaluation.inference import Predictor
 from model import build_model
 from model.losses import SegmentationLoss
+from model.normalize import FromPixels
 from model.ops.upsample_cross_entropy import (
+    hard_pixels,
     upsample_cross_entropy,
     upsample_cross_entropy_reference,
 )
 from utils.base.errors import UserError
-from utils.data.batches import Batch
+from utils.data.batches import Batch, Batches
 from utils.training.distributed import World
-from utils.training.optim import build_optimizer
+from utils.training.optim import AveragedWeights, build_optimizer
 from utils.training.step import training_step
 
 pytestmark = [
@@ -77,20 +77,82 @@ def test_an_image_larger_than_the_memory_is_predicted_in_windows(capsys):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_step_never_waits_for_the_device(compiled):
+@pytest.mark.parametrize("hard_threshold", [None, 0.7])
+@pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])
+def test_a_step_never_waits_for_the_device(compiled, hard_threshold, amp):
+    """Two micro-batches, colours, average, clipping; memory does not grow."""
     model = build_model("deeplabv3", num_classes=19).cuda().to(memory_format=torch.channels_last)
+    trained, average = FromPixels(model), AveragedWeights(model, 0.9)
     if compiled:
-        model.compile()
+        trained.compile()
     optimizer = build_optimizer(model, "sgd", base_lr=0.01, weight_decay=5e-4)
-    criterion, crops = SegmentationLoss(hard_threshold=0.7, hard_min_kept=1000), [batch()] * 2
-    step = partial(training_step, model, criterion, optimizer, crops, amp=torch.bfloat16, clip=10.0)
-    losses = [step() for _ in range(3)]
+    criterion = SegmentationLoss(hard_threshold=hard_threshold, hard_min_kept=1000)
+    scaler = torch.amp.GradScaler("cuda") if amp == torch.float16 else None
+    options = {"amp": amp, "clip": 10.0, "scaler": scaler}
+    losses, peaks = [], []
+
+    def steps(number: int) -> None:
+        for _ in range(number):
+            losses.append(training_step(trained, criterion, optimizer, [batch()] * 2, **options))
+            average.update(len(losses))
+        peaks.append(torch.cuda.max_memory_allocated())
+
+    steps(5)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        losses += [step() for _ in range(20)]
+        steps(15)
+        steps(80)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert losses[-1] < losses[0]
+    assert peaks[2] <= 1.01 * peaks[1]
+
+
+def test_an_overflow_in_the_first_step_of_fp16_leaves_the_weights_finite():
+    model = build_model("deeplabv3", num_classes=19).cuda()
+    optimizer = build_optimizer(model, "sgd", base_lr=0.01, weight_decay=5e-4)
+    scaler = torch.amp.GradScaler("cuda", init_scale=2.0**60)
+    for _ in range(50):
+        training_step(
+            FromPixels(model), SegmentationLoss(), optimizer, [batch()],
+            amp=torch.float16, scaler=scaler,
+        )  # fmt: skip
+    assert scaler.get_scale() < 2.0**60, "it did overflow"
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_hard_pixels_are_the_cpu_s():
+    logits, labels = torch.randn(4, 19, 16, 32), batch().targets["label"].cpu()
+    for options in ({"threshold": 0.1, "min_kept": 5000}, {"threshold": 0.9, "min_kept": 0}):
+        expected = hard_pixels(logits, labels, **options)
+        found = hard_pixels(logits.cuda(), labels.cuda(), **options).cpu()
+        assert (found != expected).float().mean() < 1e-4
+
+
+@pytest.mark.parametrize("photometric", [False, True])
+def test_batches_on_the_gpu_are_those_of_the_cpu(photometric, cityscapes_root):
+    dataset = build_dataset("cityscapes", cityscapes_root, "train")
+    options = {"batch_size": 2, "crop": (32, 64), "scale": (0.5, 2.0), "flip": True, "seed": 0}
+    both = [
+        Batches(dataset, **options, workers=2, photometric=photometric, device=torch.device(name))
+        for name in ("cuda", "cpu")
+    ]
+    for one, other in zip(*(batches.run(0, 20) for batches in both), strict=True):
+        for a, b in zip(one.tensors(), other.tensors(), strict=True):
+            assert torch.equal(a.cpu(), b)
+
+
+def test_a_training_resumes_on_the_gpu(cityscapes_root, tmp_path):
+    """Compiled, an evaluation in the midst, colours, average: from step 4 as before."""
+    options = {"device": "cuda", "steps": 8, "eval_every": 4, "save_every": 4, "ema": 0.9}
+    options |= {"crop": (64, 128), "photometric": True}
+    train(tiny(cityscapes_root, tmp_path, **options), fork=False)
+    before = exact_rows(tmp_path / "run")
+    for path in (tmp_path / "run" / "checkpoints").glob("step_00000008-*.pth"):
+        path.unlink()
+    train(tiny(cityscapes_root, tmp_path, **options, resume="auto"), fork=False)
+    for one, other in zip(before, exact_rows(tmp_path / "run"), strict=True):
+        assert float(one[2]) == pytest.approx(float(other[2]), rel=1e-2)
 
 
 def test_evaluation_gives_the_scores_of_the_cpu(cityscapes_root):

@@ -29,6 +29,11 @@ for small, large in (((3, 4), (24, 32)), ((7, 20), (19, 131)), ((9, 11), (4, 5))
 ties = torch.zeros(1, 4, 2, 2)
 ties[:, 2:] = 1
 assert (triton_argmax(ties, (16, 16), align_corners=False) == 2).all()
+ties[:, 1, 0, 0] = ties[:, 3, 1, 1] = float("nan")
+ties[:, 2, 0, 1] = float("inf")
+expected = upsample_argmax_reference(ties, (16, 16))
+assert torch.equal(triton_argmax(ties, (16, 16), align_corners=False), expected)
+assert expected.unique().tolist() == [1, 3]
 """
 
 COMPILED = """

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from model.ops.upsample_argmax import upsample_argmax
+from model.ops.upsample_argmax import upsample_argmax, upsample_argmax_reference
 
 NOISE = torch.randn(1, 19, 64, 128, generator=torch.Generator().manual_seed(0))
 SIZES = [((3, 4), (24, 32)), ((4, 5), (31, 33)), ((23, 23), (360, 360)), ((1, 1), (7, 5))]
@@ -112,3 +112,11 @@ def test_argmax_needs_a_fifth_of_the_memory_of_full_logits(logits):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert 512 * 1024 < peak < 19 * 512 * 1024 * 4 / 5
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_is_labelled_as_by_argmax(value):
+    logits = torch.randn(2, 5, 4, 6)
+    logits[0, 1, 2, 3] = logits[1, 4, 0, 0] = value
+    expected = upsample_argmax_reference(logits, (32, 48))
+    assert torch.equal(upsample_argmax(logits, (32, 48)), expected)

@@ -23,6 +23,7 @@ from datasets import build_dataset
 from evaluation.evaluate import evaluate
 from model import build_model
 from model.losses import SegmentationLoss
+from model.normalize import FromPixels
 from utils.base.errors import UserError
 from utils.data.batches import Batches
 from utils.training import distributed
@@ -51,7 +52,9 @@ def work(root: str, result: str) -> None:
     torch.manual_seed(0)
     model = build_model("deeplabv3", num_classes=19, output_stride=32, dropout=0.0).eval()
     beginning = deepcopy(model.state_dict())
-    parallel = DistributedDataParallel(model) if world.size > 1 else model
+    parallel = FromPixels(model)
+    if world.size > 1:
+        parallel = DistributedDataParallel(parallel, gradient_as_bucket_view=True)
     batches = Batches(
         train_set, batch_size=4 // world.size, crop=(32, 64), scale=(0.5, 2.0), flip=True, seed=0,
         workers=1, device=world.device, rank=world.rank, world_size=world.size,

@@ -11,7 +11,7 @@ from torch import nn
 from model import build_model
 from model.layers import freeze_norms
 from model.losses import SegmentationLoss
-from model.normalize import distort, normalize
+from model.normalize import FromPixels, distort, normalize
 from model.ops.upsample_cross_entropy import hard_pixels, upsample_cross_entropy_reference
 from utils.data.augment import color_matrix
 from utils.data.batches import Batch
@@ -46,7 +46,9 @@ def sgd(model: nn.Module, **options) -> torch.optim.Optimizer:
 def test_one_step_is_plain_pytorch_s(weights):
     ours, plain, whole = network(aux=True), network(aux=True), batch()
     torch.manual_seed(1)  # the auxiliary head's dropout
-    loss = training_step(ours, SegmentationLoss(class_weights=weights), sgd(ours), [whole])
+    loss = training_step(
+        FromPixels(ours), SegmentationLoss(class_weights=weights), sgd(ours), [whole]
+    )
     torch.manual_seed(1)
     optimizer = torch.optim.SGD(plain.parameters(), 0.1, momentum=0.9)
     outputs, labels = plain(normalize(whole.images)), whole.targets["label"]
@@ -76,7 +78,10 @@ def test_1_x_8_is_2_x_4_and_4_x_2(options):
         optimizer = sgd(model)
         criterion = SegmentationLoss(**options).double()
         pieces = cut(whole, parts)
-        losses = [training_step(InDouble(model), criterion, optimizer, pieces) for _ in range(2)]
+        losses = [
+            training_step(FromPixels(InDouble(model)), criterion, optimizer, pieces)
+            for _ in range(2)
+        ]
         results.append((torch.stack(losses), [p.detach() for p in model.parameters()]))
     for losses, parameters in results[1:]:
         torch.testing.assert_close(losses, results[0][0], rtol=1e-6, atol=0)
@@ -100,7 +105,7 @@ def test_a_batch_without_labels_changes_nothing():
     before = copy.deepcopy(model.state_dict())
     ignored = torch.full_like(whole.targets["label"], 255)
     nothing = Batch(whole.images, {"label": ignored}, [])
-    assert training_step(model, SegmentationLoss(), sgd(model), [nothing]) == 0
+    assert training_step(FromPixels(model), SegmentationLoss(), sgd(model), [nothing]) == 0
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
@@ -131,7 +136,7 @@ def test_clipping_limits_the_norm_of_the_mean_s_gradient():
     norms = []
     for clip in (None, 1e9, 0.5):
         model = network()
-        training_step(model, SegmentationLoss(), sgd(model), cut(batch(), 2), clip=clip)
+        training_step(FromPixels(model), SegmentationLoss(), sgd(model), cut(batch(), 2), clip=clip)
         gradients = [p.grad.flatten() for p in model.parameters()]
         norms.append(torch.cat(gradients).double().norm().item())
     assert norms[0] == pytest.approx(norms[1]) and norms[0] > 0.6
@@ -142,9 +147,11 @@ def test_fp16_scales_the_loss_and_skips_what_overflows():
     model, whole = network(), batch(2)
     freeze_norms(model)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    step = partial(training_step, model, SegmentationLoss(), sgd(model), [whole], scaler=scaler)
+    step = partial(
+        training_step, FromPixels(model), SegmentationLoss(), sgd(model), [whole], scaler=scaler
+    )
     exact = copy.deepcopy(model)
-    expected = training_step(exact, SegmentationLoss(), sgd(exact), [whole])
+    expected = training_step(FromPixels(exact), SegmentationLoss(), sgd(exact), [whole])
     torch.testing.assert_close(step(), expected)
     for a, b in zip(model.parameters(), exact.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
@@ -152,6 +159,26 @@ def test_fp16_scales_the_loss_and_skips_what_overflows():
     scaler.update(new_scale=float("inf"))
     step()
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_an_overflow_in_the_first_step_of_fp16_changes_nothing(kind):
+    """The step after it is then the first one: no momentum is left without values."""
+    model, whole = network(), batch(2)
+    freeze_norms(model)
+    plain = copy.deepcopy(model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=float("inf"))
+    optimizer = build_optimizer(model, kind, base_lr=0.1, weight_decay=0.01)
+    step = partial(training_step, FromPixels(model), SegmentationLoss(), optimizer, [whole])
+    step(scaler=scaler)
+    scaler.update(new_scale=2.0**10)
+    for _ in range(3):
+        step(scaler=scaler)
+    other = build_optimizer(plain, kind, base_lr=0.1, weight_decay=0.01)
+    for _ in range(3):
+        training_step(FromPixels(plain), SegmentationLoss(), other, [whole])
+    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
 def test_parameter_groups():
@@ -174,7 +201,7 @@ def test_frozen_norms_keep_statistics_and_weights():
     freeze_norms(model)
     before = copy.deepcopy(model.state_dict())
     optimizer = sgd(model, weight_decay=0.1)
-    training_step(model, SegmentationLoss(), optimizer, [batch()])
+    training_step(FromPixels(model), SegmentationLoss(), optimizer, [batch()])
     norms = {n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
     for key, value in model.state_dict().items():
         assert torch.equal(before[key], value) == (key.rpartition(".")[0] in norms), key
@@ -185,8 +212,8 @@ def test_averaged_weights_follow_the_formula_and_its_buffers():
     average = AveragedWeights(model, 0.9)
     expected = {key: value.clone() for key, value in model.state_dict().items()}
     for step in (1, 2, 3, 200):
-        training_step(model, SegmentationLoss(), sgd(model), [batch()])
-        average.update(model, step)
+        training_step(FromPixels(model), SegmentationLoss(), sgd(model), [batch()])
+        average.update(step)
         decay = min(0.9, (1 + step) / (10 + step))
         for key, value in model.state_dict().items():
             mixed = decay * expected[key] + (1 - decay) * value
@@ -221,6 +248,6 @@ def test_colours_reach_the_step():
     for colors in (None, torch.eye(3, 4).expand(8, 3, 4).contiguous(), dark.contiguous()):
         model = network()
         one = Batch(whole.images, whole.targets, [], colors)
-        losses.append(training_step(model, SegmentationLoss(), sgd(model), [one]))
+        losses.append(training_step(FromPixels(model), SegmentationLoss(), sgd(model), [one]))
     torch.testing.assert_close(losses[0], losses[1])
     assert abs(losses[2] / losses[0] - 1) > 1e-3

@@ -4,7 +4,6 @@ Threads, not worker processes: decoding, scaling and copying release the interpr
 there is nothing to pickle, no shared memory to run out of and no worker left behind by a kill.
 """
 
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
@@ -166,22 +165,16 @@ class Batches:
 
 
 def copied_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """Batches on the GPU; the next one is copied on a stream of its own while one is used."""
+    """Batches on the GPU, copied on a stream of their own.
+
+    The host is a step ahead of the GPU: a batch is copied while the step before it is computed.
+    """
     side = torch.cuda.Stream(device)
-    waiting: deque[tuple[Batch, torch.cuda.Event]] = deque()
-
-    def hand_over() -> Batch:
-        batch, copied = waiting.popleft()
-        main = torch.cuda.current_stream(device)
-        main.wait_event(copied)
-        for tensor in batch.tensors():
-            tensor.record_stream(main)  # or its memory is reused while the main stream reads it
-        return batch
-
     for batch in batches:
         with torch.cuda.stream(side):
-            waiting.append((batch.to(device), side.record_event()))
-        if len(waiting) > 1:
-            yield hand_over()
-    while waiting:
-        yield hand_over()
+            copy = batch.to(device)
+        main = torch.cuda.current_stream(device)
+        main.wait_stream(side)
+        for tensor in copy.tensors():
+            tensor.record_stream(main)  # or its memory is reused while the main stream reads it
+        yield copy

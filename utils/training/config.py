@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
+from utils.base.environment import usual_workers
 from utils.base.parser import check, valid_scales
 from utils.base.paths import write_text
 
@@ -73,8 +74,8 @@ class Config:
     """Mirror half of the training crops left to right."""
     batch_size: int = 8
     """Crops per micro-batch and process; with --accumulate a step has several of these."""
-    workers: int = 4
-    """Threads that read and crop images; 0 reads in the training thread."""
+    workers: int = usual_workers()
+    """Threads that read and crop images, 0 for none. Default: a process's cores, at most 16."""
 
     steps: int = 80_000
     """Optimizer steps of the whole training."""
@@ -138,8 +139,8 @@ class Config:
     """Stop after this many evaluations without a better mIoU."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the network; auto takes bf16 on GPUs that have it, else fp32. fp16, for older
-    GPUs, scales the loss."""
+    """Arithmetic of the network; auto: bf16, on GPUs older than Ampere fp16, which scales the loss,
+    on a CPU fp32. On a GPU the convolutions of fp32 take TF32, as is PyTorch's default."""
     compile: bool | None = None
     """Compile the network with torch.compile, which takes a minute or more at the start. Default:
     on GPUs where a compiler is installed."""

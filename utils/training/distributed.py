@@ -4,17 +4,18 @@ import hashlib
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
-from shutil import which
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from utils.base.environment import OTHER_BUILD, lacks_to_build, why_no_gpu
 from utils.base.errors import UserError
 
 
@@ -32,43 +33,43 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def amp_dtype(self, precision: str) -> torch.dtype | None:
-        """What autocast computes in; precision: auto (bf16 on GPUs that have it), bf16, fp16, fp32.
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
 
-        None for float32.
-        """
+    def amp_dtype(self, precision: str) -> torch.dtype | None:
+        """What autocast computes in; precision as in Config. None for float32."""
         if precision == "auto":
-            able = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-            precision = "bf16" if able else "fp32"
+            native = self.on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+            precision = "bf16" if native else "fp16" if self.on_gpu else "fp32"
         return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[precision]
 
-    def use_compile(self, wanted: bool | None) -> bool:
-        """Whether to use torch.compile; None: on a GPU, if what it needs is installed."""
-        on_gpu = self.device.type == "cuda"
-        able = any(map(which, ("g++", "clang++", "cl"))) and (
-            not on_gpu or bool(find_spec("triton"))
-        )
-        if wanted and not able:
-            needs = "Triton and a C++ compiler" if on_gpu else "a C++ compiler"
-            raise UserError(f"--compile true: needs {needs}. Install g++, or leave --compile out")
-        return on_gpu and able if wanted is None else wanted
+    def use_compile(self, wanted: bool | None, *, sync_bn: bool = False) -> bool:
+        """Whether to use torch.compile; None: on a GPU that has what it needs, without sync_bn."""
+        if wanted is False or (wanted is None and not self.on_gpu):
+            return False
+        lacks = lacks_to_build("C++")
+        if self.on_gpu and not lacks:
+            lacks = lacks_to_build("C") or (None if find_spec("triton") else "Triton")
+        if wanted and lacks:
+            raise UserError(f"--compile true: needs {lacks}. Install it, or leave --compile out")
+        why = f"lacks {lacks}" if lacks else "--sync_bn true" if sync_bn and not wanted else ""
+        if why and self.is_main:
+            print(f"the network is not compiled ({why}): training is slower", file=sys.stderr)
+        return not why
 
 
 def start(device: str) -> World:
     """Choose the device (auto, cpu, cuda) and join the process group that torchrun announced."""
-    has_cuda = torch.cuda.is_available()
-    if device == "cuda" and not has_cuda:
-        raise UserError(
-            "--device cuda: PyTorch sees no GPU. Use --device cpu or install a CUDA build"
-        )
-    use_cuda = has_cuda and device != "cpu"
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    chosen = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
-    if use_cuda:
-        torch.cuda.set_device(chosen)
+    chosen = torch.device("cpu")
+    if device != "cpu" and torch.cuda.is_available():
+        chosen = usable_gpu(int(os.environ.get("LOCAL_RANK", "0")))
+    elif device != "cpu" and ((why := why_no_gpu(torch.version.cuda)) or device == "cuda"):
+        what, advice = why or ("PyTorch sees no GPU", "see python utils/doctor.py")
+        raise UserError(f"--device {device}: {what}. Give --device cpu, or {advice}")
     if size > 1:
-        join("cpu:gloo,cuda:nccl" if use_cuda else "gloo")
+        join("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
     launch = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     return World(
         rank=int(os.environ.get("RANK", "0")),
@@ -77,6 +78,22 @@ def start(device: str) -> World:
         launch="" if launch == "none" else launch[:8],
         restarted=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0,
     )
+
+
+def usable_gpu(number: int) -> torch.device:
+    """This process's GPU, once it has computed something; UserError where it cannot."""
+    count = torch.cuda.device_count()
+    if number >= count:
+        what = f"process {number} of this host finds {count} GPUs"
+        raise UserError(f"--device: {what}. Give torchrun --nproc-per-node {count}")
+    chosen = torch.device("cuda", number)
+    try:
+        torch.cuda.set_device(chosen)
+        torch.ones(1, device=chosen).add_(1).item()
+    except RuntimeError as error:
+        what = f"GPU {number} does not compute ({str(error).splitlines()[0]})"
+        raise UserError(f"--device: {what}. Give --device cpu, or {OTHER_BUILD}") from error
+    return chosen
 
 
 def join(backend: str) -> None:

@@ -6,14 +6,15 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.metadata import version
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from utils.base.environment import nvidia_gpus
 from utils.base.paths import write_json, write_text
 from utils.base.progress import progress
 from utils.training.config import Config, plain, write_config
@@ -26,6 +27,7 @@ except ImportError:  # Windows
 
 RECORDED_PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "cityscapesscripts")
 COLUMNS = ("step", "epoch", "loss", "lr", "images_per_second", "data_wait", "val_loss", "miou")
+COLUMNS += ("memory_gib", "gpu_utilization", "gpu_temperature")  # empty where unknown
 
 
 class RunLogger:
@@ -67,11 +69,12 @@ class RunLogger:
         if self.enabled:
             self.bar.write(text, file=sys.stderr if error else sys.stdout)
 
-    def show(self, row: dict[str, float], device: torch.device) -> None:
+    def show(self, row: dict[str, float]) -> None:
         """A row's figures in the progress line."""
+        busy = f", GPU {row['gpu_utilization']:.0f} %" if "gpu_utilization" in row else ""
         self.bar.set_postfix_str(
             f"loss {row['loss']:.3f}, lr {row['lr']:.1e}, {row['images_per_second']:.1f} img/s, "
-            f"data wait {row['data_wait']:.0%}, {peak_memory_gib(device):.1f} GiB",
+            f"data wait {row['data_wait']:.0%}{busy}, {row['memory_gib']:.1f} GiB",
             refresh=False,
         )
 
@@ -143,6 +146,16 @@ def peak_memory_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
+def device_state(device: torch.device) -> dict[str, float]:
+    """Peak memory and, of a GPU, its load in per cent and degrees Celsius, as far as known."""
+    state: dict[str, float] = {"memory_gib": peak_memory_gib(device)}
+    if device.type == "cuda":
+        with suppress(Exception):  # NVML's, of a GPU in parts (MIG) say: worth no training's end
+            state["gpu_utilization"] = torch.cuda.utilization(device)
+            state["gpu_temperature"] = torch.cuda.temperature(device)
+    return state
+
+
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Rows of metrics.csv, values as strings ("" where a row has none); [] without the file.
 
@@ -156,13 +169,28 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions and hardware, to be read beside the figures of a run."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    """Versions and hardware, to be read beside the figures of a run.
+
+    What cannot be found out is left empty: a record never stops a training.
+    """
+    packages: dict[str, str | None] = {}
+    for name in RECORDED_PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:  # opencv-python instead of its headless build, say
+            packages[name] = None
+    gpus, cudnn = [], None
+    with suppress(RuntimeError, AssertionError):  # of a fork whose parent has asked for CUDA
+        gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        cudnn = torch.backends.cudnn.version()  # refuses GPUs that are too old for it
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: version(name) for name in RECORDED_PACKAGES},
+        "packages": packages,
         "gpus": gpus,
+        "driver": nvidia_gpus()[0]["driver_version"] if gpus and nvidia_gpus() else None,
+        "cuda": torch.version.cuda,
+        "cudnn": cudnn,
         "cpu_threads": torch.get_num_threads(),
         "command": sys.argv,
     }

@@ -39,7 +39,12 @@ def build_optimizer(
         {"params": parameters, "lr": rate, "weight_decay": decay}
         for (rate, decay), parameters in groups.items()
     ]
-    return OPTIMIZERS[kind](lists, lr=base_lr, fused=True)
+    optimizer = OPTIMIZERS[kind](lists, lr=base_lr, fused=True)
+    if kind == "sgd":  # or a first step that overflows in fp16 leaves torch's without values
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def lr_factor(step: int, *, total: int, warmup: int, power: float, floor: float) -> float:
@@ -70,19 +75,22 @@ class AveragedWeights:
     """An exponential moving average of a model's weights and buffers, as a second model."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
+        """Of `model`, whose tensors must stay the same objects."""
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
+        both = (network.state_dict().values() for network in (self.model, model))
+        pairs = [*zip(*both, strict=True)]
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        counters = [pair for pair in pairs if not pair[0].is_floating_point()]
+        self.floats, self.counters = ([*zip(*part, strict=True)] for part in (floats, counters))
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
+    def update(self, step: int) -> None:
         """After optimizer step `step` (1, 2, ...); early ones count more, or the start would stay.
 
         Counters (BatchNorm's num_batches_tracked) are copied.
         """
         decay = min(self.decay, (1 + step) / (10 + step))
-        ours, theirs = (m.state_dict() for m in (self.model, model))
-        floats = [name for name, value in ours.items() if value.is_floating_point()]
-        pairs = ([values[name] for name in floats] for values in (ours, theirs))
-        torch._foreach_lerp_(*pairs, 1 - decay)
-        for name in ours.keys() - floats:
-            ours[name].copy_(theirs[name])
+        torch._foreach_lerp_(*self.floats, 1 - decay)
+        if self.counters:
+            torch._foreach_copy_(*self.counters)

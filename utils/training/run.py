@@ -125,7 +125,7 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:
             self.ema.model.load_state_dict(state["ema"])
-        if self.scaler is not None:
+        if self.scaler is not None and state["scaler"]:  # not of a GPU that computes in bf16
             self.scaler.load_state_dict(state["scaler"])
         self.loss_sum.copy_(state["loss_sum"])
         for name in self.PLAIN:
@@ -277,11 +277,13 @@ def build_run(
         missing = take_over(model, path)
         if world.is_main:
             print(f"weights of {path}; random: {', '.join(missing) or 'none'}")
-    if config.sync_bn and world.size > 1:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     set_momentum(model, *config.bn_momentum)
     if config.freeze_bn:
         freeze_norms(model)
+    if config.sync_bn and world.size > 1:  # last: it takes over what was set before
+        if not world.on_gpu:
+            raise UserError("--sync_bn true: PyTorch has it on GPUs only. Leave it out")
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(world.device, memory_format=torch.channels_last)
     optimizer = build_optimizer(
         model,
@@ -295,7 +297,7 @@ def build_run(
     run = Run(model, optimizer, network, plain(config), list(classes), loss_sum)
     if config.ema is not None:
         run.ema = AveragedWeights(model, config.ema)
-    if config.precision == "fp16":
+    if world.amp_dtype(config.precision) == torch.float16:
         run.scaler = torch.amp.GradScaler(world.device.type)
     if state is not None:
         run.restore(state)

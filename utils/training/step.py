@@ -7,7 +7,6 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from model.normalize import distort, normalize
 from utils.data.batches import Batch
 from utils.training.distributed import autocast
 
@@ -27,6 +26,7 @@ def training_step(
     The mean is over the labelled pixels of all micro-batches and processes: gradients of the sums
     are added up first and divided by the weight of all pixels at last. So 1 x 8, 2 x 4 and two
     processes with 4 are the same training, but for BatchNorm, which sees each batch alone.
+    model: FromPixels of a network, or that within DDP.
     """
     optimizer.zero_grad()
     # Dividing by the number of pixels keeps the sums in fp16's range.
@@ -36,9 +36,8 @@ def training_step(
         # Gradients are exchanged once, after the last micro-batch.
         several = isinstance(model, DistributedDataParallel) and number < len(micro_batches) - 1
         with model.no_sync() if several else nullcontext():
-            images = batch.images if batch.colors is None else distort(batch.images, batch.colors)
-            with autocast(images.device, amp):
-                outputs = model(normalize(images))
+            with autocast(batch.images.device, amp):
+                outputs = model(batch.images, batch.colors)
             loss_sum, weight_sum = criterion(outputs, batch.targets)
             part = loss_sum / pixels
             (scaler.scale(part) if scaler else part).backward()

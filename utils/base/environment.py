@@ -1,0 +1,68 @@
+"""What this machine has, found without torch: processor cores, compilers, NVIDIA GPUs."""
+
+import os
+import shlex
+import subprocess
+import sys
+import sysconfig
+from functools import cache
+from pathlib import Path
+from shutil import which
+
+# There wherever a driver of NVIDIA has found a GPU; the second one under WSL.
+GPU_FILES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
+DRIVERS = {"12": 525, "13": 580}  # CUDA -> the oldest driver that it takes (CUDA's release notes)
+OTHER_BUILD = "install PyTorch for another CUDA: https://pytorch.org/get-started/previous-versions"
+
+
+def usual_workers() -> int:
+    """Threads that read images: 16, or this process's share of the cores where that is less."""
+    able = getattr(os, "sched_getaffinity", None)  # of Linux; it leaves out cores of other jobs
+    cores = len(able(0)) if able else os.cpu_count() or 1
+    return max(1, min(16, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))))
+
+
+def lacks_to_build(language: str) -> str | None:
+    """What is missing to compile a Python extension in "C" or "C++"; None where nothing is.
+
+    Triton builds C at its first launch, torch.compile C++; both include Python.h.
+    """
+    variable, *names = {"C": ("CC", "gcc", "clang"), "C++": ("CXX", "g++", "clang++")}[language]
+    chosen = shlex.split(os.environ.get(variable, ""))
+    if not any(map(which, chosen[:1] or [*names, "cl"])):
+        return f"a {language} compiler (sudo apt install g++)"
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        version = ".".join(map(str, sys.version_info[:2]))
+        return f"Python.h (sudo apt install python{version}-dev)"
+    return None
+
+
+@cache
+def nvidia_gpus() -> tuple[dict[str, str], ...]:
+    """What nvidia-smi says of each GPU: name, driver_version, memory.total; () without a GPU."""
+    names = ("name", "driver_version", "memory.total")
+    command = ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    lines = [line.split(", ") for line in done.stdout.splitlines()]
+    return tuple(dict(zip(names, line, strict=False)) for line in lines)
+
+
+def why_no_gpu(cuda: str | None) -> tuple[str, str] | None:
+    """Why PyTorch, built for this CUDA version or none, sees no GPU, and what to do about it.
+
+    None where no GPU is there to be seen, or CUDA_VISIBLE_DEVICES hides all.
+    """
+    drivers = [gpu["driver_version"] for gpu in nvidia_gpus()]
+    there = drivers or any(path.exists() for path in GPU_FILES)
+    if not there or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return None
+    if cuda is None:
+        return "this PyTorch is built for CPUs", OTHER_BUILD
+    needed = DRIVERS.get(cuda.split(".")[0], 0)
+    if drivers and int(drivers[0].split(".")[0]) < needed:
+        what = f"driver {drivers[0]} is too old for CUDA {cuda}, which needs {needed} or newer"
+        return what, f"update the NVIDIA driver, or {OTHER_BUILD}"
+    return "PyTorch cannot use the GPU", "run nvidia-smi; if it fails, restart the machine"
