@@ -2,6 +2,7 @@
 # make test   run the tests      make lint   check the style      make lock   renew the lock files
 # make results   every run of training_logs/ as a table
 # make bench  measure this machine against the peers, half an hour on two CPU cores
+# make gpu    prove everything that needs an NVIDIA GPU; make test-gpu   its tests alone
 # Each makes .venv first when needed. Another interpreter: make demo PYTHON=python3.13
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := .venv/bin
 UV := $(BIN)/uv
 LOGS := training_logs
 
-.PHONY: demo test test-slow bench results lint lock
+.PHONY: demo test test-slow test-gpu gpu bench results lint lock
 
 demo: .venv/ready
 	$(BIN)/python utils/synthetic.py
@@ -20,11 +21,17 @@ demo: .venv/ready
 	CITYSCAPES_EXPORT_DIR=$(LOGS)/model_eval_val $(BIN)/csEvalPixelLevelSemanticLabeling
 	@echo "Look at: $(LOGS)/demo/samples/, $(LOGS)/demo/curves.png, $(LOGS)/model_eval_val/"
 
-test: .venv/ready-dev
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+test: .venv/ready-dev  # on the CPU, also where a GPU is: tests fork, and CUDA does not outlive it
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+test-gpu: .venv/ready-dev
+	$(BIN)/python -m pytest -m gpu -n 0
+
+gpu: .venv/ready-dev
+	$(BIN)/python benchmarks/gpu.py
 
 test-slow: .venv/ready-dev
-	$(BIN)/python -m pytest -m slow
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m slow
 
 bench: .venv/ready-dev
 	$(BIN)/python utils/synthetic.py

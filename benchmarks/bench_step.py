@@ -2,24 +2,24 @@
 
     python benchmarks/bench_step.py                        small crops on a CPU, full size on a GPU
     python benchmarks/bench_step.py --networks resnet50-8 --crop 512 1024 --batch 4
-    python benchmarks/bench_step.py --profile              where the time of every config goes
+    python benchmarks/bench_step.py --profile              what every config takes
 
 Peers are used as their users do, float32 and NCHW (TF32 on a GPU), on a GPU also in bfloat16 and
-channels_last, without and with torch.compile. Random weights and images. --profile runs --configs
-whose data set is there, each in a process of its own; Cityscapes' on the synthetic set.
+channels_last, without and with torch.compile. Random weights and images. --profile starts train.py
+with each of --configs whose data set is there, all its options, for some steps and one evaluation;
+Cityscapes' on the synthetic set.
 """
 
 import argparse
-import json
+import csv
 import math
+import statistics
 import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from fnmatch import fnmatch
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -31,22 +31,18 @@ from torch.nn import functional as F
 from torchvision.models import segmentation
 
 from benchmarks import measure
-from datasets import SegmentationDataset, build_dataset, resolve_data_root
-from evaluation.evaluate import evaluate
 from evaluation.inference import inference_copy, predict_logits
 from model import build_model
 from model.losses import SegmentationLoss
-from model.normalize import normalize
+from model.normalize import FromPixels, normalize
 from model.ops.upsample_argmax import upsample_argmax
 from utils.base.errors import UserError, run_command
 from utils.base.parser import parse
 from utils.base.paths import REPOSITORY
-from utils.data.batches import Batch, Batches
-from utils.data.class_weights import read_class_weights
+from utils.data.batches import Batch
 from utils.training.config import Config
 from utils.training.distributed import World, autocast
 from utils.training.optim import build_optimizer
-from utils.training.run import build_run
 from utils.training.step import training_step
 
 WORLD = World(0, 1, measure.choose_device())
@@ -108,11 +104,11 @@ def our_side(build: Build, batch: Batch, training: bool) -> Callable:
     model = build().to(DEVICE, memory_format=torch.channels_last)
     if training:
         optimizer = build_optimizer(model, "sgd", base_lr=0.01, weight_decay=5e-4)
+        trained, criterion = FromPixels(model), SegmentationLoss()
         if not ON_CPU:
-            model.compile()
-        criterion = SegmentationLoss()
-        return lambda _: training_step(model, criterion, optimizer, [batch], amp=AMP)
-    network, size = inference_copy(model), tuple(batch.images.shape[1:3])
+            trained.compile()
+        return lambda _: training_step(trained, criterion, optimizer, [batch], amp=AMP)
+    network, size = inference_copy(model, AMP), tuple(batch.images.shape[1:3])
 
     def prediction(_: int) -> torch.Tensor:
         with autocast(DEVICE, AMP):
@@ -147,75 +143,51 @@ def compare(name: str, rounds: int, training: bool, size: list[int], images: int
     }  # fmt: skip
 
 
-def profile(path: Path, synthetic: Path, steps: int) -> dict:
-    """The parts of a step of one config, milliseconds, and what its whole training would take."""
-    config = replace(parse(Config, "", ["--config", str(path)]), backbone_weights=None)
+def profile(path: Path, synthetic: Path, steps: int) -> dict | None:
+    """What a config takes, read from the run of `steps` steps that it makes; None without data."""
+    config = parse(Config, "", ["--config", str(path)])
+    words = ["train.py", "--config", path, "--steps", steps, "--backbone_weights", "null"]
+    words += ["--epochs", "null", "--eval_every", steps, "--log_every", max(1, steps // 10)]
     if config.dataset in ("cityscapes", "synthetic"):
-        config = replace(config, dataset="synthetic", data_root=synthetic)
-    name, root = config.dataset, resolve_data_root(config.dataset, config.data_root)
-    train_set = build_dataset(name, root, "train")
-    val_set = build_dataset(name, root, "val", packed=False)
-    run, weights = build_run(config, train_set.classes.names, WORLD, None), None
-    if config.class_weights:
-        weights = torch.from_numpy(read_class_weights(root, train_set.classes))
-    if not ON_CPU:
-        run.model.compile()
-    network, criterion = nn.Sequential(run.model), SegmentationLoss(class_weights=weights)
-    marks: list[tuple[str, float]] = []
-
-    def mark(part: str, *_: object) -> None:
-        measure.wait_for(DEVICE)
-        marks.append((part, time.perf_counter()))
-
-    network.register_forward_hook(partial(mark, "forward"))
-    criterion.to(DEVICE).register_forward_hook(partial(mark, "loss"))
-    run.optimizer.register_step_pre_hook(partial(mark, "backward"))
-    run.optimizer.register_step_post_hook(partial(mark, "optimizer"))
-    batches = Batches(
-        train_set, batch_size=config.batch_size, crop=config.crop, scale=config.scale,
-        flip=config.flip, seed=config.seed, workers=config.workers, device=DEVICE,
-    ).run(0, steps + 1)  # fmt: skip
-    seconds = dict.fromkeys(("data", "forward", "loss", "backward", "optimizer"), 0.0)
-    for number in range(steps + 1):
-        marks.clear()
-        mark("start")
-        batch = next(batches)
-        mark("data")
-        training_step(network, criterion, run.optimizer, [batch], amp=AMP)
-        for (_, begin), (part, end) in pairwise(marks):
-            seconds[part] += (end - begin) / steps * (number > 0)  # the first one warms up
-    memory, step = measure.peak_mib(DEVICE), sum(seconds.values())
-    few = SegmentationDataset(val_set.files[: 4 if ON_CPU else None], val_set.classes)
-    mark("start")
-    evaluate(run.model, few, world=WORLD, scales=config.eval_scales, amp=AMP)
-    mark("evaluation")
-    evaluation = (marks[-1][1] - marks[-2][1]) / len(few)
-    epoch = len(train_set) / config.batch_size
-    total = config.steps if config.epochs is None else math.ceil(config.epochs * epoch)
+        words += ["--dataset", "synthetic", "--data_root", synthetic]
+    with tempfile.TemporaryDirectory() as folder:
+        words += ["--log_root", folder, "--run_name", "run"]
+        done = subprocess.run([sys.executable, *map(str, words)], cwd=REPOSITORY, check=False)
+        if done.returncode == 2:  # its data set is not here: the line above says so
+            print(f"{path.name} left out")
+            return None
+        done.check_returncode()
+        with (Path(folder) / "run" / "metrics.csv").open(newline="", encoding="utf-8") as file:
+            rows = [*csv.DictReader(file)]
+    later = rows[len(rows) // 4 :]  # the first ones compile and warm up
+    rate, wait = (
+        statistics.median(float(row[name]) for row in later)
+        for name in ("images_per_second", "data_wait")
+    )
+    total, last = config.steps, rows[-1]
+    if config.epochs is not None:
+        total = math.ceil(config.epochs * float(last["step"]) / float(last["epoch"]))
+    images = config.batch_size * config.accumulate
     return {
         "config": path.relative_to(REPOSITORY / "configs").as_posix(),
-        "batch": f"{config.batch_size} x {config.crop[0]}x{config.crop[1]}",
-        "steps_measured": steps, "peak_gib": round(memory / 1024, 2),
-        "ms": {part: round(1e3 * value, 2) for part, value in seconds.items()},
-        "images_per_second": round(config.batch_size / step, 3),
-        "evaluation_ms_per_image": round(1e3 * evaluation, 1),
-        "steps_of_recipe": total, "hours_of_recipe": round(total * step / 3600, 2),
+        "batch": f"{images} x {config.crop[0]}x{config.crop[1]}",
+        "steps_measured": steps, "peak_gib": round(float(last["memory_gib"]), 2),
+        "images_per_second": round(rate, 3), "data_wait": round(wait, 3),
+        "gpu_utilization": last["gpu_utilization"], "steps_of_recipe": total,
+        "hours_of_recipe": round(total * images / rate / 3600, 2),
     }  # fmt: skip
 
 
-def profiles(given: argparse.Namespace) -> list[dict]:
-    """Of every config, by a process of its own."""
-    rows, options = [], ["--steps", given.steps, "--root", given.root]
+def profiles(given: argparse.Namespace) -> None:
+    """Of every config, recorded one by one."""
+    rows = []
     for path in sorted((REPOSITORY / "configs").glob("[!d]*/*.yaml")):  # not datasets/
         if any(fnmatch(path.stem, pattern) for pattern in given.configs):
-            command = map(str, [sys.executable, __file__, "--one", path, *options])
-            done = subprocess.run([*command], stdout=subprocess.PIPE, text=True, check=False)
-            if done.returncode != 2:  # its data set is not here: the line above says so
-                done.check_returncode()
-                rows.append(json.loads(done.stdout.splitlines()[-1]))
+            rows += filter(None, [profile(path, given.root, given.steps)])
+            if rows:
+                measure.record(given.results, "profile", rows)
     if not rows:
         raise UserError("none of the configs has its data set here. Run make demo first")
-    return rows
 
 
 def main() -> None:
@@ -223,17 +195,17 @@ def main() -> None:
         __doc__, networks=NETWORKS[:3] if ON_CPU else NETWORKS, batch=2 if ON_CPU else 8,
         crop=(256, 512) if ON_CPU else (512, 1024), size=(256, 512) if ON_CPU else (1024, 2048),
         rounds=5 if ON_CPU else 20, profile=False, configs=CHEAP if ON_CPU else ("*",),
-        steps=3 if ON_CPU else 50, one=Path(), root=measure.SYNTHETIC, results=measure.RESULTS,
+        steps=4 if ON_CPU else 60, root=measure.SYNTHETIC, results=measure.RESULTS,
     )  # fmt: skip
     torch.backends.cudnn.benchmark = True
-    if given.one.name:
-        print(json.dumps(profile(given.one, given.root, given.steps)))
-    elif given.profile:
-        measure.record(given.results, "profile", profiles(given))
-    else:
-        measure.one_thread()
-        cases = [(False, given.size, 1), (True, given.crop, given.batch)]
-        rows = [compare(name, given.rounds, *case) for name in given.networks for case in cases]
+    if given.profile:
+        profiles(given)
+        return
+    measure.one_thread()
+    rows = []
+    for name in given.networks:
+        for case in ((False, given.size, 1), (True, given.crop, given.batch)):
+            rows.append(compare(name, given.rounds, *case))
         measure.record(given.results, "step", rows, "segmentation-models-pytorch")
 
 

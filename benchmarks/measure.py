@@ -26,6 +26,7 @@ from benchmarks.render import figure_rows, table
 from evaluation.official import official_scorer
 from utils.base.paths import REPOSITORY, make_folder, write_json
 from utils.data.label_table import IGNORE
+from utils.training.logger import describe_environment
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 SYNTHETIC = REPOSITORY / "data" / "synthetic"
@@ -57,18 +58,21 @@ def median_seconds(
 ) -> dict[str, float]:
     """Median seconds of side(number), number = 0, 1, ..., all sides in turns.
 
-    On a CPU the process's own time, which a busy machine disturbs least; on a GPU wall time.
+    On a CPU the process's own time, which a busy machine disturbs least. On a GPU wall time of ten
+    calls, as in a training: the host, which is ahead of the GPU, does not wait after each.
     """
-    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    on_gpu = device.type == "cuda"
+    clock, at_once = (time.perf_counter, 10) if on_gpu else (time.process_time, 1)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in trange(-warm_up, calls, leave=False, unit="round", disable=None):
         for name, side in sides.items():
             wait_for(device)
             begin = clock()
-            side(max(number, 0))
+            for _ in range(at_once):
+                side(max(number, 0))
             wait_for(device)
             if number >= 0:
-                seconds[name].append(clock() - begin)
+                seconds[name].append((clock() - begin) / at_once)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -78,7 +82,12 @@ def wait_for(device: torch.device) -> None:
 
 
 def extra_mib(work: Callable[[], object], device: torch.device = CPU) -> float:
-    """Peak memory during `work` above what was in use before, MiB; on a CPU only under Linux."""
+    """Peak memory during `work` above what was in use before, MiB; on a CPU only under Linux.
+
+    Of its second call: the first one may compile, and try algorithms.
+    """
+    work()
+    wait_for(device)
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -138,6 +147,17 @@ def machine(device: torch.device) -> str:
     return f"{[*names, 'CPU'][0]}, {len(os.sched_getaffinity(0))} cores, no GPU"
 
 
+def versions(*packages: str) -> dict[str, str]:
+    """Of the packages and, on a GPU, of what computes there."""
+    found = {package: version(package) for package in (*PACKAGES, *packages)}
+    described = describe_environment()
+    if described["gpus"]:
+        nccl = ".".join(map(str, torch.cuda.nccl.version()))
+        found |= {"NVIDIA driver": described["driver"], "CUDA": described["cuda"], "NCCL": nccl}
+        found["cuDNN"] = described["cudnn"]
+    return found
+
+
 def record(folder: Path, section: str, figures: list[dict], *packages: str) -> None:
     """Print figures as their table; in folder/<machine>.json they take the place of older ones."""
     name = machine(choose_device())
@@ -146,7 +166,7 @@ def record(folder: Path, section: str, figures: list[dict], *packages: str) -> N
     held[section] = {
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),
-        "versions": {package: version(package) for package in (*PACKAGES, *packages)},
+        "versions": versions(*packages),
         "figures": figures,
     }
     make_folder(folder)

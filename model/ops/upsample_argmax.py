@@ -38,7 +38,7 @@ def upsample_argmax(
     if logits.device.type == "cuda" and logits.dtype != torch.float64 and triton_kernel():
         return triton_kernel()(logits.detach(), size, align_corners=align_corners)
     wide = in_float32(logits.detach())
-    if wide.device.type != "cpu" or not wide.sum().isfinite():  # as argmax treats NaN
+    if wide.device.type != "cpu" or not np.isfinite(wide.numpy().sum()):  # argmax takes a NaN
         return upsample_argmax_reference(logits, size, align_corners=align_corners)
     small = tuple(wide.shape[2:])
     # Cells of many pixels are divided: on a finer grid that holds the old one nothing changes.

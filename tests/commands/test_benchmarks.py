@@ -1,5 +1,6 @@
 """Every benchmark at its smallest size: it runs to its end and prints its table."""
 
+import json
 import shlex
 import shutil
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from helpers import REPOSITORY, Command, run, tiny, train
+from helpers import REPOSITORY, Command, fails, run, tiny, train
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 PAGES = ("README.md", "docs/results.md", "docs/recipes.md")
@@ -109,3 +110,35 @@ def test_it_runs_and_prints_its_table(name, made, tmp_path, monkeypatch):
         assert recipes == (name == "recipes")
         assert ("\n### " in (tmp_path / "pages" / "docs" / "results.md").read_text()) != recipes
     assert {path: path.read_bytes() for path in RESULTS.rglob("*.json")} == before
+
+
+SMALL_GPU = [
+    "--device", "cpu", "--steps", 6, "--images", 1, "--compiled", "false",
+    "--train",
+    "--crop [32,64] --batch_size 2 --output_stride 32 --eval_scales [0.1] --scale [0.1,0.3]",
+    "--bench", "--networks resnet18-16 --crop 64 64 --size 64 64 --batch 2 --rounds 1",
+]  # fmt: skip
+ONLY_A_GPU = {"loss, first and last row", "default recipe, gpu_utilization"}
+
+
+@pytest.mark.parametrize(
+    "sections",
+    ["training evaluation profile",
+     pytest.param("doctor training stopping evaluation commands processes profile throughput",
+                  marks=pytest.mark.slow)],
+)  # fmt: skip
+def test_what_make_gpu_proves_is_proven_on_a_cpu_as_far_as_it_goes(sections, made, tmp_path):
+    options = ["--root", made / "synthetic", "--results", tmp_path, "--sections", *sections.split()]
+    done = Command("benchmarks/gpu.py", *options, *SMALL_GPU).end(timeout=600)
+    (path,) = tmp_path.glob("*.json")
+    rows = json.loads(path.read_text())["rows"]
+    failed = {row["check"] for row in rows if not row["ok"]}
+    assert {check for check in failed if not check.startswith("500 of")} <= ONLY_A_GPU, rows
+    assert done.returncode == 1 and "rows are ok\n" in done.stdout
+    assert len(rows) == done.stdout.count("\nok    ") + done.stdout.count("\nFAIL  ")
+    for name in sections.split():
+        assert f"      {name}: " in done.stdout
+
+
+def test_make_gpu_without_a_gpu_is_one_line(monkeypatch):
+    fails(run("benchmarks/gpu.py", CUDA_VISIBLE_DEVICES=""), "PyTorch sees no GPU", "doctor.py")

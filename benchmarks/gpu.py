@@ -1,0 +1,376 @@
+"""Everything that only a GPU can prove, in one command of at most 20 minutes: make gpu
+
+    python benchmarks/gpu.py
+    python benchmarks/gpu.py --sections training profile        some of doctor, tests, training,
+                                     stopping, evaluation, commands, processes, profile, throughput
+
+Each row (check, wanted, measured, ok) is printed and written to results/gpu/<GPU>.json as soon as
+it is known; a section that fails is a row and does not end the others. The data are synthetic
+scenes, drawn and packed once. Exit code 1 where a row is not ok.
+"""
+
+import csv
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from argparse import Namespace
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import measure
+from datasets import build_dataset
+from evaluation.trained import PredictionOptions, Trained
+from model import build_model
+from model.losses import SegmentationLoss
+from model.normalize import FromPixels
+from utils.base.environment import usual_workers
+from utils.base.errors import UserError, run_command
+from utils.base.paths import REPOSITORY, make_folder, write_json
+from utils.data.batches import Batches
+from utils.training.config import Config
+from utils.training.distributed import World
+from utils.training.optim import build_optimizer
+from utils.training.step import training_step
+
+LIMIT = 600  # seconds of one command
+GOALS = {  # of an H100-class card, 512x1024 crops and 1024x2048 images
+    ("training step", "resnet50-8"): 135.0,
+    ("prediction", "resnet18-8"): 350.0,
+}
+PEERS = {"fp32": 3.0, "bf16": 1.3, "bf16 compiled": 1.0}  # mode of a peer -> how much faster we are
+
+
+@dataclass
+class Proof:
+    """The rows so far, and what the sections share."""
+
+    given: Namespace
+    rows: list[dict] = field(default_factory=list)
+
+    @property
+    def logs(self) -> Path:
+        return self.given.root.with_name(f"{self.given.root.name}_runs")
+
+    def row(self, check: str, wanted: str, measured: object, ok: bool) -> None:
+        self.rows.append({"check": check, "wanted": wanted, "measured": measured, "ok": bool(ok)})
+        print(f"{'ok  ' if ok else 'FAIL'}  {check}: {measured} (wanted: {wanted})", flush=True)
+        name = measure.machine(torch.device(self.given.device))
+        path = self.given.results / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
+        date, versions = time.strftime("%Y-%m-%d"), measure.versions()
+        make_folder(path.parent)
+        write_json(path, {"machine": name, "date": date, "versions": versions, "rows": self.rows})
+
+    def command(self, *words: object, **environment: str) -> subprocess.CompletedProcess:
+        """One of the repository's commands, to its end."""
+        return subprocess.run(
+            [sys.executable, *map(str, words)], cwd=REPOSITORY, text=True, check=False,
+            capture_output=True, timeout=LIMIT, env={**os.environ, **environment},
+        )  # fmt: skip
+
+    def ends_well(self, check: str, *words: object) -> None:
+        done = self.command(*words)
+        what = "exit code 0" if done.returncode == 0 else (done.stderr or done.stdout)[-500:]
+        self.row(check, "exit code 0", what, done.returncode == 0)
+
+    def train_words(self, name: str, *options: object) -> list[object]:
+        place = ["--dataset", "synthetic", "--data_root", self.given.root, "--log_root", self.logs]
+        how = ["--backbone_weights", "null", "--device", self.given.device, "--run_name", name]
+        return ["train.py", *place, *how, *shlex.split(self.given.train), *options]
+
+    def train(self, name: str, *options: object, **environment: str) -> tuple[list[dict], str]:
+        """A new run: rows of its metrics.csv, and what it said."""
+        words = self.train_words(name, "--overwrite", "true", *options)
+        done = self.command(*words, **environment)
+        if done.returncode:
+            raise RuntimeError(f"{shlex.join(map(str, words))}\n{done.stderr[-2000:]}")
+        return read_rows(self.logs / name), done.stderr
+
+
+def read_rows(folder: Path) -> list[dict]:
+    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        return [*csv.DictReader(file)]
+
+
+def near(value: float, reference: float, share: float) -> bool:
+    return abs(value / reference - 1) <= share
+
+
+# ---- Sections ----------------------------------------------------------------------------------
+
+
+def doctor(proof: Proof) -> None:
+    done = proof.command("utils/doctor.py")
+    print(done.stdout)
+    proof.row("doctor", "exit code 0", done.returncode, done.returncode == 0)
+
+
+def tests(proof: Proof) -> None:
+    done = proof.command("-m", "pytest", "-m", "gpu", "-n", "0", "-p", "no:cacheprovider")
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    what = "; ".join([*lines, *done.stdout.splitlines()[-1:]]) or done.stderr[-500:]
+    proof.row("pytest -m gpu", "all pass", what, done.returncode == 0)
+
+
+def training(proof: Proof) -> None:
+    """The default recipe; then its arithmetic and options for fewer steps."""
+    steps, few = proof.given.steps, max(2, proof.given.steps // 6)
+    often = ["--steps", steps, "--eval_every", max(1, steps // 3), "--log_every", few // 2]
+    rows, said = proof.train("default", *often, TORCH_LOGS="recompiles,graph_breaks")
+    cuts = re.findall(r"Recompiling function.*|Graph break.*", said)
+    proof.row("recompiles and graph breaks of the default recipe", "none", cuts or 0, not cuts)
+    losses = [float(row["loss"]) for row in rows]
+    proof.row("loss, first and last row", "lower", [losses[0], losses[-1]], losses[-1] < losses[0])
+    for name in ("images_per_second", "data_wait", "memory_gib", "gpu_utilization"):
+        value = rows[-1][name] and float(rows[-1][name])
+        proof.row(f"default recipe, {name}", "known", value, value != "")
+
+    short = ["--steps", few, "--log_every", few, "--warmup_steps", 0, "--base_lr", 1e-3]
+    reference = None
+    for name, options in {
+        "fp32, eager": ["--compile", "false", "--precision", "fp32"],
+        "eager": ["--compile", "false"],
+        "compiled": ["--compile", proof.given.compiled],
+    }.items():
+        loss = float(proof.train(name.replace(", ", "-"), *short, *options)[0][-1]["loss"])
+        reference = reference or loss
+        wanted = f"within 2 % of {reference:.4f}"
+        proof.row(f"mean loss of {few} steps, {name}", wanted, loss, near(loss, reference, 0.02))
+    loss = float(proof.train("fp16", *short, "--precision", "fp16")[0][-1]["loss"])
+    proof.row("fp16", "a loss", loss, loss > 0)
+    every = ["--ema", 0.99, "--hard_threshold", 0.7, "--photometric", "true", "--accumulate", 2]
+    loss = float(proof.train("options", *short, *every)[0][-1]["loss"])
+    proof.row("EMA, hard pixels, colours, 2 micro-batches", "a loss", loss, loss > 0)
+
+
+def stopping(proof: Proof) -> None:
+    """SIGUSR1 in the midst, then --resume auto."""
+    steps = proof.given.steps
+    often = ["--steps", steps, "--log_every", 1, "--eval_every", steps]
+    words = proof.train_words("stopped", "--overwrite", "true", *often)
+    process = subprocess.Popen([sys.executable, *map(str, words)], cwd=REPOSITORY)
+    folder, deadline = proof.logs / "stopped", time.monotonic() + LIMIT
+    begun = time.time()
+    while process.poll() is None and time.monotonic() < deadline:
+        path = folder / "metrics.csv"
+        if path.is_file() and path.stat().st_mtime > begun and len(read_rows(folder)) >= 2:
+            process.send_signal(signal.SIGUSR1)
+            break
+        time.sleep(0.1)
+    code = process.wait(LIMIT)
+    wanted = 128 + signal.SIGUSR1
+    proof.row("exit code after SIGUSR1", str(wanted), code, code == wanted)
+    done = proof.command(*proof.train_words("stopped", "--resume", "auto", *often))
+    last = read_rows(folder)[-1]["step"] if done.returncode == 0 else done.stderr[-500:]
+    proof.row("last step after --resume auto", str(steps), last, last == str(steps))
+
+
+def evaluation(proof: Proof) -> None:
+    """One network in three arithmetics; then many images, with nIoU and their files."""
+    device, scores = proof.given.device, {}
+    for name, options in {
+        "CPU": {"device": "cpu"},
+        "fp32": {"device": device, "precision": "fp32"},
+        "auto": {"device": device},
+    }.items():
+        trained = Trained.open(
+            PredictionOptions(checkpoint="default", log_root=proof.logs, **options)
+        )
+        dataset = trained.dataset("val")
+        scores[name] = trained.evaluate(dataset, on_image=lambda *_: None).miou
+    for name, most in (("fp32", 1e-4), ("auto", 2e-3)):
+        apart = abs(scores[name] - scores["CPU"])
+        proof.row(f"mIoU, {name} and CPU apart", f"at most {most:g}", apart, apart <= most)
+
+    folder = proof.logs / "predictions"
+    make_folder(folder)
+
+    def write(sample: dict, _counts: object, prediction: object) -> None:
+        trained.task.save(folder / f"{sample['name']}.png", prediction, dataset.classes)
+
+    begin, times = time.perf_counter(), max(1, proof.given.images // len(dataset))
+    for _ in range(times):
+        trained.evaluate(dataset, on_image=write)
+    seconds = (time.perf_counter() - begin) / (times * len(dataset)) * 500
+    what = f"500 of {dataset.size(0)} predicted, scored with nIoU, written ({trained.amp})"
+    proof.row(what, "at most 10 s", f"{seconds:.1f} s", seconds <= 10)
+
+
+def commands(proof: Proof) -> None:
+    root, out = proof.given.root, proof.logs / "out"
+    image = min((root / "leftImg8bit" / "val").rglob("*.png"))
+    here = ["--checkpoint", "default", "--log_root", proof.logs, "--device", proof.given.device]
+    for what, source in (
+        ("an image", [image]),
+        ("a folder as video", [image.parent, "--video", 1]),
+    ):
+        words = ["true" if word == 1 else word for word in source]
+        proof.ends_well(f"predict.py {what}", "predict.py", *words, *here, "--output", out)
+    proof.ends_well("predict.py a video", "predict.py", next(out.glob("*.webm")), *here,
+                    "--output", out / "video", "--frames", 4)  # fmt: skip
+    proof.ends_well("eval_on_val", "evaluation/eval_on_val_for_metrics.py", *here)
+    proof.ends_well("report.py", "evaluation/report.py", *here)
+    proof.ends_well("export.py", "export.py", "--checkpoint", "default", "--log_root", proof.logs)
+
+
+def processes(proof: Proof) -> None:
+    """Two GPUs: equal to one with frozen norms; synchronized norms."""
+    count = torch.cuda.device_count() if proof.given.device == "cuda" else 2
+    if count < 2:
+        proof.row("two processes", "two GPUs", f"{count} GPU: left out", True)
+        return
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
+    short = ["--steps", 10, "--log_every", 10, "--compile", "false", "--overwrite", "true"]
+    frozen = [*short, "--freeze_bn", "true", "--precision", "fp32"]
+    cases = {"one": ([], frozen, 2), "two": (launch, frozen, 1)}
+    if proof.given.device == "cuda":
+        cases["sync_bn"] = (launch, [*short, "--sync_bn", "true"], 1)
+    for name, (start, options, batch) in cases.items():
+        words = proof.train_words(name, *options, "--batch_size", 2 * batch)
+        done = proof.command(*start, *words)
+        loss = read_rows(proof.logs / name)[-1]["loss"] if done.returncode == 0 else None
+        proof.row(f"{name}: mean loss of 10 steps", "a loss", loss or done.stderr[-500:], loss)
+    one, two = (float(read_rows(proof.logs / name)[-1]["loss"]) for name in ("one", "two"))
+    proof.row("two processes against one", "within 0.1 %", two / one - 1, near(two, one, 1e-3))
+
+
+def profiled(proof: Proof) -> None:
+    """Ten steps of the default recipe: idle time, waits, copies of layout, largest kernels."""
+    device = torch.device(proof.given.device)
+    world, config = World(0, 1, device), Config()
+    on_gpu, amp = device.type == "cuda", world.amp_dtype("auto")
+    size = {} if on_gpu else {"batch_size": 2, "crop": (32, 64)}
+    batch, crop = size.get("batch_size", config.batch_size), size.get("crop", config.crop)
+    dataset = build_dataset("synthetic", proof.given.root, "train")
+    model = build_model("deeplabv3", num_classes=dataset.classes.num_classes)
+    model = model.to(device, memory_format=torch.channels_last)
+    trained, criterion = FromPixels(model), SegmentationLoss()
+    if on_gpu:
+        torch.backends.cudnn.benchmark = True
+        trained.compile()
+    optimizer = build_optimizer(model, "sgd", base_lr=0.01, weight_decay=5e-4)
+    batches = Batches(
+        dataset, batch_size=batch, crop=crop, scale=config.scale, flip=True, seed=0,
+        workers=usual_workers(), device=device,
+    ).run(0, 30)  # fmt: skip
+
+    def steps(number: int) -> None:
+        for _ in range(number):
+            training_step(trained, criterion, optimizer, [next(batches)], amp=amp)
+
+    steps(10)
+    measure.wait_for(device)
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities) as profiler:
+        begin = time.perf_counter()
+        steps(10)
+        measure.wait_for(device)
+        wall = time.perf_counter() - begin
+    kernels: dict[str, float] = defaultdict(float)
+    for event in profiler.events():
+        if str(event.device_type).endswith("CUDA") and not event.name.startswith("Mem"):
+            kernels[event.name] += event.time_range.elapsed_us() / 1e6
+    with FlopCounterMode(display=False) as flops:
+        steps(1)
+    if on_gpu:
+        idle = 1 - sum(kernels.values()) / wall
+        proof.row("GPU idle in ten steps", "at most 5 %", f"{idle:.1%}", idle <= 0.05)
+        waits = sum(event.name == "cudaStreamSynchronize" for event in profiler.events())
+        proof.row("waits for the device in ten steps", "0", waits, waits == 0)
+        layouts = [name for name in kernels if re.search("nchwToNhwc|nhwcToNchw", name)]
+        proof.row("kernels that change the layout", "none", layouts or 0, not layouts)
+    largest = sorted(kernels.items(), key=lambda item: -item[1])[:10]
+    shares = {name[:80]: f"{seconds / wall:.1%}" for name, seconds in largest}
+    proof.row("ten largest kernels, share of the time", "known", shares, True)
+    rate = flops.get_total_flops() / (wall / 10) / 1e12
+    most = product_rate(device, amp)
+    what = f"{rate:.3g} TFLOP/s, {rate / most:.0%} of a matrix product's {most:.3g}"
+    proof.row(f"arithmetic of a step ({amp})", "known", what, rate > 0)
+
+
+def product_rate(device: torch.device, dtype: torch.dtype | None) -> float:
+    """TFLOP/s of a large matrix product in the network's arithmetic."""
+    side = 8192 if device.type == "cuda" else 512
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    seconds = measure.median_seconds({"product": lambda _: a @ b}, 5, device=device)
+    return 2 * side**3 / seconds["product"] / 1e12
+
+
+def throughput(proof: Proof) -> None:
+    """Against SMP and torchvision, side by side: bench_step.py."""
+    results = proof.logs / "bench_step"
+    options = shlex.split(proof.given.bench)
+    done = proof.command("benchmarks/bench_step.py", "--results", results, *options)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    held = json.loads(next(results.glob("*.json")).read_text(encoding="utf-8"))
+    for figures in held["step"]["figures"]:
+        kind, network, sides = figures["kind"], figures["network"], figures["sides"]
+        name = f"{kind}, {network}, {figures['images']} x {figures['size']}"
+        rate = sides["ours"]["images_per_second"]
+        goal = GOALS.get((kind, network), 0.0)
+        proof.row(f"{name}, images/s", f"at least {goal:g}", rate, rate >= goal)
+        for side, values in sides.items():
+            if side != "ours":
+                least = PEERS.get(side.partition(" ")[2], 0.0)
+                gain = values["ours_is_faster"]
+                what = f"at least {least:g} x"
+                proof.row(f"{name}, faster than {side}", what, gain, gain >= least)
+
+
+SECTIONS: dict[str, Callable[[Proof], None]] = {
+    "doctor": doctor,
+    "tests": tests,
+    "training": training,
+    "stopping": stopping,
+    "evaluation": evaluation,
+    "commands": commands,
+    "processes": processes,
+    "profile": profiled,
+    "throughput": throughput,
+}
+
+
+def main() -> None:
+    given = measure.options(
+        __doc__, sections=tuple(SECTIONS), device="cuda", steps=300, images=500, train="",
+        compiled="true", bench="--networks resnet18-8 resnet50-8 --rounds 10",
+        root=REPOSITORY / "data" / "gpu_synthetic", results=measure.RESULTS / "gpu",
+    )  # fmt: skip
+    if given.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("make gpu: PyTorch sees no GPU here. See python utils/doctor.py")
+    proof = Proof(given)
+    for words in (
+        ["utils/synthetic.py", "--data_root", given.root, "--train", 64, "--val", 64],
+        ["utils/preprocess_data.py", "--dataset", "synthetic", "--data_root", given.root,
+         "--pack", "true"],
+    ):  # fmt: skip
+        if given.device == "cuda":
+            proof.ends_well(f"{words[0]}", *words)
+    for name in given.sections:
+        begin = time.monotonic()
+        try:
+            SECTIONS[name](proof)
+        except Exception:  # of any kind: the other sections are worth their rows
+            proof.row(name, "no error", traceback.format_exc(limit=-3)[-1500:], False)
+        print(f"      {name}: {time.monotonic() - begin:.0f} s", flush=True)
+    failed = [row["check"] for row in proof.rows if not row["ok"]]
+    print(f"{len(proof.rows) - len(failed)} of {len(proof.rows)} rows are ok")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    run_command(main)
