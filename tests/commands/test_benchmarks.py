@@ -134,11 +134,11 @@ def test_what_make_gpu_proves_is_proven_on_a_cpu_as_far_as_it_goes(sections, mad
     rows = json.loads(path.read_text())["rows"]
     failed = {row["check"] for row in rows if not row["ok"]}
     assert {check for check in failed if not check.startswith("500 of")} <= ONLY_A_GPU, rows
-    assert done.returncode == 1 and "rows are ok\n" in done.stdout
-    assert len(rows) == done.stdout.count("\nok    ") + done.stdout.count("\nFAIL  ")
+    counts = f"{len(rows) - len(failed)} of {len(rows)} rows are ok"
+    assert done.returncode == 1 and counts in done.stdout
     for name in sections.split():
         assert f"      {name}: " in done.stdout
 
 
-def test_make_gpu_without_a_gpu_is_one_line(monkeypatch):
+def test_make_gpu_without_a_gpu_is_one_line():
     fails(run("benchmarks/gpu.py", CUDA_VISIBLE_DEVICES=""), "PyTorch sees no GPU", "doctor.py")
