@@ -47,7 +47,7 @@ from utils.training.step import training_step
 
 WORLD = World(0, 1, measure.choose_device())
 DEVICE, AMP, ON_CPU = WORLD.device, WORLD.amp_dtype("auto"), WORLD.device.type == "cpu"
-NETWORKS = ("resnet18-8", "resnet50-16", "resnet50-8", "resnet18-16", "resnet101-8")
+NETWORKS = ("resnet18-16", "resnet50-16", "resnet18-8", "resnet50-8", "resnet101-8")
 CHEAP = ("deeplabv3_resnet18_os16", "deeplabv3_resnet18_os8", "demo")
 Build = Callable[[], nn.Module]
 
@@ -192,7 +192,7 @@ def profiles(given: argparse.Namespace) -> None:
 
 def main() -> None:
     given = measure.options(
-        __doc__, networks=NETWORKS[:3] if ON_CPU else NETWORKS, batch=2 if ON_CPU else 8,
+        __doc__, networks=NETWORKS[:4] if ON_CPU else NETWORKS, batch=2 if ON_CPU else 8,
         crop=(256, 512) if ON_CPU else (512, 1024), size=(256, 512) if ON_CPU else (1024, 2048),
         rounds=5 if ON_CPU else 20, profile=False, configs=CHEAP if ON_CPU else ("*",),
         steps=4 if ON_CPU else 60, root=measure.SYNTHETIC, results=measure.RESULTS,

@@ -1,8 +1,8 @@
 """Everything that only a GPU can prove, in one command of at most 20 minutes: make gpu
 
     python benchmarks/gpu.py
-    python benchmarks/gpu.py --sections training profile        some of doctor, tests, training,
-                                     stopping, evaluation, commands, processes, profile, throughput
+    python benchmarks/gpu.py --sections data training profile      some of doctor, data, tests,
+                           training, stopping, evaluation, commands, processes, profile, throughput
 
 Each row (check, wanted, measured, ok) is printed and written to results/gpu/<GPU>.json as soon as
 it is known; a section that fails is a row and does not end the others. The data are synthetic
@@ -118,6 +118,13 @@ def doctor(proof: Proof) -> None:
     proof.row("doctor", "exit code 0", done.returncode, done.returncode == 0)
 
 
+def data(proof: Proof) -> None:
+    root = ["--data_root", proof.given.root]
+    proof.ends_well("synthetic.py", "utils/synthetic.py", *root, "--train", 64, "--val", 64)
+    words = ["--dataset", "synthetic", *root, "--pack", "true"]
+    proof.ends_well("preprocess_data.py", "utils/preprocess_data.py", *words)
+
+
 def tests(proof: Proof) -> None:
     done = proof.command("-m", "pytest", "-m", "gpu", "-n", "0", "-p", "no:cacheprovider")
     lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
@@ -227,24 +234,36 @@ def commands(proof: Proof) -> None:
 
 
 def processes(proof: Proof) -> None:
-    """Two GPUs: equal to one with frozen norms; synchronized norms."""
-    count = torch.cuda.device_count() if proof.given.device == "cuda" else 2
+    """Two GPUs: equal to one with frozen norms; synchronized norms, compiled and not; scores."""
+    on_gpu = proof.given.device == "cuda"
+    count = torch.cuda.device_count() if on_gpu else 2
     if count < 2:
         proof.row("two processes", "two GPUs", f"{count} GPU: left out", True)
         return
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
-    short = ["--steps", 10, "--log_every", 10, "--compile", "false", "--overwrite", "true"]
-    frozen = [*short, "--freeze_bn", "true", "--precision", "fp32"]
-    cases = {"one": ([], frozen, 2), "two": (launch, frozen, 1)}
-    if proof.given.device == "cuda":
-        cases["sync_bn"] = (launch, [*short, "--sync_bn", "true"], 1)
-    for name, (start, options, batch) in cases.items():
-        words = proof.train_words(name, *options, "--batch_size", 2 * batch)
+    short = ["--steps", 10, "--log_every", 10, "--overwrite", "true"]
+    frozen = [*short, "--freeze_bn", "true", "--precision", "fp32", "--compile", "false"]
+    cases = {"one": ([], [*frozen, "--batch_size", 4]), "two": (launch, frozen)}
+    if on_gpu:
+        synchronized = [*short, "--sync_bn", "true", "--bn_momentum", "[0.05,0.05]"]
+        cases |= {
+            "sync": (launch, synchronized),
+            "cut": (launch, [*synchronized, "--compile=true"]),
+        }
+    losses = {}
+    for name, (start, options) in cases.items():
+        words = proof.train_words(name, "--batch_size", 2, *options)
         done = proof.command(*start, *words)
-        loss = read_rows(proof.logs / name)[-1]["loss"] if done.returncode == 0 else None
-        proof.row(f"{name}: mean loss of 10 steps", "a loss", loss or done.stderr[-500:], loss)
-    one, two = (float(read_rows(proof.logs / name)[-1]["loss"]) for name in ("one", "two"))
-    proof.row("two processes against one", "within 0.1 %", two / one - 1, near(two, one, 1e-3))
+        if done.returncode:
+            raise RuntimeError(done.stderr[-2000:])
+        losses[name] = float(read_rows(proof.logs / name)[-1]["loss"])
+    for name, other, share in (("two", "one", 1e-3), ("cut", "sync", 0.02)):
+        if name in losses:
+            ratio, wanted = losses[name] / losses[other], f"within {share:.1%}"
+            proof.row(f"loss of 10 steps, {name} / {other}", wanted, ratio, near(ratio, 1, share))
+    words = ["--checkpoint", "two", "--log_root", proof.logs, "--device", proof.given.device]
+    proof.ends_well("eval_on_val, two processes", *launch,
+                    "evaluation/eval_on_val_for_metrics.py", *words)  # fmt: skip
 
 
 def profiled(proof: Proof) -> None:
@@ -333,6 +352,7 @@ def throughput(proof: Proof) -> None:
 
 SECTIONS: dict[str, Callable[[Proof], None]] = {
     "doctor": doctor,
+    "data": data,
     "tests": tests,
     "training": training,
     "stopping": stopping,
@@ -353,13 +373,6 @@ def main() -> None:
     if given.device == "cuda" and not torch.cuda.is_available():
         raise UserError("make gpu: PyTorch sees no GPU here. See python utils/doctor.py")
     proof = Proof(given)
-    for words in (
-        ["utils/synthetic.py", "--data_root", given.root, "--train", 64, "--val", 64],
-        ["utils/preprocess_data.py", "--dataset", "synthetic", "--data_root", given.root,
-         "--pack", "true"],
-    ):  # fmt: skip
-        if given.device == "cuda":
-            proof.ends_well(f"{words[0]}", *words)
     for name in given.sections:
         begin = time.monotonic()
         try:

@@ -4,12 +4,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from helpers import run, tiny
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from evaluation.inference import to_device, to_host
 from utils.base import environment
 from utils.base.environment import lacks_to_build, nvidia_gpus, usual_workers, why_no_gpu
 from utils.base.errors import UserError, out_of_memory
@@ -233,6 +237,27 @@ def test_a_batch_is_handed_over_before_the_next_one_is_read(monkeypatch):
 
     for number, _ in enumerate(copied_ahead(batches(), GPU.device)):
         assert read == [*range(number + 1)]
+
+
+def test_copies_to_and_from_a_gpu_are_under_way_at_once(monkeypatch):
+    """On fake tensors; only reading the result waits."""
+    waited = []
+
+    class Event:
+        def synchronize(self):
+            waited.append(True)
+
+    stream = SimpleNamespace(record_event=Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)  # not there as a fake
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        there = to_device(np.zeros((4, 6, 3), np.uint8), GPU.device)
+        assert there.device == GPU.device and there.dtype == torch.uint8
+        fetch = to_host(there)
+        assert not waited
+        with pytest.raises(RuntimeError, match="numpy"):  # a fake has no values
+            fetch()
+    assert waited
 
 
 def test_the_default_device_still_trains_here(cityscapes_root, tmp_path):
