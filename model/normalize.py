@@ -24,7 +24,6 @@ def normalize(images: torch.Tensor) -> torch.Tensor:
     return rows.sub_(mean).div_(std).view(images.shape).permute(0, 3, 1, 2)
 
 
-@torch.compiler.assume_constant_result
 def channel_statistics(device: torch.device) -> torch.Tensor:
     """(2,3): mean and deviation of the channels; copied to a GPU once, not at every step."""
     if device not in COPIES:
@@ -38,6 +37,7 @@ class FromPixels(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+        torch.compiler.assume_constant_result(channel_statistics)  # imports too much for --help
 
     def forward(self, images: torch.Tensor, colors: torch.Tensor | None = None) -> dict:
         """(N,H,W,3) uint8[, (N,3,4) as distort takes them] -> what the network gives."""

@@ -139,6 +139,7 @@ def test_an_old_driver_is_named(monkeypatch, tmp_path):
     smi.write_text("#!/bin/sh\necho 'Tesla T4, 535.1, 15360 MiB'\n")
     smi.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     nvidia_gpus.cache_clear()
     try:
         gpu = {"name": "Tesla T4", "driver_version": "535.1", "memory.total": "15360 MiB"}
