@@ -138,9 +138,9 @@ def set_up(folder: Path, checkpoint: Path | None, config: Config, world: World) 
         floor=config.min_lr / config.base_lr,
     )
     trained = FromPixels(run.model)
-    if world.size > 1:  # BatchNorm's statistics are copied when they are needed: validate
-        options = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
-        trained = DistributedDataParallel(trained, **options)
+    if world.size > 1:
+        trained = DistributedDataParallel(trained, gradient_as_bucket_view=True)
+        trained.broadcast_buffers = False  # BatchNorm's: copied when they are needed, in validate
     if world.use_compile(config.compile, sync_bn=config.sync_bn and world.size > 1):
         trained.compile()  # in place: the state_dict keeps its keys
         if world.is_main:

@@ -84,10 +84,10 @@ def peer_side(build: Build, batch: Batch, training: bool, fast: bool, compiled: 
         model.compile()
 
     def step(_: int) -> None:
+        optimizer.zero_grad()
         with autocast(DEVICE, amp):
             labels = batch.targets["label"].long()
             loss = F.cross_entropy(logits_of(model, images), labels, ignore_index=255)
-        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
@@ -129,7 +129,8 @@ def compare(name: str, rounds: int, training: bool, size: list[int], images: int
         for mode, how in ({"": (False, False)} if ON_CPU else modes).items():
             sides[f"{peer}{mode}"] = peer_side(make, batch, training, *how)
     memory = {side: measure.extra_mib(partial(call, 0), DEVICE) for side, call in sides.items()}
-    seconds = measure.median_seconds(sides, rounds, warm_up=1 if ON_CPU else 5, device=DEVICE)
+    at_once = 1 if ON_CPU else 10
+    seconds = measure.median_seconds(sides, rounds, at_once=at_once, device=DEVICE)
     figures = {
         side: {
             "ms": round(1e3 * value, 3), "images_per_second": round(images / value, 2),
@@ -194,7 +195,7 @@ def main() -> None:
     given = measure.options(
         __doc__, networks=NETWORKS[:4] if ON_CPU else NETWORKS, batch=2 if ON_CPU else 8,
         crop=(256, 512) if ON_CPU else (512, 1024), size=(256, 512) if ON_CPU else (1024, 2048),
-        rounds=5 if ON_CPU else 20, profile=False, configs=CHEAP if ON_CPU else ("*",),
+        rounds=5, profile=False, configs=CHEAP if ON_CPU else ("*",),
         steps=4 if ON_CPU else 60, root=measure.SYNTHETIC, results=measure.RESULTS,
     )  # fmt: skip
     torch.backends.cudnn.benchmark = True

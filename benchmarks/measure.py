@@ -54,15 +54,14 @@ def one_thread() -> None:
 
 
 def median_seconds(
-    sides: Sides, calls: int, *, warm_up: int = 1, device: torch.device = CPU
+    sides: Sides, calls: int, *, warm_up: int = 1, at_once: int = 1, device: torch.device = CPU
 ) -> dict[str, float]:
     """Median seconds of side(number), number = 0, 1, ..., all sides in turns.
 
-    On a CPU the process's own time, which a busy machine disturbs least. On a GPU wall time of ten
-    calls, as in a training: the host, which is ahead of the GPU, does not wait after each.
+    On a CPU the process's own time, which a busy machine disturbs least; on a GPU wall time.
+    at_once: calls before the host waits for the device, as in a training, which is ahead of it.
     """
-    on_gpu = device.type == "cuda"
-    clock, at_once = (time.perf_counter, 10) if on_gpu else (time.process_time, 1)
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in trange(-warm_up, calls, leave=False, unit="round", disable=None):
         for name, side in sides.items():

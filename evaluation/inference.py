@@ -43,10 +43,12 @@ def to_host(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
     if tensor.device.type != "cuda":
         return tensor.numpy
     host = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
-    copied = torch.cuda.current_stream(tensor.device).record_event()
+    copied = torch.cuda.Event(blocking=True)  # or the threads that wait would spin
+    copied.record(torch.cuda.current_stream(tensor.device))
 
     def arrived() -> np.ndarray:
-        copied.synchronize()
+        with torch.cuda.device(tensor.device):  # a thread begins with GPU 0
+            copied.synchronize()
         return host.numpy()
 
     return arrived
@@ -135,7 +137,7 @@ class Predictor:
     ) -> None:
         self.model, self.device, self.amp = inference_copy(model, amp), device, amp
         self.windows_if_needed, self.options = windows_if_needed, options
-        self.last_shape: tuple[int, ...] = ()  # of an image
+        self.first_shape: tuple[int, ...] = ()  # of an image
 
     def train_ids(self, image: np.ndarray, *, size: tuple[int, int] | None = None) -> np.ndarray:
         """(H,W,3) uint8 RGB -> (H,W) uint8 train ids, or of another `size`."""
@@ -145,12 +147,12 @@ class Predictor:
     def logits(self, image: np.ndarray, *, size: tuple[int, int]) -> torch.Tensor:
         """predict_logits of a batch of one; UserError where that does not fit into memory."""
         images = to_device(image, self.device)[None]
-        cudnn, again = torch.backends.cudnn, image.shape == self.last_shape
-        self.last_shape = image.shape
+        self.first_shape = self.first_shape or image.shape
+        cudnn, usual = torch.backends.cudnn, image.shape == self.first_shape
         while True:
             try:
-                # A size that comes again is worth it to time all of cuDNN's algorithms.
-                with setting(cudnn, "benchmark", again), autocast(self.device, self.amp):
+                # Timing all of cuDNN's algorithms is worth it for one size, not for hundreds.
+                with setting(cudnn, "benchmark", usual), autocast(self.device, self.amp):
                     return predict_logits(self.model, images, size=size, **self.options)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):

@@ -15,7 +15,8 @@ import_module("torchvision")  # brings some of them; each fork would take second
 torch.set_num_threads(1)  # tests run beside each other; one thread also fixes the bits
 
 
-LONG = ("kill", "resume", "commands", "distributed", "export", "predict", "bootstrap")
+LONG = ("kill", "resume", "commands", "benchmarks", "doctor", "distributed", "export", "predict")
+LONG += ("bootstrap",)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -158,7 +158,7 @@ def run(
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=600,  # on a GPU it may compile first
         preexec_fn=limit,
     )
 

@@ -40,7 +40,7 @@ def machine() -> Rows:
         kib = dict(re.findall(r"(\w+): +(\d+) kB", memory.read_text()))
         free, total = (int(kib[name]) >> 20 for name in ("MemAvailable", "MemTotal"))
         yield "Memory", f"{free} of {total} GiB free, {os.cpu_count()} cores"
-    for name, folder in (("Disk", REPOSITORY), ("/dev/shm", Path("/dev/shm"))):  # noqa: S108
+    for name, folder in (("Disk", REPOSITORY), ("Shared mem", Path("/dev/shm"))):  # noqa: S108
         if folder.is_dir():
             total, _, free = shutil.disk_usage(folder)
             yield name, f"{free >> 30} of {total >> 30} GiB free"
@@ -59,9 +59,8 @@ def packages() -> Rows:
 
 
 def gpus() -> Rows:
-    texts = [", ".join(gpu.values()) for gpu in nvidia_gpus()]
-    for text in dict.fromkeys(texts):
-        yield "nvidia-smi", f"{texts.count(text)} x {text}"
+    for gpu in nvidia_gpus():
+        yield "nvidia-smi", ", ".join(gpu.values())
     import torch
 
     from utils.training.distributed import usable_gpu
@@ -172,8 +171,8 @@ def main() -> None:
         if file.exists():
             raise UserError(f"{file}: exists. Name another file, or delete it")
     sections = {"Machine": machine, "OpenCV": packages, "PyTorch": gpus, "Data": data_sets}
+    sections["Files"] = files
     rows = [row for name in sections for row in attempt(name, sections[name])]
-    rows += attempt("Files", files)
     print(screen(rows, public=False), end="")
     if file is not None:
         write_text(file, screen(rows, public=True))

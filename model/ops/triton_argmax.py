@@ -9,7 +9,8 @@ from model.ops.bilinear import scale_and_shift
 ROWS, COLUMNS = 8, 128  # pixels of a program
 
 
-@triton.jit
+# Or Triton would compile again for sizes that are multiples of 16, for all others, for 1.
+@triton.jit(do_not_specialize=["height", "width", "out_height", "out_width", "batch_step"])
 def kernel(
     logits, labels, classes, height, width, out_height, out_width,
     batch_step, class_step, row_step, column_step,

@@ -117,7 +117,11 @@ def hard_pixels(
     if min_kept > 0:
         flat, kept = losses.flatten(), min(min_kept, losses.numel())
         on_cpu = flat.device.type == "cpu"  # where kthvalue is fastest; a GPU gives it one block
-        least = flat.kthvalue(len(flat) + 1 - kept)[0] if on_cpu else flat.topk(kept)[0][-1]
+        least = (
+            flat.kthvalue(len(flat) + 1 - kept)[0]
+            if on_cpu
+            else flat.topk(kept, sorted=False)[0].min()
+        )
         limit = torch.minimum(limit, least)
     return labels.masked_fill(losses < limit, ignore_index)
 
@@ -199,7 +203,7 @@ def slab_loss(
         smooth = slab.new_ones(classes) if weights is None else weights
         smooth = smooth * (label_smoothing / classes)
         mass = target + smooth.sum() * valid
-        loss -= (torch.einsum("k,nkrw->nrw", smooth, slab) * valid).sum()
+        loss -= ((smooth @ slab.flatten(2)).view(valid.shape) * valid).sum()
     total = slab.exp2_().sum(1)
     loss += (mass * total.log2()).sum()
     if wanted:

@@ -116,7 +116,7 @@ SMALL_GPU = [
     "--device", "cpu", "--steps", 6, "--images", 1, "--compiled", "false",
     "--train",
     "--crop [32,64] --batch_size 2 --output_stride 32 --eval_scales [0.1] --scale [0.1,0.3]",
-    "--bench", "--networks resnet18-16 --crop 64 64 --size 64 64 --batch 2 --rounds 1",
+    "--networks", "resnet18-16", "--bench", "--crop 64 64 --size 64 64 --batch 2 --rounds 1",
 ]  # fmt: skip
 ONLY_A_GPU = {"loss, first and last row", "default recipe, gpu_utilization"}
 

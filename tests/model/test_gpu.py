@@ -33,7 +33,7 @@ def batch() -> Batch:
     images = torch.randint(0, 256, (4, 128, 256, 3), generator=noise, dtype=torch.uint8)
     labels = torch.randint(0, 20, (4, 128, 256), generator=noise, dtype=torch.uint8)
     targets = {"label": labels.masked_fill(labels == 19, 255).cuda()}
-    return Batch(images.cuda(), targets, [])
+    return Batch(images.cuda(), targets, [], torch.eye(3, 4).expand(4, 3, 4).cuda())
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
@@ -89,11 +89,11 @@ def test_a_step_never_waits_for_the_device(compiled, hard_threshold, amp):
     criterion = SegmentationLoss(hard_threshold=hard_threshold, hard_min_kept=1000)
     scaler = torch.amp.GradScaler("cuda") if amp == torch.float16 else None
     options = {"amp": amp, "clip": 10.0, "scaler": scaler}
-    losses, peaks = [], []
+    losses, peaks, crops = [], [], [batch()] * 2
 
     def steps(number: int) -> None:
         for _ in range(number):
-            losses.append(training_step(trained, criterion, optimizer, [batch()] * 2, **options))
+            losses.append(training_step(trained, criterion, optimizer, crops, **options))
             average.update(len(losses))
         peaks.append(torch.cuda.max_memory_allocated())
 
@@ -112,11 +112,9 @@ def test_an_overflow_in_the_first_step_of_fp16_leaves_the_weights_finite():
     model = build_model("deeplabv3", num_classes=19).cuda()
     optimizer = build_optimizer(model, "sgd", base_lr=0.01, weight_decay=5e-4)
     scaler = torch.amp.GradScaler("cuda", init_scale=2.0**60)
+    how = (FromPixels(model), SegmentationLoss(), optimizer, [batch()])
     for _ in range(50):
-        training_step(
-            FromPixels(model), SegmentationLoss(), optimizer, [batch()],
-            amp=torch.float16, scaler=scaler,
-        )  # fmt: skip
+        training_step(*how, amp=torch.float16, scaler=scaler)
     assert scaler.get_scale() < 2.0**60, "it did overflow"
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
@@ -145,14 +143,14 @@ def test_batches_on_the_gpu_are_those_of_the_cpu(photometric, cityscapes_root):
 def test_a_training_resumes_on_the_gpu(cityscapes_root, tmp_path):
     """Compiled, an evaluation in the midst, colours, average: from step 4 as before."""
     options = {"device": "cuda", "steps": 8, "eval_every": 4, "save_every": 4, "ema": 0.9}
-    options |= {"crop": (64, 128), "photometric": True}
+    options |= {"crop": (64, 128), "photometric": True, "compile": True}
     train(tiny(cityscapes_root, tmp_path, **options), fork=False)
     before = exact_rows(tmp_path / "run")
     for path in (tmp_path / "run" / "checkpoints").glob("step_00000008-*.pth"):
         path.unlink()
     train(tiny(cityscapes_root, tmp_path, **options, resume="auto"), fork=False)
     for one, other in zip(before, exact_rows(tmp_path / "run"), strict=True):
-        assert float(one[2]) == pytest.approx(float(other[2]), rel=1e-2)
+        assert float(one[2]) == pytest.approx(float(other[2]), rel=3e-2)
 
 
 def test_evaluation_gives_the_scores_of_the_cpu(cityscapes_root):

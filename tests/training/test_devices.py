@@ -3,8 +3,8 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -165,7 +165,8 @@ def test_more_processes_than_gpus_are_one_line(one_gpu, monkeypatch):
 @pytest.mark.parametrize(
     "message",
     ["CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
-     "cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "CUDA out of memory. Tried to allocate 2 GiB",
+     "cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "GET was unable to find an engine to execute this",
+     "CUDA out of memory. Tried to allocate 2 GiB",
      "NCCL Error 1: unhandled cuda error, Cuda failure 2 'out of memory'"],
 )  # fmt: skip
 def test_every_library_s_word_for_too_little_memory(message):
@@ -245,11 +246,18 @@ def test_copies_to_and_from_a_gpu_are_under_way_at_once(monkeypatch):
     waited = []
 
     class Event:
-        def synchronize(self):
+        def __init__(self, *, blocking: bool) -> None:
+            assert blocking
+
+        def record(self, stream: str) -> None:
+            assert stream == "current"
+
+        def synchronize(self) -> None:
             waited.append(True)
 
-    stream = SimpleNamespace(record_event=Event)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: "current")
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)  # not there as a fake
     with FakeTensorMode(allow_non_fake_inputs=True):
         there = to_device(np.zeros((4, 6, 3), np.uint8), GPU.device)

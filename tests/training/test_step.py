@@ -15,7 +15,7 @@ from model.normalize import FromPixels, distort, normalize
 from model.ops.upsample_cross_entropy import hard_pixels, upsample_cross_entropy_reference
 from utils.data.augment import color_matrix
 from utils.data.batches import Batch
-from utils.training.optim import AveragedWeights, build_optimizer
+from utils.training.optim import AveragedWeights, begin_momentum, build_optimizer
 from utils.training.step import training_step
 
 
@@ -179,6 +179,20 @@ def test_an_overflow_in_the_first_step_of_fp16_changes_nothing(kind):
         training_step(FromPixels(plain), SegmentationLoss(), other, [whole])
     for a, b in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_a_state_without_momentum_gets_zeros_and_any_other_is_left_alone():
+    """As of a run of before, stopped in front of its first step."""
+    optimizer = sgd(network())
+    empty = optimizer.state_dict() | {"state": {}}
+    optimizer.load_state_dict(empty)
+    begin_momentum(optimizer)
+    buffers = [state["momentum_buffer"] for state in optimizer.state.values()]
+    assert len(buffers) == len(optimizer.param_groups[0]["params"])
+    assert not any(buffer.any() for buffer in buffers)
+    buffers[0] += 1
+    begin_momentum(optimizer)
+    assert buffers[0].all()
 
 
 def test_parameter_groups():

@@ -23,10 +23,7 @@ def usual_workers() -> int:
 
 
 def lacks_to_build(language: str) -> str | None:
-    """What is missing to compile a Python extension in "C" or "C++"; None where nothing is.
-
-    Triton builds C at its first launch, torch.compile C++; both include Python.h.
-    """
+    """What is missing to build an extension of Python in "C" (Triton) or "C++" (torch.compile)."""
     variable, *names = {"C": ("CC", "gcc", "clang"), "C++": ("CXX", "g++", "clang++")}[language]
     chosen = shlex.split(os.environ.get(variable, ""))
     if not any(map(which, chosen[:1] or [*names, "cl"])):
@@ -51,10 +48,7 @@ def nvidia_gpus() -> tuple[dict[str, str], ...]:
 
 
 def why_no_gpu(cuda: str | None) -> tuple[str, str] | None:
-    """Why PyTorch, built for this CUDA version or none, sees no GPU, and what to do about it.
-
-    None where no GPU is there to be seen, or CUDA_VISIBLE_DEVICES hides all.
-    """
+    """Why PyTorch, built for `cuda`, sees no GPU, and what to do; None where all are hidden."""
     drivers = [gpu["driver_version"] for gpu in nvidia_gpus()]
     there = drivers or any(path.exists() for path in GPU_FILES)
     if not there or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):

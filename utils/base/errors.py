@@ -14,8 +14,8 @@ class UserError(Exception):
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether PyTorch, on a GPU or the host, OpenCV or Python ran out of memory."""
-    words = ("out of memory", "can't allocate memory", "Insufficient memory", "ALLOC_FAILED")
+    """Whether PyTorch, OpenCV or Python ran out of memory; cuDNN then finds no "engine"."""
+    words = ("out of memory", "allocate memory", "Insufficient memory", "ALLOC_FAILED", "an engine")
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 

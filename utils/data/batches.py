@@ -165,10 +165,7 @@ class Batches:
 
 
 def copied_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """Batches on the GPU, copied on a stream of their own.
-
-    The host is a step ahead of the GPU: a batch is copied while the step before it is computed.
-    """
+    """Batches on the GPU, each copied while the step before it is computed: the host is ahead."""
     side = torch.cuda.Stream(device)
     for batch in batches:
         with torch.cuda.stream(side):

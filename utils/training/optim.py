@@ -40,11 +40,15 @@ def build_optimizer(
         for (rate, decay), parameters in groups.items()
     ]
     optimizer = OPTIMIZERS[kind](lists, lr=base_lr, fused=True)
-    if kind == "sgd":  # or a first step that overflows in fp16 leaves torch's without values
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    begin_momentum(optimizer)
     return optimizer
+
+
+def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """SGD's with zeros, where it has none: an overflow in fp16's first step leaves no values."""
+    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+        if isinstance(optimizer, torch.optim.SGD) and not optimizer.state[parameter]:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def lr_factor(step: int, *, total: int, warmup: int, power: float, floor: float) -> float:

@@ -28,7 +28,7 @@ from utils.training.config import Config, plain
 from utils.training.distributed import World, sum_over_ranks
 from utils.training.logger import describe_environment
 from utils.training.network import network_options, pretrained_weights, take_over
-from utils.training.optim import AveragedWeights, build_optimizer
+from utils.training.optim import AveragedWeights, begin_momentum, build_optimizer
 
 # What may change when a run resumes; another value of any other option is another training.
 FREE_ON_RESUME = {"run_name", "resume", "overwrite", "log_root", "data_root", "device", "workers"}
@@ -123,6 +123,7 @@ class Run:
         require_entries(state, sorted(needed), f"checkpoint of step {state.get('step')}")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        begin_momentum(self.optimizer)  # of an older run that was stopped before its first step
         if self.ema is not None:
             self.ema.model.load_state_dict(state["ema"])
         if self.scaler is not None and state["scaler"]:  # not of a GPU that computes in bf16
