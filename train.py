@@ -12,7 +12,6 @@ samples/, TensorBoard events, checkpoints/best.pth and last.pth.
 
 import math
 import sys
-from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,6 +33,7 @@ from utils.base.errors import UserError, out_of_memory, run_command
 from utils.base.lock import hold
 from utils.base.parser import parse
 from utils.data.batches import Batch, Batches, dropout_seed, read_all_train_ids
+from utils.data.check import require_labels
 from utils.data.class_uniform import ClassUniform
 from utils.data.class_weights import read_class_weights
 from utils.data.dataset import Dataset
@@ -189,10 +189,9 @@ def build_batches(config: Config, train_set: Dataset, task: Task, world: World) 
 def open_run(job: Job, *, fresh: bool) -> RunLogger:
     """Check what would otherwise fail in an hour, and begin to write the run's folder."""
     config, world, run = job.config, job.world, job.run
-    for dataset in (job.train_set, job.val_set):
-        if fresh and not dataset.checked:  # an unknown id, say
-            labels = read_all_train_ids(dataset, workers=config.workers, enabled=world.is_main)
-            deque(labels, maxlen=0)
+    if fresh:
+        how = {"workers": config.workers, "enabled": world.is_main}
+        require_labels(job.train_set, job.val_set, config.data_root, **how)
     predict_largest(job)
     if world.is_main:
         run.require_space(job.folder, checkpoints=3 if fresh else 1)

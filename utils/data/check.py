@@ -1,15 +1,19 @@
 """Every fault of a data set, found by reading it: files, pairs, sizes, ids, packed files."""
 
+import sys
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from utils.base.errors import UserError
 from utils.base.progress import progress
 from utils.base.threads import read_ahead
-from utils.data.dataset import DataSet, FoundFiles, NoImages
+from utils.data.batches import read_all_train_ids
+from utils.data.class_weights import histogram, read_pixels
+from utils.data.dataset import DataSet, Dataset, FoundFiles, NoImages
 from utils.data.image_files import read_image, read_label
 from utils.data.label_table import LabelTable
 from utils.data.packed import PackedFile, packed_path
@@ -96,3 +100,31 @@ def packed_faults(path: Path, classes: LabelTable) -> Iterator[str]:
                 advice = "--pack true --overwrite true writes it again"
                 yield f"{path}: image {name} damaged (checksum); {advice}"
             bar.update()
+
+
+def require_labels(
+    train_set: Dataset, val_set: Dataset, root: Path, *, workers: int, enabled: bool
+) -> None:
+    """Read the labels that nobody has read yet; UserError for one that is faulty, and where fewer
+    than two classes have training pixels or none has val pixels: such a training looks perfect.
+
+    A training class without a pixel is named on stderr. enabled: whether this process speaks.
+    """
+    for split, dataset, least in (("training", train_set, 2), ("val", val_set, 1)):
+        names, shown = dataset.classes.names, enabled and not dataset.checked
+        labels = read_all_train_ids(dataset, workers=workers, enabled=shown)
+        counts = (histogram(train_ids)[: len(names)] for train_ids in labels)
+        if not dataset.checked:
+            pixels = sum(counts)
+        elif split == "val":  # its first labelled image is enough
+            pixels = next(filter(np.any, counts), np.zeros(len(names)))
+        elif (pixels := read_pixels(root, dataset.classes)) is None:
+            continue
+        absent = [name for name, number in zip(names, pixels, strict=True) if not number]
+        if len(names) - len(absent) < least:
+            known = ", ".join(name for name in names if name not in absent) or "no class"
+            what = f"{split} pixels of {known} only; 255 is ignored where no class has it"
+            advice = "Check the ids in the label files and the description of the data set"
+            raise UserError(f"{root}: {what}. {advice}")
+        if absent and enabled and split == "training":
+            print(f"warning: no training pixel of {', '.join(absent)}", file=sys.stderr)

@@ -39,6 +39,15 @@ def write_class_weights(
     write_json(root / WEIGHTS_FILE, content)
 
 
+def read_pixels(root: Path, classes: LabelTable) -> np.ndarray | None:
+    """(K,) training pixels of each class, as write_class_weights noted them; None without that."""
+    try:
+        pixels = json.loads((root / WEIGHTS_FILE).read_text(encoding="utf-8"))["pixels"]
+        return np.array([pixels[name] for name in classes.names], np.int64)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def read_class_weights(root: Path, classes: LabelTable) -> np.ndarray:
     """The (K,) float32 ENet class weights that utils/preprocess_data.py wrote."""
     path = root / WEIGHTS_FILE

@@ -36,8 +36,8 @@ class Description:
     """The same of its label file: one channel of 8-bit ids, a palette PNG, or RGB colours."""
     classes: list[str] | dict[str, int | list[int]]
     """Names of ids 0, 1, ..., or each name with its id or ids."""
-    ignore: list[int] = field(default_factory=lambda: [IGNORE])
-    """Ids that are neither learnt nor scored."""
+    ignore: list[int] | None = None
+    """Ids that are neither learnt nor scored. Default: 255, where no class has it."""
     lists: str | None = None
     """Path of a text file with the names of a split, where the folders do not say it: below the
     data set's folder, or beside the description."""
@@ -60,6 +60,8 @@ class Description:
             raise ValueError("images or lists must hold {split}, or all splits are the same")
         ids = self.ids()
         used = [number for numbers in ids.values() for number in numbers]
+        if self.ignore is None:
+            object.__setattr__(self, "ignore", [] if IGNORE in used else [IGNORE])
         if not ids or not all(ids.values()) or min(used) < 0 or max(used) > 255:
             raise ValueError("each class must have an id of 0 to 255")
         if len(ids) >= INVALID:
