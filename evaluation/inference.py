@@ -86,7 +86,7 @@ def predict_logits(
             logits = logits.flip(3) if mirrored else logits
             full = F.interpolate(logits.float(), size, mode="bilinear")
             mean = mean + full.softmax(1) / (len(scales) * len(mirrors))
-    return mean.log()
+    return mean.clamp_min(torch.finfo(mean.dtype).tiny).log()  # exp underflows at gaps above 103
 
 
 def window_logits(

@@ -13,7 +13,8 @@ from utils.data.dataset import Dataset
 from utils.data.image_files import write_png
 from utils.data.label_table import IGNORE, LabelTable, voc_palette
 
-SHEET_WIDTH = 480  # pixels of one picture in a contact sheet
+SHEET_WIDTH = 480  # pixels of one picture in a contact sheet,
+TALLEST = 4 * SHEET_WIDTH  # of which taller ones are pressed to so many
 LEGEND_COLUMN = 150  # pixels that the longest names need
 SHEET_TITLES = ("image", "truth", "prediction", "error (red)")
 
@@ -69,7 +70,8 @@ def sheet_row(sample: dict[str, Any], prediction: np.ndarray, classes: LabelTabl
     """A sample and its predicted train ids -> the four pictures of SHEET_TITLES in a row."""
     image, truth = sample["image"], sample["label"]
     pictures = (image, classes.draw(truth), classes.draw(prediction), error_map(truth, prediction))
-    size = (SHEET_WIDTH, round(SHEET_WIDTH * image.shape[0] / image.shape[1]))
+    height = round(SHEET_WIDTH * image.shape[0] / image.shape[1])
+    size = (SHEET_WIDTH, min(max(1, height), TALLEST))
     return np.hstack([cv2.resize(x, size, interpolation=cv2.INTER_AREA) for x in pictures])
 
 

@@ -15,6 +15,7 @@ from evaluation.inference import Predictor, inference_copy, predict_logits, resc
 from model import build_model
 from model.normalize import normalize
 from model.ops.upsample_argmax import upsample_argmax
+from model.ops.upsample_cross_entropy import upsample_cross_entropy
 from utils.base.errors import UserError
 
 
@@ -191,3 +192,20 @@ def test_weights_rounded_once_predict_what_autocast_does(norm):
     with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
         expected, found = (network(normalize(images()))["out"] for network in (plain, rounded))
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("options", [{"flip": True}, {"scales": (0.5, 1.0)}])
+def test_logits_far_apart_leave_a_finite_loss(options):
+    """Probabilities of float32 end at logits 103 apart."""
+
+    class Sure(torch.nn.Module):
+        def forward(self, images):
+            logits = torch.zeros(len(images), 3, *images.shape[2:])
+            logits[:, 1] = 300
+            return {"out": logits}
+
+    logits = predict_logits(Sure(), images((32, 48)), size=(32, 48), **options)
+    assert logits.isfinite().all() and (logits.argmax(1) == 1).all()
+    truth = torch.zeros(len(logits), 32, 48, dtype=torch.uint8)
+    loss_sum, weight_sum = upsample_cross_entropy(logits, truth, label_smoothing=0.1)
+    assert 50 < loss_sum / weight_sum < 110

@@ -15,6 +15,7 @@ from evaluation.visualize import (
     overlay,
     panel_size,
     panels,
+    sheet_row,
     with_legend,
 )
 from utils.data.image_files import write_png
@@ -62,3 +63,12 @@ def test_legends_hold_every_class_at_any_size(name, size):
     for key in (below, four[height:, width:], legend(classes, width=1920)):
         for color in classes.colors:
             assert (key == color).all(-1).any()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 1000), (1000, 1), (3, 5000), (5000, 3), (7, 11)])
+def test_pictures_of_any_shape_are_drawn(shape):
+    image, label = np.zeros((*shape, 3), np.uint8), np.zeros(shape, np.uint8)
+    row = sheet_row({"image": image, "label": label}, label, CITYSCAPES)
+    assert 1 <= row.shape[0] <= 4 * 480 and row.shape[1] == 4 * 480
+    assert with_legend(overlay(image, label, CITYSCAPES), CITYSCAPES).shape[0] > shape[0]
+    assert panels(image, np.zeros(panel_size(shape), np.uint8), CITYSCAPES).min() >= 0
