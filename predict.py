@@ -117,9 +117,10 @@ def find_source(source: str, output: Path) -> tuple[dict[str, Path], dict[str, P
     if path.is_dir():
         if output.is_relative_to(path.resolve()):
             raise UserError(f"{output}: in the folder of the images. Choose another --output")
-        root, files = path, sorted(path.rglob("*"))
+        root, files = path, sorted(path.rglob("*"), key=by_number)
     else:
-        files = [path] if path.exists() else sorted(map(Path, glob(source, recursive=True)))
+        found = [path] if path.exists() else map(Path, glob(source, recursive=True))
+        files = sorted(found, key=by_number)
         if not files:
             raise UserError(f"{source}: does not exist. Name an image, folder, video or camera")
         root = Path(os.path.commonpath([file.parent for file in files]))
@@ -143,6 +144,11 @@ def find_source(source: str, output: Path) -> tuple[dict[str, Path], dict[str, P
     if not pictures and not videos:
         raise UserError(f"{source}: no PNG, JPEG or video. Name an image, folder, video or camera")
     return pictures, videos
+
+
+def by_number(path: Path) -> list[str | int]:
+    """A key for sorting: frame2 comes before frame10."""
+    return [int(x) if x.isdecimal() else x for x in re.split(r"(\d+)", path.as_posix())]
 
 
 def as_sequences(images: dict[str, Path], video: bool | None) -> tuple[dict[str, Readers], Readers]:

@@ -204,6 +204,22 @@ def test_a_video_becomes_a_video_of_four_pictures(trained, tmp_path):
     assert done.returncode == 0 and len(frames_of(tmp_path / "four" / "clip.webm")) == 4 < whole
 
 
+def test_frames_come_in_the_order_of_their_numbers(trained, tmp_path):
+    """frame2 before frame10, in a folder and as a pattern."""
+    source = tmp_path / "clip"
+    source.mkdir()
+    for number in (1, 2, 9, 10, 11, 100):
+        shade = np.full((64, 128, 3), 2 * number, np.uint8)
+        cv2.imwrite(str(source / f"frame{number}.png"), shade)
+    for place in (source, f"{source}/*.png"):
+        done = run("predict.py", place, *trained, "--output", tmp_path / "o", "--video", "true")
+        assert done.returncode == 0, done.stderr
+        video, shades = cv2.VideoCapture(str(tmp_path / "o" / "clip.webm")), []
+        while (frame := video.read())[0]:
+            shades.append(frame[1][: len(frame[1]) // 2, : frame[1].shape[1] // 2].mean())
+        assert len(shades) == 6 and shades == sorted(shades)
+
+
 def test_demo_video_folders_become_videos(trained, picture, tmp_path):
     folder = tmp_path / "demoVideo" / "stuttgart_00"
     folder.mkdir(parents=True)
