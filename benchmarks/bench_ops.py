@@ -68,7 +68,8 @@ def measured(case: str, work: dict[str, Callable], calls: list[tuple], rounds: i
     """Milliseconds, gain and memory of every side called with each of `calls` in turn."""
     each = len(calls)
     sides = {side: lambda n, call=call: call(*calls[n % each]) for side, call in work.items()}
-    seconds = measure.median_seconds(sides, rounds * each, warm_up=each, device=DEVICE)
+    how = {"warm_up": each, "at_once": 10 if DEVICE.type == "cuda" else 1, "device": DEVICE}
+    seconds = measure.median_seconds(sides, rounds * each, **how)
     row = {"case": case, "ms": {side: round(1e3 * value, 3) for side, value in seconds.items()}}
     for side in ("torch", "ours"):
         row[f"extra_mib_{side}"] = round(measure.extra_mib(partial(sides[side], 0), DEVICE), 1)

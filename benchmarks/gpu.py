@@ -223,11 +223,8 @@ def commands(proof: Proof) -> None:
     root, out = proof.given.root, proof.logs / "out"
     image = min((root / "leftImg8bit" / "val").rglob("*.png"))
     here = ["--checkpoint", "default", "--log_root", proof.logs, "--device", proof.given.device]
-    for what, source in (
-        ("an image", [image]),
-        ("a folder as video", [image.parent, "--video", 1]),
-    ):
-        words = ["true" if word == 1 else word for word in source]
+    folder = [image.parent, "--video", "true"]
+    for what, words in (("an image", [image]), ("a folder as video", folder)):
         proof.ends_well(f"predict.py {what}", "predict.py", *words, *here, "--output", out)
     proof.ends_well("predict.py a video", "predict.py", next(out.glob("*.webm")), *here,
                     "--output", out / "video", "--frames", 4)  # fmt: skip
@@ -329,7 +326,8 @@ def product_rate(device: torch.device, dtype: torch.dtype | None) -> float:
     """TFLOP/s of a large matrix product in the network's arithmetic."""
     side = 8192 if device.type == "cuda" else 512
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    seconds = measure.median_seconds({"product": lambda _: a @ b}, 5, device=device)
+    sides = {"product": lambda _: a @ b}
+    seconds = measure.median_seconds(sides, 5, at_once=10, device=device)
     return 2 * side**3 / seconds["product"] / 1e12
 
 
