@@ -54,7 +54,7 @@ from utils.training.run import (
     load_run,
     remove_leftovers,
 )
-from utils.training.step import training_step
+from utils.training.step import Replay, training_step
 
 SLOW_DATA = 0.2  # share of the time spent waiting for data from which it is worth a word
 PACK_HINT = "More --workers, or python utils/preprocess_data.py --pack true, make it faster"
@@ -77,6 +77,7 @@ class Job:
     batches: Batches
     total: int  # steps
     amp: torch.dtype | None  # what autocast computes in
+    replay: Replay | None  # of compiled steps on a single GPU
 
     def evaluates_after(self, step: int) -> bool:
         return step == self.total or step % self.config.eval_every == 0
@@ -141,15 +142,17 @@ def set_up(folder: Path, checkpoint: Path | None, config: Config, world: World) 
     if world.size > 1:
         trained = DistributedDataParallel(trained, gradient_as_bucket_view=True)
         trained.broadcast_buffers = False  # BatchNorm's: copied when they are needed, in validate
-    if world.use_compile(config.compile, sync_bn=config.sync_bn and world.size > 1):
+    compiled = world.use_compile(config.compile, sync_bn=config.sync_bn and world.size > 1)
+    if compiled:
         trained.compile()  # in place: the state_dict keeps its keys
         if world.is_main:
             print("the first step compiles the network: a minute or more", file=sys.stderr)
     batches = build_batches(config, train_set, task, world)
     amp = world.amp_dtype(config.precision)
+    replay = Replay() if compiled and world.on_gpu and world.size == 1 else None
     return Job(
         config, world, folder, train_set, val_set, run, task, trained, criterion, schedule,
-        batches, total, amp,
+        batches, total, amp, replay,
     )  # fmt: skip
 
 
@@ -279,6 +282,7 @@ def update(
         amp=job.amp,
         scaler=run.scaler,
         clip=config.clip_grad,
+        replay=job.replay,
     )
     run.add_loss(step, loss)
     if run.ema is not None:
@@ -324,6 +328,8 @@ def validate(job: Job, log: RunLogger, stop: StopRequest) -> Scores | None:
     """Scores on val, of the averaged weights where there are any; None where a stop came within."""
     run, config, world = job.run, job.config, job.world
     model = run.model if run.ema is None else run.ema.model
+    if job.replay is not None:
+        job.replay.forget()  # whole images need that memory
     distributed.copy_buffers_from_main(model, world)
     sheet = ContactSheet(job.val_set)
     scores = evaluate(

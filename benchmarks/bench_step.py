@@ -43,7 +43,7 @@ from utils.data.batches import Batch
 from utils.training.config import Config
 from utils.training.distributed import World, autocast
 from utils.training.optim import build_optimizer
-from utils.training.step import training_step
+from utils.training.step import Replay, training_step
 
 WORLD = World(0, 1, measure.choose_device())
 DEVICE, AMP, ON_CPU = WORLD.device, WORLD.amp_dtype("auto"), WORLD.device.type == "cpu"
@@ -99,15 +99,16 @@ def peer_side(build: Build, batch: Batch, training: bool, fast: bool, compiled: 
     return step if training else prediction
 
 
-def our_side(build: Build, batch: Batch, training: bool) -> Callable:
-    """train.py's step or evaluation's prediction."""
+def our_side(build: Build, batch: Batch, training: bool, *, replayed: bool = True) -> Callable:
+    """train.py's step or evaluation's prediction; replayed: on a GPU, as a CUDA graph."""
     model = build().to(DEVICE, memory_format=torch.channels_last)
     if training:
         optimizer = build_optimizer(model, "sgd", base_lr=0.01, weight_decay=5e-4)
         trained, criterion = FromPixels(model), SegmentationLoss()
         if not ON_CPU:
             trained.compile()
-        return lambda _: training_step(trained, criterion, optimizer, [batch], amp=AMP)
+        how = {"amp": AMP, "replay": Replay() if replayed and not ON_CPU else None}
+        return lambda _: training_step(trained, criterion, optimizer, [batch], **how)
     network, size = inference_copy(model, AMP), tuple(batch.images.shape[1:3])
 
     def prediction(_: int) -> torch.Tensor:
@@ -124,7 +125,10 @@ def compare(name: str, rounds: int, training: bool, size: list[int], images: int
     batch = Batch(noise(0, 256, (images, *size, 3)), truth, []).to(DEVICE)
     modes = {" fp32": (False, False), " bf16": (True, False), " bf16 compiled": (True, True)}
     build = builders(*name.split("-"))
-    sides = {"ours": our_side(build.pop("ours"), batch, training)}
+    own = build.pop("ours")
+    sides = {"ours": our_side(own, batch, training)}
+    if training and not ON_CPU:
+        sides["ours, launched one by one"] = our_side(own, batch, training, replayed=False)
     for peer, make in build.items():
         for mode, how in ({"": (False, False)} if ON_CPU else modes).items():
             sides[f"{peer}{mode}"] = peer_side(make, batch, training, *how)

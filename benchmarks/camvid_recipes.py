@@ -3,6 +3,7 @@
     python benchmarks/camvid_recipes.py                          three seeds of every option
     python benchmarks/camvid_recipes.py --only baseline EMA      some of them
     python benchmarks/camvid_recipes.py --only shipped           configs/camvid as it is
+    python benchmarks/camvid_recipes.py --only long              its form for a GPU
 
 camvid_recipes.yaml says what is trained. Scored are the last weights on val, of the shipped config
 also those best on val, on test. A second call goes on where the first one stopped; processes with
@@ -32,7 +33,11 @@ from utils.training.distributed import start
 
 PLAN = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 GROUPS = {name: group for group in PLAN["groups"] for name in PLAN["groups"][group]["variants"]}
-SHIPPED = REPOSITORY / "configs" / "camvid" / "deeplabv3_resnet18_os16.yaml"
+CONFIGS = REPOSITORY / "configs" / "camvid"
+SHIPPED = {
+    "shipped": CONFIGS / "deeplabv3_resnet18_os16.yaml",
+    "long": CONFIGS / "deeplabv3_resnet18_os8_long.yaml",
+}
 AT_8, HELD_OUT = "trained at 16, evaluated at 8", "0006R0"
 
 
@@ -58,11 +63,11 @@ def main() -> None:
 def measured(name: str, seed: int, root: Path, log_root: Path, steps: int) -> dict:
     """One training, from where an earlier call left it, and its scores. steps: 0 for the plan's."""
     options, group = {}, GROUPS.get(name)
-    config = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
+    config = yaml.safe_load(SHIPPED.get(name, SHIPPED["shipped"]).read_text(encoding="utf-8"))
     if group is not None:
         options = PLAN["groups"][group]["variants"][name]
         config = PLAN["every"] | PLAN["groups"][group]["base"] | options
-    elif name != "shipped":
+    elif name not in SHIPPED:
         raise UserError(f"--only {name}: not in camvid_recipes.yaml. Choose {', '.join(GROUPS)}")
     if group == "unseen":
         root = with_a_sequence_held_out(root)
@@ -73,11 +78,11 @@ def measured(name: str, seed: int, root: Path, log_root: Path, steps: int) -> di
     paths = {"data_root": str(root), "log_root": str(log_root), "run_name": folder.name}
     train({**config, **paths, "seed": seed})
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    if name == "shipped":
+    if name in SHIPPED:
         results["step"], results["test"] = score(folder, "best.pth", root, "test")
     if name == AT_8:
         results |= score(folder, "last.pth", root, "val", output_stride=8)[1]
-    keys = ("miou", "pixel_accuracy", "seconds", *(("step", "test") if name == "shipped" else ()))
+    keys = ("miou", "pixel_accuracy", "seconds", *(("step", "test") if name in SHIPPED else ()))
     return {
         "variant": name, "seed": seed, "options": options, "unseen": group == "unseen",
         "network": group == "networks", **{key: results[key] for key in keys},

@@ -6,6 +6,11 @@ from typing import Any
 
 Rows = list[list[Any]]
 Runs = dict[str, list[dict]]  # variant of a recipe -> its seeds
+TITLES = {
+    "shipped without photometric": "test IoU, without photometric",
+    "shipped": "test IoU",
+    "long": "test IoU, 200 epochs",
+}
 
 
 def table(rows: Rows) -> str:
@@ -114,7 +119,7 @@ def recipes(runs: list[dict]) -> str:
     for run in sorted(runs, key=lambda run: run["seed"]):
         group = unseen if run.get("unseen") else networks if run.get("network") else found
         group.setdefault(run["variant"], []).append(run)
-    shipped = [found.pop(name, []) for name in ("shipped without photometric", "shipped")]
+    shipped = [found.pop(name, []) for name in TITLES]
     plain = {run["seed"]: run["miou"] for run in found["baseline"]}
     titles = ["option of train.py", "val mIoU", "each seed", "gain, seed by seed"]
     options = [["one option changed", *titles]]
@@ -143,9 +148,8 @@ def column(runs: list[dict], key: str = "miou") -> list[float]:
 
 
 def shipped_rows(runs: list[dict]) -> Rows:
-    title = "test IoU" + ("" if runs[0]["variant"] == "shipped" else ", without photometric")
     tests = [run["test"] for run in runs]
-    rows = [[title, *(f"seed {run['seed']}" for run in runs), "mean"]]
+    rows = [[TITLES[runs[0]["variant"]], *(f"seed {run['seed']}" for run in runs), "mean"]]
     for name in tests[0]["classes"]:
         values = [test["classes"][name] or 0.0 for test in tests]
         rows.append([name, *map(percent, values), percent(mean(values))])

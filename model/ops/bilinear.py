@@ -1,6 +1,7 @@
 """PyTorch's rule of bilinear interpolation, as matrices."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from math import floor
@@ -76,6 +77,12 @@ def widen(images: torch.Tensor, columns: list[Piece]) -> torch.Tensor:
     return wide.unflatten(0, images.shape[:3])
 
 
+def narrow(wide: torch.Tensor, columns: list[Piece], images: torch.Tensor) -> None:
+    """widen transposed: adds (N,K,h,W) to images, (N,K,h,w)."""
+    for pixels, sources, matrix in columns:
+        images[..., sources] += wide[..., pixels] @ matrix
+
+
 @contextmanager
 def setting(switches: Any, name: str, value: Any) -> Iterator[None]:
     """One of PyTorch's global switches, within."""
@@ -94,3 +101,20 @@ exact_products = partial(setting, torch.backends.cuda.matmul, "fp32_precision", 
 def in_float32(logits: torch.Tensor) -> torch.Tensor:
     """float32 for half precision; float64 stays."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def kernel_for(logits: torch.Tensor, load: Callable[[], Callable]) -> Callable | None:
+    """What `load` gives, a Triton kernel that it has tried, where logits are a GPU's."""
+    possible = logits.device.type == "cuda" and logits.dtype != torch.float64
+    return loaded(load) if possible else None
+
+
+@lru_cache
+def loaded(load: Callable[[], Callable]) -> Callable | None:
+    """None, said once, where it fails."""
+    try:
+        return load()
+    except Exception as error:  # Triton runs a C compiler at its first launch: any of its faults
+        what = f"{load.__module__.rpartition('.')[2]} takes PyTorch's slower way, without Triton"
+        print(f"{what} ({error!r:.200})", file=sys.stderr)
+        return None

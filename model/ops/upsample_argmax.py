@@ -6,7 +6,6 @@ a cell's classes only those that can win. This file needs bilinear.py, torch and
 on NVIDIA GPUs, triton_argmax.py), nothing else.
 """
 
-import sys
 from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from model.ops.bilinear import in_float32
+from model.ops.bilinear import in_float32, kernel_for
 
 MIXED = 0.35  # share of cells without a common winner above which computing all pixels is faster
 CELL = 8  # pixels of a cell's side
@@ -35,8 +34,9 @@ def upsample_argmax(
     """
     if logits.shape[-2:] == tuple(size):
         return in_float32(logits.detach()).argmax(1).to(torch.uint8)
-    if logits.device.type == "cuda" and logits.dtype != torch.float64 and triton_kernel():
-        return triton_kernel()(logits.detach(), size, align_corners=align_corners)
+    kernel = kernel_for(logits, load_kernel)
+    if kernel is not None:
+        return kernel(logits.detach(), size, align_corners=align_corners)
     wide = in_float32(logits.detach())
     if wide.device.type != "cpu" or not np.isfinite(wide.numpy().sum()):  # argmax takes a NaN
         return upsample_argmax_reference(logits, size, align_corners=align_corners)
@@ -54,17 +54,10 @@ def upsample_argmax(
     return torch.from_numpy(np.stack(labels))
 
 
-@lru_cache
-def triton_kernel() -> Callable | None:
-    """triton_argmax once it has worked; None, said once, where it cannot be built."""
-    try:
-        from model.ops.triton_argmax import triton_argmax  # Linux wheels have Triton, others not
+def load_kernel() -> Callable:
+    from model.ops.triton_argmax import triton_argmax  # Linux wheels have Triton, others not
 
-        triton_argmax(torch.zeros(1, 2, 2, 2, device="cuda"), (4, 4), align_corners=False)
-    except Exception as error:  # Triton runs a C compiler at its first launch: any of its faults
-        what = "label maps take PyTorch's slower way, without Triton"
-        print(f"{what} ({error!r:.200})", file=sys.stderr)
-        return None
+    triton_argmax(torch.zeros(1, 2, 2, 2, device="cuda"), (4, 4), align_corners=False)
     return triton_argmax
 
 

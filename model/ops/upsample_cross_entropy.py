@@ -2,9 +2,11 @@
 
 Upsampling is linear: a few rows are upsampled by small matrix products, give their part of the loss
 and, by the same matrices transposed, of the gradient, and are forgotten. Logits of the labels' own
-size need none of this and go to F.cross_entropy. This file needs bilinear.py and torch, no more.
+size need none of this and go to F.cross_entropy. This file needs bilinear.py and torch (and, on
+NVIDIA GPUs, triton_cross_entropy.py), no more.
 """
 
+from collections.abc import Callable
 from math import log
 from typing import Any
 
@@ -12,7 +14,15 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from model.ops.bilinear import at_once, exact_products, in_float32, make_pieces, widen
+from model.ops.bilinear import (
+    at_once,
+    exact_products,
+    in_float32,
+    kernel_for,
+    make_pieces,
+    narrow,
+    widen,
+)
 
 
 def upsample_cross_entropy(
@@ -32,7 +42,7 @@ def upsample_cross_entropy(
     labelled pixel both are 0, and so is the gradient. label_smoothing: F.cross_entropy's.
 
     In float32 at least, always in the same order of additions; differentiable once, by logits.
-    IndexError (on a GPU its assertion) where a label is neither a class nor ignore_index.
+    IndexError where a label is neither a class nor ignore_index; on a GPU NaN, or its assertion.
     """
     if logits.shape[-2:] == labels.shape[-2:]:
         return plain_cross_entropy(
@@ -126,6 +136,15 @@ def hard_pixels(
     return labels.masked_fill(losses < limit, ignore_index)
 
 
+def load_kernel() -> Callable:
+    from model.ops.triton_cross_entropy import triton_cross_entropy  # only Linux wheels have Triton
+
+    wide, labels = torch.zeros(1, 2, 2, 4, device="cuda"), torch.zeros(1, 4, 4, device="cuda")
+    how = {"ignore_index": 255, "label_smoothing": 0.0, "align_corners": False, "wanted": True}
+    triton_cross_entropy(wide, labels.byte(), None, **how)
+    return triton_cross_entropy
+
+
 class UpsampleCrossEntropy(torch.autograd.Function):
     """Computes the gradient together with the loss, while the softmax is at hand."""
 
@@ -146,12 +165,19 @@ class UpsampleCrossEntropy(torch.autograd.Function):
         rows, columns = make_pieces(images, labels.shape[1:], align_corners)
         gradients = images.new_zeros(images.shape if wanted else 0)
         sums = images.new_zeros(2, dtype=torch.float64)
+        kernel = kernel_for(images, load_kernel)
         if images.device.type == "cpu":
             low, high = labels.masked_fill(labels == ignore_index, 0).aminmax()
             if low < 0 or high >= images.shape[1]:
                 known = f"{images.shape[1]} classes"
                 raise IndexError(f"labels {low} to {high} are out of range for {known}")
-        for part in at_once(images):
+        if kernel is not None:
+            how = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
+            how |= {"align_corners": align_corners, "wanted": wanted}
+            sums, wide_gradient = kernel(widen(images, columns), labels, weights, **how)
+            if wanted:
+                narrow(wide_gradient, columns, gradients)
+        for part in at_once(images) if kernel is None else ():
             target, binary = labels[part], images[part] / log(2)  # exp2 takes half of exp's time
             binary -= binary.amax(1, keepdim=True)
             wide = widen(binary, columns)
@@ -163,8 +189,7 @@ class UpsampleCrossEntropy(torch.autograd.Function):
                 if wanted:
                     wide_gradient[:, :, sources] += matrix.T @ slab
             if wanted:
-                for pixels, sources, matrix in columns:
-                    gradients[part, ..., sources] += wide_gradient[..., pixels] @ matrix
+                narrow(wide_gradient, columns, gradients[part])
         ctx.save_for_backward(gradients)
         ctx.dtype = logits.dtype
         loss_sum, weight_sum = sums.to(images.dtype).unbind()

@@ -20,7 +20,7 @@ from utils.base.errors import UserError
 from utils.data.batches import Batch, Batches
 from utils.training.distributed import World
 from utils.training.optim import AveragedWeights, build_optimizer
-from utils.training.step import training_step
+from utils.training.step import Replay, training_step
 
 pytestmark = [
     pytest.mark.gpu,
@@ -76,10 +76,11 @@ def test_an_image_larger_than_the_memory_is_predicted_in_windows(capsys):
     assert "predicted in windows of" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("replay", [False, True])
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("hard_threshold", [None, 0.7])
 @pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])
-def test_a_step_never_waits_for_the_device(compiled, hard_threshold, amp):
+def test_a_step_never_waits_for_the_device(replay, compiled, hard_threshold, amp):
     """Two micro-batches, colours, average, clipping; memory does not grow."""
     model = build_model("deeplabv3", num_classes=19).cuda().to(memory_format=torch.channels_last)
     trained, average = FromPixels(model), AveragedWeights(model, 0.9)
@@ -88,7 +89,7 @@ def test_a_step_never_waits_for_the_device(compiled, hard_threshold, amp):
     optimizer = build_optimizer(model, "sgd", base_lr=0.01, weight_decay=5e-4)
     criterion = SegmentationLoss(hard_threshold=hard_threshold, hard_min_kept=1000)
     scaler = torch.amp.GradScaler("cuda") if amp == torch.float16 else None
-    options = {"amp": amp, "clip": 10.0, "scaler": scaler}
+    options = {"amp": amp, "clip": 10.0, "scaler": scaler, "replay": Replay() if replay else None}
     losses, peaks, crops = [], [], [batch()] * 2
 
     def steps(number: int) -> None:
@@ -106,6 +107,33 @@ def test_a_step_never_waits_for_the_device(compiled, hard_threshold, amp):
         torch.cuda.set_sync_debug_mode("default")
     assert losses[-1] < losses[0]
     assert peaks[2] <= 1.01 * peaks[1]
+
+
+@pytest.mark.parametrize("hard_threshold", [None, 0.7])
+@pytest.mark.parametrize("amp", [None, torch.bfloat16, torch.float16])
+def test_replayed_steps_are_those_launched_one_by_one(amp, hard_threshold, capsys):
+    """Two micro-batches, clipping, learning rates that change; forgotten in between."""
+    results = []
+    for replay in (None, Replay()):
+        torch.manual_seed(0)
+        model = build_model("deeplabv3", num_classes=19).cuda()
+        model = model.to(memory_format=torch.channels_last)
+        optimizer = build_optimizer(model, "sgd", base_lr=0.01, weight_decay=5e-4)
+        criterion = SegmentationLoss(hard_threshold=hard_threshold, hard_min_kept=1000)
+        scaler = torch.amp.GradScaler("cuda") if amp == torch.float16 else None
+        options = {"amp": amp, "clip": 10.0, "scaler": scaler, "replay": replay}
+        trained, losses, other = FromPixels(model), [], batch()
+        other.images.copy_(other.images.flip(1))
+        for step in range(12):
+            optimizer.param_groups[0]["lr"] = 0.01 / (1 + step)
+            crops = [batch(), other] if step % 2 else [other, batch()]
+            losses.append(float(training_step(trained, criterion, optimizer, crops, **options)))
+            if step == 6 and replay is not None:
+                assert replay.graph is not None
+                replay.forget()
+        results.append([*losses, *(x.double().mean().item() for x in model.state_dict().values())])
+    assert replay.graph is not None and "slower" not in capsys.readouterr().err
+    assert results[0] == pytest.approx(results[1], rel=2e-2, abs=1e-4)
 
 
 def test_an_overflow_in_the_first_step_of_fp16_leaves_the_weights_finite():

@@ -37,11 +37,12 @@ class Batch:
     def tensors(self) -> list[torch.Tensor]:
         return [x for x in (self.images, *self.targets.values(), self.colors) if x is not None]
 
-    def to(self, device: torch.device) -> "Batch":
-        """A copy on `device`, which is under way when this returns."""
-        targets = {k: x.to(device, non_blocking=True) for k, x in self.targets.items()}
-        colors = None if self.colors is None else self.colors.to(device, non_blocking=True)
-        return Batch(self.images.to(device, non_blocking=True), targets, self.keys, colors)
+    def to(self, device: torch.device, *, copy: bool = False) -> "Batch":
+        """On `device`, where the copy may be under way when this returns."""
+        how = {"device": device, "non_blocking": True, "copy": copy}
+        targets = {k: x.to(**how) for k, x in self.targets.items()}
+        colors = None if self.colors is None else self.colors.to(**how)
+        return Batch(self.images.to(**how), targets, self.keys, colors)
 
 
 @lru_cache(maxsize=4)

@@ -142,8 +142,8 @@ class Config:
     """Arithmetic of the network; auto: bf16, on GPUs older than Ampere fp16, which scales the loss,
     on a CPU fp32. On a GPU the convolutions of fp32 take TF32, as is PyTorch's default."""
     compile: bool | None = None
-    """Compile the network with torch.compile, which takes a minute or more at the start. Default:
-    on GPUs where a compiler is installed."""
+    """Compile the network with torch.compile, which takes a minute or more at the start, and on one
+    GPU replay its steps as a CUDA graph. Default: on GPUs where a compiler is installed."""
     seed: int = 0
     """Seed of initial weights, data order, augmentation and dropout."""
 

@@ -1,6 +1,9 @@
 """One update of the weights."""
 
+import sys
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -20,28 +23,26 @@ def training_step(
     amp: torch.dtype | None = None,
     scaler: torch.amp.GradScaler | None = None,
     clip: float | None = None,
+    replay: "Replay | None" = None,
 ) -> torch.Tensor:
     """One update from micro-batches; the mean loss as a scalar that stays on the device.
 
     The mean is over the labelled pixels of all micro-batches and processes: gradients of the sums
     are added up first and divided by the weight of all pixels at last. So 1 x 8, 2 x 4 and two
     processes with 4 are the same training, but for BatchNorm, which sees each batch alone.
-    model: FromPixels of a network, or that within DDP.
+    model: FromPixels of a network, or that within DDP. replay: the same object at every step of a
+    training of one process.
     """
-    optimizer.zero_grad()
+    optimizer.zero_grad(set_to_none=replay is None)
     # Dividing by the number of pixels keeps the sums in fp16's range.
     pixels = sum(batch.images.numel() // 3 for batch in micro_batches)
+    add = partial(add_gradients, model, criterion, pixels=pixels, amp=amp, scaler=scaler)
     sums = []
     for number, batch in enumerate(micro_batches):
         # Gradients are exchanged once, after the last micro-batch.
         several = isinstance(model, DistributedDataParallel) and number < len(micro_batches) - 1
         with model.no_sync() if several else nullcontext():
-            with autocast(batch.images.device, amp):
-                outputs = model(batch.images, batch.colors)
-            loss_sum, weight_sum = criterion(outputs, batch.targets)
-            part = loss_sum / pixels
-            (scaler.scale(part) if scaler else part).backward()
-            sums.append(torch.stack([loss_sum.detach(), weight_sum]))
+            sums.append(replay(add, batch) if replay else add(batch))
     # The divisor is known only now: the labelled pixels of all micro-batches of all processes.
     total = torch.stack(sums).sum(0)
     world_size = dist.get_world_size() if dist.is_initialized() else 1
@@ -62,3 +63,67 @@ def training_step(
     else:
         optimizer.step()
     return loss_sum * share
+
+
+def add_gradients(
+    model: nn.Module,
+    criterion: nn.Module,
+    batch: Batch,
+    *,
+    pixels: int,
+    amp: torch.dtype | None,
+    scaler: torch.amp.GradScaler | None,
+) -> torch.Tensor:
+    """Adds those of a micro-batch's loss_sum / pixels; (2,): loss_sum and weight_sum."""
+    with autocast(batch.images.device, amp):
+        outputs = model(batch.images, batch.colors)
+    loss_sum, weight_sum = criterion(outputs, batch.targets)
+    part = loss_sum / pixels
+    (scaler.scale(part) if scaler else part).backward()
+    return torch.stack([loss_sum.detach(), weight_sum])
+
+
+class Replay:
+    """Calls add_gradients, from the fourth time on as a CUDA graph: one launch for its hundreds.
+
+    The host may need longer for the launches of a small network than the GPU for the work
+    (docs/results.md). Whatever is not the batch must stay the same: the objects that hold weights
+    and gradients, options, shapes. What cannot be recorded is launched as before, and it is said.
+    """
+
+    WARM_UP = 3  # calls that compile, search for algorithms, fill caches
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Give back the graph's memory, all activations; the next call records it again."""
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.inputs: list[torch.Tensor] = []
+        self.sums: torch.Tensor | None = None
+
+    def __call__(self, add: Callable[[Batch], torch.Tensor], batch: Batch) -> torch.Tensor:
+        self.calls += 1
+        if self.calls > self.WARM_UP and self.graph is None:
+            self.record(add, batch)
+        if self.graph is None:
+            return add(batch)
+        torch._foreach_copy_(self.inputs, batch.tensors())
+        self.graph.replay()
+        return self.sums.clone()
+
+    def record(self, add: Callable[[Batch], torch.Tensor], batch: Batch) -> None:
+        """Nothing is computed here."""
+        own = batch.to(batch.images.device, copy=True)
+        try:
+            graph = torch.cuda.CUDAGraph()
+            # The loader's threads go on to allocate memory meanwhile.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self.sums = add(own)
+        except RuntimeError as error:
+            what = str(error).splitlines()[0]
+            print(f"steps are not recorded as a CUDA graph: slower ({what})", file=sys.stderr)
+            self.calls = -sys.maxsize
+            return
+        self.graph, self.inputs = graph, own.tensors()

@@ -1,4 +1,4 @@
-"""The Triton kernel without a GPU: its arithmetic by Triton's interpreter, its compilation."""
+"""The Triton kernels without a GPU: their arithmetic by Triton's interpreter, their compilation."""
 
 import os
 import subprocess
@@ -36,6 +36,45 @@ assert torch.equal(triton_argmax(ties, (16, 16), align_corners=False), expected)
 assert expected.unique().tolist() == [1, 3]
 """
 
+LOSS = """
+import itertools, torch
+from model.ops.bilinear import make_pieces, narrow, widen
+from model.ops.triton_cross_entropy import triton_cross_entropy
+from model.ops.upsample_cross_entropy import upsample_cross_entropy_reference
+generator = torch.Generator().manual_seed(0)
+sizes = (((3, 4), (24, 32)), ((5, 6), (13, 70)), ((9, 11), (4, 5)), ((1, 1), (7, 5)))
+cases = itertools.product(sizes, (3, 5), (False, True), (0.0, 0.2), (False, True))
+for (small, large), classes, weighted, label_smoothing, align_corners in cases:
+    logits = 5 * torch.randn(2, classes, *small, generator=generator)
+    labels = torch.randint(0, classes + 1, (2, *large), generator=generator, dtype=torch.uint8)
+    labels[labels == classes] = 255
+    weights = 1 + torch.rand(classes, generator=generator) if weighted else None
+    _, columns = make_pieces(logits, large, align_corners)
+    how = {"label_smoothing": label_smoothing, "align_corners": align_corners}
+    sums, wide = triton_cross_entropy(
+        widen(logits, columns), labels, weights, ignore_index=255, wanted=True, **how
+    )
+    gradient = torch.zeros_like(logits)
+    narrow(wide, columns, gradient)
+    exact = logits.double().requires_grad_()
+    expected = upsample_cross_entropy_reference(
+        exact, labels, class_weights=None if weights is None else weights.double(), **how
+    )
+    expected[0].backward()
+    torch.testing.assert_close(sums, torch.stack(expected).detach(), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(gradient.double(), exact.grad, rtol=1e-4, atol=1e-4)
+    again, nothing = triton_cross_entropy(
+        widen(logits, columns), labels.long(), weights, ignore_index=255, wanted=False, **how
+    )
+    assert torch.equal(again, sums) and nothing is None
+for wrong in (5, -1):
+    labels = torch.zeros(1, 8, 8, dtype=torch.int64)
+    labels[0, 3, 3] = wrong
+    how = {"ignore_index": 255, "label_smoothing": 0.0, "align_corners": False, "wanted": True}
+    sums, _ = triton_cross_entropy(torch.zeros(1, 5, 2, 8), labels, None, **how)
+    assert sums[0].isnan()
+"""
+
 COMPILED = """
 import triton
 from triton.backends.compiler import GPUTarget
@@ -49,12 +88,26 @@ for logits, capability in (("*fp32", 80), ("*bf16", 90)):
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
     assert len(compiled.asm["cubin"]) > 1000
+from model.ops.triton_cross_entropy import SMALL, kernel
+for classes, columns, capability in ((32, 64, 80), (256, 16, 90)):
+    constants = dict.fromkeys(("WEIGHTED", "SMOOTH", "WANTED"), True)
+    constants |= {"KINDS": classes, "COLUMNS": columns, "SMALL": SMALL}
+    floats = ("wide", "weights", "smooth", "from_top", "from_below", "losses", "counted")
+    kinds = {"labels": "*u8", "starts": "*i32", **dict.fromkeys(constants, "constexpr")}
+    kinds |= dict.fromkeys(floats, "*fp32") | dict.fromkeys(("scale", "shift", "kept"), "fp32")
+    signature = {name: kinds.get(name, "i32") for name in kernel.arg_names}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    target = GPUTarget("cuda", capability, 32)
+    compiled = triton.compile(source, target=target, options={"num_warps": max(4, classes // 32)})
+
+    assert len(compiled.asm["cubin"]) > 1000
 """
 
 
 @pytest.mark.parametrize(
-    "script, environment", [(INTERPRETED, {"TRITON_INTERPRET": "1"}), (COMPILED, {})],
-    ids=["interpreted", "compiled"],
+    "script, environment",
+    [(script, {"TRITON_INTERPRET": "1"}) for script in (INTERPRETED, LOSS)] + [(COMPILED, {})],
+    ids=["interpreted", "loss interpreted", "compiled"],
 )  # fmt: skip
 def test_kernel(script, environment, tmp_path):
     done = subprocess.run(
