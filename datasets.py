@@ -11,11 +11,12 @@ import numpy as np
 from utils.base.errors import UserError
 from utils.base.paths import resolve_data_folder
 from utils.data import cityscapes, voc
-from utils.data.dataset import DataSet, Dataset, Files
+from utils.data.dataset import DataSet, Dataset, Files, converted_labels
 from utils.data.described import described_data_set, described_names
 from utils.data.image_files import image_size, read_image, read_label, to_train_ids
 from utils.data.label_table import LabelTable
 from utils.data.packed import PackedFile, packed_path
+from utils.data.sources import require_unchanged
 
 # Those that need code. find_data_set adds the described ones.
 DATASETS: dict[str, DataSet] = {
@@ -63,11 +64,13 @@ def build_dataset(
         )
         repeats = fine_repeats if split == "train_extra" else 1
         return JoinedDataset([*[first] * repeats, *others])
+    how = {"advice": data_set.prepare_again}
+    require_unchanged(converted_labels(root, split), root, data_set.classes, **how)
     path = packed_path(root, split)
     if not packed or not path.is_file():
         return SegmentationDataset(data_set.files(root, split), data_set.classes)
     packed_set = PackedDataset(path, data_set.classes)
-    packed_set.require_current(root)
+    packed_set.require_current(data_set, root, split)
     return packed_set
 
 

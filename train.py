@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
-from datasets import SegmentationDataset, build_dataset, resolve_data_root
+from datasets import SegmentationDataset, build_dataset, find_data_set, resolve_data_root
 from evaluation.evaluate import evaluate
 from evaluation.inference import Predictor
 from evaluation.metrics import Scores
@@ -160,7 +160,8 @@ def build_criterion(config: Config, train_set: Dataset, task: Task, world: World
     """The task's criterion: its options are those that the class of the loss takes."""
     class_weights = None
     if config.class_weights:
-        class_weights = torch.from_numpy(read_class_weights(config.data_root, train_set.classes))
+        data_set = find_data_set(config.dataset, config.data_root)
+        class_weights = torch.from_numpy(read_class_weights(data_set, config.data_root))
     names = ("label_smoothing", "hard_threshold", "hard_min_kept")
     options = {name: getattr(config, name) for name in names}
     return task.criterion(class_weights=class_weights, **options).to(world.device)

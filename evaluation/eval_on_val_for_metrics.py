@@ -21,6 +21,7 @@ if __name__ == "__main__":  # run by path, Python looks for modules in evaluatio
 import numpy as np
 import torch
 
+from datasets import find_data_set
 from evaluation.counts import Counts
 from evaluation.plots import plot_confusion
 from evaluation.task import Sample
@@ -60,8 +61,9 @@ def main() -> None:
         print(f"on {len(dataset)} images of {root}, {dataset.source}")
     weights = None
     if trained.state["config"]["class_weights"] and config.split == "val":
+        data_set = find_data_set(config.dataset or trained.state["config"]["dataset"], root)
         try:
-            weights = torch.from_numpy(read_class_weights(root, classes)).to(world.device)
+            weights = torch.from_numpy(read_class_weights(data_set, root)).to(world.device)
         except UserError:  # of a val split alone; only the loss needs them
             print("the loss is without class weights: this data set was not preprocessed")
 

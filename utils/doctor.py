@@ -111,7 +111,7 @@ def data_set(name: str, root: Path) -> Rows:
         yield STEP, f"{prepare} --check true"
     for split in ("train", "val"):  # as a training does
         datasets.build_dataset(name, root, split)
-    read_class_weights(root, found.classes)
+    read_class_weights(found, root)
     yield name, "preprocessed"
     if name != "synthetic":  # make demo, the advice without data, does all that it needs
         pack = nvidia_gpus() and not packed

@@ -135,7 +135,7 @@ def test_a_packed_set_of_another_name_is_ready(copy):
     (root / "train" / "0001.png").write_bytes(b"another size")
     rows, step = diagnose(copy)
     shutil.rmtree(copy / "data")
-    assert "older than data/camvid/train/0001.png" in " ".join(rows.split())
+    assert "data/camvid/train/0001.png: changed" in " ".join(rows.split())
     assert "--pack true" in step
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -12,11 +13,12 @@ from utils.base.errors import UserError
 from utils.base.progress import progress
 from utils.base.threads import read_ahead
 from utils.data.batches import read_all_train_ids
-from utils.data.class_weights import histogram, read_pixels
-from utils.data.dataset import DataSet, Dataset, FoundFiles, NoImages
+from utils.data.class_weights import histogram, read_pixels, require_current_weights
+from utils.data.dataset import DataSet, Dataset, FoundFiles, NoImages, converted_labels
 from utils.data.image_files import read_image, read_label
 from utils.data.label_table import LabelTable
 from utils.data.packed import PackedFile, packed_path
+from utils.data.sources import require_unchanged
 
 
 def check_data(data_set: DataSet, root: Path, *, workers: int) -> None:
@@ -32,8 +34,12 @@ def check_data(data_set: DataSet, root: Path, *, workers: int) -> None:
             lines = [str(error)]
         path = packed_path(root, split)
         lines = chain(lines, split_faults(data_set, root, split, found, workers=workers))
-        for line in chain(lines, packed_faults(path, data_set.classes)):
+        before = faults
+        for line in chain(lines, packed_faults(data_set, root, split)):
             tqdm.write(line)  # above the progress line
+            faults += 1
+        for line in outdated(data_set, root, split) if faults == before else ():
+            tqdm.write(line)
             faults += 1
         files += sum(map(len, found.values())) + path.is_file()
     if not files and not faults:
@@ -85,12 +91,13 @@ def sample_faults(name: str, found: FoundFiles, classes: LabelTable, sample: str
     return lines
 
 
-def packed_faults(path: Path, classes: LabelTable) -> Iterator[str]:
+def packed_faults(data_set: DataSet, root: Path, split: str) -> Iterator[str]:
     """A line for each fault of a packed file, where there is one."""
+    path = packed_path(root, split)
     if not path.is_file():
         return
     try:
-        packed = PackedFile(path, classes)
+        packed = PackedFile(path, data_set.classes)
     except UserError as error:
         yield str(error)
         return
@@ -100,6 +107,23 @@ def packed_faults(path: Path, classes: LabelTable) -> Iterator[str]:
                 advice = "--pack true --overwrite true writes it again"
                 yield f"{path}: image {name} damaged (checksum); {advice}"
             bar.update()
+
+
+def outdated(data_set: DataSet, root: Path, split: str) -> Iterator[str]:
+    """A line for each derived file that was made from other files or ids; reads all sources."""
+    labels, path = converted_labels(root, split), packed_path(root, split)
+    how = {"advice": data_set.prepare_again, "thorough": True}
+    attempts = [partial(require_unchanged, labels, root, data_set.classes, **how)]
+    if path.is_file():
+        packed = PackedFile(path, data_set.classes)
+        attempts.append(partial(packed.require_current, data_set, root, split, thorough=True))
+    if split == "train":
+        attempts.append(partial(require_current_weights, data_set, root, thorough=True))
+    for attempt in attempts:
+        try:
+            attempt()
+        except UserError as error:
+            yield str(error)
 
 
 def require_labels(

@@ -4,18 +4,38 @@ Its label ids become train ids once (utils/preprocess_data.py); val reads instan
 label ids and train ids follow.
 """
 
+import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from utils.base.errors import UserError
 from utils.base.paths import make_folder
 from utils.base.progress import progress
 from utils.base.threads import read_ahead
 from utils.data.class_weights import WEIGHTS_FILE, histogram, write_class_weights
-from utils.data.dataset import DataSet, FoundFiles, NoImages, Server, complete_files, train_id_path
+from utils.data.dataset import (
+    DataSet,
+    FoundFiles,
+    NoImages,
+    Server,
+    complete_files,
+    converted_labels,
+    train_id_path,
+)
 from utils.data.image_files import read_ids, read_train_ids, write_png
-from utils.data.label_table import CITYSCAPES
+from utils.data.label_table import CITYSCAPES, ids_of_instances
+from utils.data.sources import (
+    Noted,
+    names_below,
+    note,
+    read_record,
+    stamps_of,
+    unchanged,
+    up_to_date,
+)
 
 FOLDERS = {  # split -> folder of its images and labels, kind of its labels
     "train": ("train", "gtFine"),
@@ -82,11 +102,24 @@ def prepare(root: Path, *, workers: int, overwrite: bool) -> bool:
         found = {"image": find_images(root, split), "ids": find_labels(root, split, "ids")}
         labels[split] = {x.name: x.ids for x in complete_files(found, root, split, UNPACK)}
     sources = labels["train"] | labels["val"]
-    pending = {name for name in sources if overwrite or not is_current(root, name, sources[name])}
-    if not pending and (root / WEIGHTS_FILE).is_file():
+    before = {split: stamps_of(root, paths.values()) for split, paths in labels.items()}
+    known: dict[str, Noted] = {}
+    pending = set(sources if overwrite else ())
+    for split, paths in labels.items():
+        made = {path: train_id_path(root, name) for name, path in paths.items()}
+        known[split], old = up_to_date(converted_labels(root, split), root, made, CITYSCAPES)
+        pending |= {name for name, path in paths.items() if path in old}
+    weighed = read_record(root / WEIGHTS_FILE) and (root / WEIGHTS_FILE).is_file()
+    if weighed:  # a converted label must still be what was weighed
+        same = unchanged(root / WEIGHTS_FILE, root, CITYSCAPES)
+        outputs = [train_id_path(root, name) for name in labels["train"]]
+        names = zip(labels["train"], names_below(root, outputs), strict=True)
+        pending |= {name for name, output in names if output not in same}
+    if not pending and weighed and known["train"] and known["val"]:
         print(f"{root / 'meta'}: up to date, nothing to do")
         return True
     make_folder(train_id_path(root, "").parent)
+    instances, contradicting = find_labels(root, "val", "instances"), []
 
     def convert(name: str) -> np.ndarray:
         """Write one image's train ids if it is pending; their (256,) int64 pixel counts."""
@@ -94,6 +127,9 @@ def prepare(root: Path, *, workers: int, overwrite: bool) -> bool:
             return histogram(read_ids(train_id_path(root, name), np.uint8))
         train_ids = read_train_ids(sources[name], CITYSCAPES)
         write_png(train_id_path(root, name), train_ids, filtered=False)
+        with suppress(UserError):  # a damaged file: evaluation and --check name it
+            if name in instances and contradict(sources[name], instances[name]):
+                contradicting.append(name)
         return histogram(train_ids)
 
     total = np.zeros(256, np.int64)
@@ -104,14 +140,21 @@ def prepare(root: Path, *, workers: int, overwrite: bool) -> bool:
                 total += count
             bar.update()
     write_class_weights(root, total, CITYSCAPES.names, images=len(labels["train"]))
+    for split in labels:
+        note(converted_labels(root, split), root, before[split], CITYSCAPES, known=known[split])
+    written = stamps_of(root, (train_id_path(root, name) for name in labels["train"]))
+    note(root / WEIGHTS_FILE, root, written, CITYSCAPES)
     print(f"{root / 'meta'}: {len(pending)} label images, class_weights.json")
+    if contradicting:
+        what = f"{sources[contradicting[0]]} and its instanceIds, {len(contradicting)} in all"
+        print(f"warning: {what}: hold other ids; scores follow instanceIds", file=sys.stderr)
     return True
 
 
-def is_current(root: Path, name: str, source: Path) -> bool:
-    """Whether the train ids were written after their source was."""
-    path = train_id_path(root, name)
-    return path.is_file() and path.stat().st_mtime >= source.stat().st_mtime
+def contradict(ids: Path, instances: Path) -> bool:
+    """Whether an instance has another id in the one file than in the other."""
+    by_instance = ids_of_instances(read_ids(instances, np.uint16))
+    return not np.array_equal(read_ids(ids, np.uint8), by_instance)
 
 
 DATA_SET = DataSet(

@@ -62,6 +62,10 @@ class DataSet:
     prepare: Callable[..., bool] | None = None
     server: Server | None = None
 
+    @property
+    def prepare_again(self) -> str:
+        return f"Run python utils/preprocess_data.py --dataset {self.name} again"
+
     def files(self, root: Path, split: str) -> list[Files]:
         """The samples of a split of `splits`; UserError for missing files."""
         return complete_files(self.find(root, split), root, split, self.hints.get(split, ""))
@@ -97,6 +101,11 @@ class Dataset(Protocol):
 def train_id_path(root: Path, name: str) -> Path:
     """Where a data set's prepare writes the train ids of an image."""
     return root / "meta" / "label_imgs" / f"{name}.png"
+
+
+def converted_labels(root: Path, split: str) -> Path:
+    """What a data set's prepare made of a split's labels, as utils/data/sources.py names it."""
+    return root / "meta" / f"label_imgs.{split}"
 
 
 def complete_files(found: FoundFiles, root: Path, split: str, hint: str) -> list[Files]:

@@ -30,8 +30,9 @@ from utils.base.errors import UserError
 from utils.base.paths import make_folder
 from utils.base.progress import progress
 from utils.base.threads import read_ahead
-from utils.data.dataset import Dataset
+from utils.data.dataset import DataSet, Dataset, NoImages
 from utils.data.label_table import LabelTable
+from utils.data.sources import require_unchanged
 
 MAGIC = b"SEGPACK1"
 ALIGNMENT = 64
@@ -165,9 +166,20 @@ class PackedFile:
             place += views[plane].nbytes
         return views
 
-    def require_current(self, root: Path) -> None:
-        """UserError where a source file below `root` has another size than when it was packed."""
-        for image in self.layout.images:
+    def require_current(
+        self, data_set: DataSet, root: Path, split: str, *, thorough: bool = False
+    ) -> None:
+        """UserError where the split must be packed again; see require_unchanged."""
+        advice, sources = f"{REPACK} again", None
+        with suppress(NoImages):  # unpacked files may be gone
+            found = data_set.find(root, split)
+            sources = [path for paths in found.values() for path in paths.values()]
+            if [name for name in self.names if name in found["image"]] != [*found["image"]]:
+                raise UserError(f"{self.path}: other images or another order today. {advice}")
+        how = {"sources": sources, "advice": advice, "thorough": thorough}
+        if require_unchanged(self.path, root, self.classes, **how):
+            return
+        for image in self.layout.images:  # packed before there were records
             for name, size in image["sources"].items():
                 with suppress(OSError):  # sources may be gone, or never have been unpacked
                     if (root / name).stat().st_size != size:

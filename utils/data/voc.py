@@ -13,9 +13,17 @@ from utils.base.errors import UserError
 from utils.base.paths import make_folder, read_bytes, read_lines
 from utils.base.progress import progress
 from utils.base.threads import read_ahead
-from utils.data.dataset import DataSet, FoundFiles, NoImages, Server, train_id_path
+from utils.data.dataset import (
+    DataSet,
+    FoundFiles,
+    NoImages,
+    Server,
+    converted_labels,
+    train_id_path,
+)
 from utils.data.image_files import write_png
 from utils.data.label_table import VOC
+from utils.data.sources import note, stamps_of, up_to_date
 
 FOLDERS = (".", "VOCdevkit/VOC2012", "VOC2012", "VOCdevkit/VOC2007", "VOC2007")
 SEE_DOCS = "docs/voc.md says how to get it"
@@ -119,15 +127,20 @@ def prepare(root: Path, *, workers: int, overwrite: bool) -> bool:
     if sbd is None:
         return False
     names = sbd_names(sbd, voc_folder(root))
-    pending = [name for name in names if overwrite or not train_id_path(root, name).is_file()]
+    mats = {name: sbd / "cls" / f"{name}.mat" for name in names}
+    derived, before = converted_labels(root, "trainaug"), stamps_of(root, mats.values())
+    made = {path: train_id_path(root, name) for name, path in mats.items()}
+    known, old = up_to_date(derived, root, made, VOC)
+    pending = [name for name, path in mats.items() if overwrite or path in old]
     make_folder(train_id_path(root, "").parent)
 
     def convert(name: str) -> None:
-        write_png(train_id_path(root, name), read_mat(sbd / "cls" / f"{name}.mat"), filtered=False)
+        write_png(train_id_path(root, name), read_mat(mats[name]), filtered=False)
 
     with progress(len(pending), unit="image", label="SBD") as bar:
         for _ in read_ahead(convert, pending, workers=workers):
             bar.update()
+    note(derived, root, before, VOC, known=known)
     print(f"{root / 'meta'}: {len(pending)} of {len(names)} SBD label images written")
     return False
 

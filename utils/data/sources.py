@@ -1,0 +1,172 @@
+"""What a derived file was made from, so that a change of it is noticed before it is used.
+
+Beside packed/train.pack, say, lies packed/train.pack.sources.json: what the ids meant, and of every
+source file its size, times and inode, and the CRC-32 of its content. Content is read only where one
+of the others is not as noted, as after copying a data set.
+"""
+
+import json
+import os
+import zlib
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from utils.base.errors import UserError
+from utils.base.paths import read_bytes, write_text
+from utils.base.progress import progress
+from utils.base.threads import read_ahead
+from utils.data.label_table import LabelTable
+
+Noted = dict[str, list[int]]  # path below the data set's folder -> stamp and CRC-32
+THREADS = 4
+MANY = 1000  # files whose reading deserves a progress line
+
+
+def record_of(derived: Path) -> Path:
+    return derived.with_name(f"{derived.name}.sources.json")
+
+
+def names_below(root: Path, paths: Iterable[Path]) -> list[str]:
+    """As in a record; Path.relative_to would take seconds for 100,000 files."""
+    start = len(f"{root.as_posix().rstrip('/')}/")
+    return [path.as_posix()[start:] for path in paths]
+
+
+def stamps(root: Path, names: Iterable[str]) -> Noted:
+    """Size, times and inode: they change with the content, even where a tool restores size and
+    date. Files that are gone are left out."""
+    found = {}
+    for name in names:
+        with suppress(OSError):
+            status = os.stat(f"{root}/{name}")
+            times = [status.st_mtime_ns, status.st_ctime_ns]
+            found[name] = [status.st_size, *times, status.st_ino]
+    return found
+
+
+def stamps_of(root: Path, paths: Iterable[Path]) -> Noted:
+    return stamps(root, names_below(root, paths))
+
+
+def checksums(paths: list[Path]) -> list[int]:
+    with progress(len(paths), unit="file", label="compare", enabled=len(paths) > MANY) as bar:
+        found = []
+        for number in read_ahead(lambda path: zlib.crc32(read_bytes(path)), paths, workers=THREADS):
+            found.append(number)
+            bar.update()
+    return found
+
+
+def meaning(classes: LabelTable) -> int:
+    """Another number for other classes, and for ids or colours that stand for others of them."""
+    number = zlib.crc32(repr((classes.names, classes.id_to_train.tolist())).encode())
+    colors = classes.color_to_train
+    return number if colors is None else zlib.crc32(colors, number)
+
+
+def note(
+    derived: Path, root: Path, before: Noted, classes: LabelTable, *, known: Noted | None = None
+) -> None:
+    """Write the record of `derived`. before: the sources' stamps before it was made; a source that
+    has changed meanwhile is left out, so that it counts as new. known: entries from unchanged."""
+    files = {name: entry for name, entry in (known or {}).items() if name in before}
+    new = [name for name in before if name not in files]
+    now = stamps(root, new)
+    same = [name for name in new if now.get(name) == before[name]]
+    numbers = checksums([root / name for name in same])
+    files |= {name: [*now[name], crc] for name, crc in zip(same, numbers, strict=True)}
+    write_record(derived, {"meaning": meaning(classes), "files": files})
+
+
+def write_record(derived: Path, content: dict[str, Any]) -> None:
+    write_text(record_of(derived), json.dumps(content, separators=(",", ":")) + "\n")
+
+
+def read_record(derived: Path) -> dict[str, Any] | None:
+    """None where there is none: made before there were records, or by an interrupted run."""
+    try:
+        content = json.loads(record_of(derived).read_bytes())
+        return content if content["files"] is not None and "meaning" in content else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def changed_files(
+    derived: Path, root: Path, content: dict[str, Any], *, thorough: bool = False
+) -> list[str]:
+    """Those of a record whose content is another one today; files that are gone are not named.
+
+    thorough: all contents are compared. Where only stamps differ they are noted anew.
+    """
+    files, now = content["files"], stamps(root, content["files"])
+    suspects = [name for name in now if thorough or now[name] != files[name][:4]]
+    read = [name for name in suspects if now[name][0] == files[name][0]]
+    numbers = dict(zip(read, checksums([root / name for name in read]), strict=True))
+    changed = [name for name in suspects if numbers.get(name) != files[name][4]]
+    if not changed and any(now[name] != files[name][:4] for name in suspects):
+        files |= {name: [*now[name], files[name][4]] for name in now}
+        with suppress(UserError):  # a data set that takes no changes
+            write_record(derived, content)
+    return changed
+
+
+def unchanged(derived: Path, root: Path, classes: LabelTable) -> Noted | None:
+    """The entries whose files are as noted; none where ids mean other classes today. None without
+    a record."""
+    content = read_record(derived)
+    if content is None:
+        return None
+    if content["meaning"] != meaning(classes):
+        return {}
+    changed = set(changed_files(derived, root, content))
+    return {name: entry for name, entry in content["files"].items() if name not in changed}
+
+
+def up_to_date(
+    derived: Path, root: Path, made: dict[Path, Path], classes: LabelTable
+) -> tuple[Noted, set[Path]]:
+    """Of derived files, one for each source: unchanged's entries, and the sources whose file, its
+    value in `made`, must be made again."""
+    known = unchanged(derived, root, classes)
+
+    def current(source: Path, output: Path) -> bool:
+        if known is not None:
+            return names_below(root, [source])[0] in known
+        status = source.stat()  # before there were records: neither written nor put there later
+        return output.stat().st_mtime >= max(status.st_mtime, status.st_ctime)
+
+    return known or {}, {
+        x for x, path in made.items() if not path.is_file() or not current(x, path)
+    }
+
+
+def require_unchanged(
+    derived: Path,
+    root: Path,
+    classes: LabelTable,
+    *,
+    advice: str,
+    sources: Iterable[Path] | None = None,
+    thorough: bool = False,
+) -> bool:
+    """UserError where `derived` must be made again; whether there is a record.
+
+    sources: those that it should have today.
+    """
+    content = read_record(derived)
+    if content is None:
+        return False
+    if content["meaning"] != meaning(classes):
+        raise UserError(f"{derived}: made when the ids meant other classes. {advice}")
+    changed, noted = changed_files(derived, root, content, thorough=thorough), content["files"]
+    if sources is not None:
+        today = dict.fromkeys(names_below(root, sources))
+        changed += [name for name in today if name not in noted]
+        changed += [name for name in noted if name not in today and (root / name).exists()]
+    if changed:
+        count = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        what = f"{root / changed[0]}{count}: changed, new or no longer listed"
+        raise UserError(f"{what} since {derived} was made. {advice}")
+    return True
