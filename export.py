@@ -62,10 +62,11 @@ def main() -> None:
     require_file_name(path)
     dataset = trained.dataset("val")
     plain = Plain(trained.model.cpu(), scale=scales[0], logits=config.logits)
+    classes = trained.classes
     facts = {
         "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "order": "RGB", "scale": scales[0],
-        "classes": dataset.classes.names, "ids": dataset.classes.ids.tolist(),
-        "colors": dataset.classes.colors.tolist(), "step": trained.state["step"],
+        "classes": classes.names, "ids": classes.ids.tolist(),
+        "colors": classes.colors.tolist(), "step": trained.state["step"],
     }  # fmt: skip
     with whole(path) as temporary:
         write = {"onnx": write_onnx, "pt2": write_pt2}[config.format]

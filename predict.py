@@ -84,16 +84,16 @@ def main() -> None:
     images, videos = ({}, {}) if config.source is None else find_source(config.source, output)
     sequences, pictures = as_sequences(images, config.video)
     trained = Trained.open(config)
-    name, root = trained.state["config"]["dataset"], trained.root()
-    data_set = find_data_set(name, root)
+    name, root, classes = trained.state["config"]["dataset"], trained.root(), trained.classes
     if config.split is not None:
-        dataset = build_dataset(name, root, config.split)
+        data_set, dataset = find_data_set(name, root), build_dataset(name, root, config.split)
+        trained.require_classes(dataset.classes, name)
         pictures = {x: partial(dataset.image, index) for index, x in enumerate(dataset.names)}
     print(f"checkpoint {trained.path} (step {trained.state['step']})")
 
     make_folder(output)
     predictor = trained.predictor(windows_if_needed=True)
-    work = Work(output, predictor, trained.task, data_set.classes, config)
+    work = Work(output, predictor, trained.task, classes, config)
     for title, members in sequences.items():
         work.sequence(title, members)
     for title, source in videos.items():

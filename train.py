@@ -125,7 +125,7 @@ def set_up(folder: Path, checkpoint: Path | None, config: Config, world: World) 
     state = load_run(folder, checkpoint, config)
     distributed.require_same(state and state["step"], f"checkpoints of {folder}", world)
     config = replace(config, accumulate=accumulation(config, world, state))
-    run = build_run(config, train_set.classes.names, world, state)
+    run = build_run(config, train_set.classes, world, state)
     run.images_per_step = config.batch_size * config.accumulate * world.size
     total = config.steps
     if config.epochs is not None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from datasets import build_dataset, resolve_data_root
+from datasets import build_dataset, find_data_set, resolve_data_root
 from evaluation.evaluate import OnImage, evaluate
 from evaluation.inference import Predictor
 from evaluation.metrics import Scores
@@ -19,6 +19,7 @@ from utils.base.errors import UserError
 from utils.base.parser import check, valid_scales
 from utils.base.paths import resolve_log_root
 from utils.data.dataset import Dataset
+from utils.data.label_table import LabelTable
 from utils.training import distributed
 from utils.training.checkpoint import load_checkpoint
 from utils.training.distributed import World
@@ -123,6 +124,27 @@ class Trained:
         amp = world.amp_dtype(options.precision)
         return cls(path, model.to(world.device), state, world, amp, how, options)
 
+    def require_classes(self, classes: LabelTable, name: str) -> None:
+        """UserError where data set `name` has other classes, a warning where it has other ids."""
+        if list(classes.names) != self.state["classes"]:
+            what = f"{name}: {classes.difference(self.state['classes'], None)}"
+            raise UserError(f"{self.path}: trained on other classes, {what}. Use its own data set")
+        what = classes.difference(classes.names, self.state.get("label_table"))
+        if what and name == self.state["config"]["dataset"] and self.world.is_main:
+            print(f"warning: {self.path}: {what}; {name}'s ids of today are taken", file=sys.stderr)
+
+    @property
+    def classes(self) -> LabelTable:
+        """Those that it was trained on, with their ids and colours."""
+        if table := self.state.get("label_table"):
+            return LabelTable.from_plain(table)
+        name, root = self.state["config"]["dataset"], self.root()
+        classes = find_data_set(name, root).classes
+        self.require_classes(classes, name)
+        what = "an older checkpoint, which does not hold the ids of its classes"
+        print(f"warning: {self.path}: {what}; those of {name} are taken", file=sys.stderr)
+        return classes
+
     @property
     def task(self) -> Task:
         return TASKS[model_class(self.state["network"]["name"]).task]
@@ -154,9 +176,7 @@ class Trained:
         """Labelled images of `name`; UserError where they have other classes or no labels."""
         name, root = name or self.state["config"]["dataset"], self.root(name)
         dataset = build_dataset(name, root, split)
-        if list(dataset.classes.names) != self.state["classes"]:
-            what = f"trained on other classes than {name}'s"
-            raise UserError(f"{self.path}: {what}. Use its own data set")
+        self.require_classes(dataset.classes, name)
         if not dataset.has_labels:
             raise UserError(f"{root}: the {split} split has no public labels. Use --split val")
         return dataset

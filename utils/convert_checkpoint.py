@@ -54,7 +54,8 @@ def state_of(found: Converted, config: ConvertConfig) -> dict[str, object]:
     if name is None:
         raise UserError(f"{config.file}: {outputs} classes. Name the data set with --dataset")
     root = resolve_data_root(name, config.data_root)
-    names = list(find_data_set(name, root).classes.names)
+    table = find_data_set(name, root).classes
+    names = list(table.names)
     if len(names) not in (outputs, classes):
         raise UserError(f"{config.file}: {outputs} classes, {name} has {len(names)}. Name another")
     return {
@@ -63,6 +64,7 @@ def state_of(found: Converted, config: ConvertConfig) -> dict[str, object]:
         "model": found.weights,
         "config": plain(Config(dataset=name, data_root=root, class_weights=False)),
         "classes": names,
+        "label_table": table.plain(),
         "source": f"{found.source}: {Path(config.file).name}",
     }
 

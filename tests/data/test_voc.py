@@ -253,7 +253,7 @@ def test_a_run_learns_and_writes_palette_files(tmp_path):
 
 def test_momenta_reach_backbone_and_head(tmp_path, cityscapes_root):
     config = tiny(cityscapes_root, tmp_path, bn_momentum=(0.05, 3e-4), aux=True)
-    model = build_run(config, tuple("abc"), start("cpu"), None).model
+    model = build_run(config, VOC, start("cpu"), None).model
     found = {
         (name.split(".")[0], module.momentum)
         for name, module in model.named_modules()

@@ -228,7 +228,7 @@ def test_few_open_files_no_language_and_data_that_may_only_be_read_are_enough(
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    held = Run(model, optimizer, {}, {}, [], torch.zeros(()), step=3)
+    held = Run(model, optimizer, {}, {}, [], {}, torch.zeros(()), step=3)
     held.save(tmp_path)
     with torch.no_grad():
         model.weight[0, 0] = float("nan")

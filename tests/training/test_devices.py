@@ -18,6 +18,7 @@ from utils.base import environment
 from utils.base.environment import lacks_to_build, nvidia_gpus, usual_workers, why_no_gpu
 from utils.base.errors import UserError, out_of_memory
 from utils.data.batches import copied_ahead
+from utils.data.label_table import VOC
 from utils.training import distributed, logger
 from utils.training.distributed import World
 from utils.training.run import build_run
@@ -51,8 +52,8 @@ def test_fp16_taken_by_itself_scales_the_loss(cityscapes_root, tmp_path):
             return torch.float16
 
     config = tiny(cityscapes_root, tmp_path)
-    assert build_run(config, ["a", "b"], OldGpu(0, 1, torch.device("cpu")), None).scaler
-    assert build_run(config, ["a", "b"], World(0, 1, torch.device("cpu")), None).scaler is None
+    assert build_run(config, VOC, OldGpu(0, 1, torch.device("cpu")), None).scaler
+    assert build_run(config, VOC, World(0, 1, torch.device("cpu")), None).scaler is None
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ class TwoGpus(World):
 def test_synchronized_norms_keep_their_momentum_and_stay_frozen(cityscapes_root, tmp_path):
     changes = {"sync_bn": True, "bn_momentum": (0.05, 0.01), "freeze_bn": True}
     config = tiny(cityscapes_root, tmp_path, **changes)
-    model = build_run(config, ["a", "b"], TwoGpus(0, 2, torch.device("cpu")), None).model
+    model = build_run(config, VOC, TwoGpus(0, 2, torch.device("cpu")), None).model
     norms = {n: m for n, m in model.named_modules() if isinstance(m, nn.SyncBatchNorm)}
     assert len(norms) == 27 and not any(type(m) is nn.BatchNorm2d for m in model.modules())
     for name, norm in norms.items():
@@ -119,7 +120,7 @@ def test_synchronized_norms_are_refused_on_a_cpu_and_not_compiled(
 ):
     config = tiny(cityscapes_root, tmp_path, sync_bn=True)
     with pytest.raises(UserError, match="--sync_bn true: .* Leave it out"):
-        build_run(config, ["a", "b"], World(0, 2, torch.device("cpu")), None)
+        build_run(config, VOC, World(0, 2, torch.device("cpu")), None)
     assert GPU.use_compile(None, sync_bn=True) is False
     assert "not compiled (--sync_bn true)" in capsys.readouterr().err
     assert GPU.use_compile(None) is GPU.use_compile(True, sync_bn=True) is True

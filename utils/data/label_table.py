@@ -1,11 +1,16 @@
 """Label tables: which ids a data set stores, which classes are trained, how they are drawn."""
 
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Any
 
 import cv2
 import numpy as np
 from cityscapesscripts.helpers.labels import labels as cityscapes_labels
 
+ARRAYS = ("colors", "ids", "id_to_train")  # of a LabelTable, kept in checkpoints
 IGNORE = 255
 INVALID = 254  # marks, in `id_to_train`, an id that the data set does not define
 AVERAGE_SIZES = {  # pixels of an instance in Cityscapes' training set, from the official scorer
@@ -35,6 +40,40 @@ class LabelTable:
     instance_categories: dict[str, tuple[int, ...]] = field(default_factory=dict)  # name -> ids
     palette: bool = False  # the set's own label files are PNGs with a palette
     color_to_train: np.ndarray | None = None  # (2^24,) uint8: RGB of a label file -> train id
+
+    @property
+    def meaning(self) -> int:
+        """Another number for other classes, and for ids or colours that stand for others."""
+        number = zlib.crc32(repr((self.names, self.id_to_train.tolist())).encode())
+        return number if self.color_to_train is None else zlib.crc32(self.color_to_train, number)
+
+    def plain(self) -> dict[str, Any]:
+        """What predictions need, for a checkpoint: from_plain makes a table of it again."""
+        kept = {name: getattr(self, name).tolist() for name in ARRAYS}
+        more = {"num_ids": self.num_ids, "palette": self.palette, "meaning": self.meaning}
+        return {"names": list(self.names), **kept, **more}
+
+    @classmethod
+    def from_plain(cls, content: dict[str, Any]) -> "LabelTable":
+        """Without categories, instances and colours of label files."""
+        arrays = {name: np.array(content[name], np.uint8) for name in ARRAYS}
+        names = tuple(content["names"])
+        return cls(names, **arrays, num_ids=content["num_ids"], palette=content["palette"])
+
+    def difference(self, names: Sequence[str], plain: dict[str, Any] | None) -> str:
+        """How this table differs from that of a checkpoint, "" if it does not. plain: None of an
+        older one, which knows its classes' names alone."""
+        for number, pair in enumerate(zip_longest(self.names, names)):
+            if pair[0] != pair[1]:
+                now, then = (f"'{name}'" if name else "missing" for name in pair)
+                return f"class {number} is {now} here and {then} there"
+        if plain is None or plain["meaning"] == self.meaning:
+            return ""
+        for number, pair in enumerate(zip(self.id_to_train, plain["id_to_train"], strict=True)):
+            if pair[0] != pair[1] and min(pair) < INVALID:
+                now, then = (names[x] if x < INVALID else "no class" for x in pair)
+                return f"id {number} is {now} here and {then} there"
+        return "colours of label files are others" if self.color_to_train is not None else ""
 
     @property
     def num_classes(self) -> int:

@@ -14,7 +14,6 @@ from utils.data.dataset import Dataset, Files
 from utils.data.packed import Layout, PackedFile, pack, packed_path, part_path, require_space
 from utils.data.sources import (
     Noted,
-    meaning,
     names_below,
     note,
     read_record,
@@ -57,7 +56,7 @@ def pack_split(dataset: Dataset, root: Path, split: str, *, workers: int, overwr
     if holds(path, layout, dataset, root, before, workers=workers):
         print(f"{path}: complete already")
         return
-    partial, begun = part_path(path), {"meaning": meaning(dataset.classes), "files": before}
+    partial, begun = part_path(path), {"meaning": dataset.classes.meaning, "files": before}
     if read_record(partial) != begun:  # of an interrupted run, before a source changed
         partial.unlink(missing_ok=True)
     print(f"{path}: {len(dataset)} images, {require_space(path, layout)}")

@@ -59,13 +59,6 @@ def checksums(paths: list[Path]) -> list[int]:
     return found
 
 
-def meaning(classes: LabelTable) -> int:
-    """Another number for other classes, and for ids or colours that stand for others of them."""
-    number = zlib.crc32(repr((classes.names, classes.id_to_train.tolist())).encode())
-    colors = classes.color_to_train
-    return number if colors is None else zlib.crc32(colors, number)
-
-
 def note(
     derived: Path, root: Path, before: Noted, classes: LabelTable, *, known: Noted | None = None
 ) -> None:
@@ -77,7 +70,7 @@ def note(
     same = [name for name in new if now.get(name) == before[name]]
     numbers = checksums([root / name for name in same])
     files |= {name: [*now[name], crc] for name, crc in zip(same, numbers, strict=True)}
-    write_record(derived, {"meaning": meaning(classes), "files": files})
+    write_record(derived, {"meaning": classes.meaning, "files": files})
 
 
 def write_record(derived: Path, content: dict[str, Any]) -> None:
@@ -118,7 +111,7 @@ def unchanged(derived: Path, root: Path, classes: LabelTable) -> Noted | None:
     content = read_record(derived)
     if content is None:
         return None
-    if content["meaning"] != meaning(classes):
+    if content["meaning"] != classes.meaning:
         return {}
     changed = set(changed_files(derived, root, content))
     return {name: entry for name, entry in content["files"].items() if name not in changed}
@@ -158,7 +151,7 @@ def require_unchanged(
     content = read_record(derived)
     if content is None:
         return False
-    if content["meaning"] != meaning(classes):
+    if content["meaning"] != classes.meaning:
         raise UserError(f"{derived}: made when the ids meant other classes. {advice}")
     changed, noted = changed_files(derived, root, content, thorough=thorough), content["files"]
     if sources is not None:

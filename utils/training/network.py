@@ -1,7 +1,7 @@
 """From options to a network: what an architecture takes, its pretrained part, other weights."""
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from model import MODELS, option_names
+from model import MODELS, build_model, option_names
 from model.convert import renamed
 from model.encoders import ENCODERS, build_encoder
 from utils.base.errors import UserError
@@ -108,20 +108,44 @@ def imagenet_file(backbone: str, norm: str) -> Path:
     return path
 
 
-def take_over(model: nn.Module, path: Path) -> list[str]:
-    """Load those tensors of a checkpoint that fit by name and shape; the names of the others.
+def take_over(
+    model: nn.Module, path: Path, network: Mapping[str, Any], classes: Sequence[str]
+) -> str:
+    """Load those tensors of a checkpoint that fit by name and shape; what remains random, in words.
 
     Averaged weights, where there are any; a plain state_dict is read as well, and another
-    project's file under this project's names.
+    project's file under this project's names. Of a checkpoint that was trained on other classes
+    each class is taken over by its name.
     """
-    stored, own = checkpoint_weights(read_tensors(path)), model.state_dict()
+    content, own = read_tensors(path), model.state_dict()
+    stored = checkpoint_weights(content)
     weights = {key.removeprefix("network."): value for key, value in stored.items()}
+    ours = isinstance(content, dict) and "format" in content
+    before = content.get("classes", classes) if ours else classes
+    common = [name for name in classes if name in before]
+    if [*before] != [*classes]:
+        here, there = ([*map(names.index, common)] for names in ([*classes], [*before]))
+        for name in class_tensors(network) & weights.keys():
+            if weights[name].shape[1:] == own[name].shape[1:]:
+                own[name][here] = weights[name][there].to(own[name].dtype)
+                weights[name] = own[name]
     shapes = {name: getattr(value, "shape", None) for name, value in weights.items()}
     fitting = {name: weights[name] for name in own if shapes.get(name) == own[name].shape}
     if not fitting:
         raise UserError(f"{path}: no tensor fits this network. Name a checkpoint of its backbone")
     model.load_state_dict({**own, **fitting})
-    return [name for name in own if name not in fitting]
+    missing = [name for name in own if name not in fitting]
+    missing += [f"class {name}" for name in classes if name not in common]
+    return f"random: {', '.join(missing) or 'none'}"
+
+
+def class_tensors(network: Mapping[str, Any]) -> set[str]:
+    """Names of the tensors with a row for each class."""
+    with torch.device("meta"):
+        one, other = (
+            build_model(**{**network, "num_classes": number}).state_dict() for number in (2, 3)
+        )
+    return {name for name in one if one[name].shape != other[name].shape}
 
 
 def checkpoint_weights(content: Any) -> Mapping[str, Any]:

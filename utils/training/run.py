@@ -3,7 +3,6 @@
 import shutil
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +15,7 @@ from model.layers import freeze_norms, set_momentum
 from utils.base.errors import UserError
 from utils.base.lock import LOCK
 from utils.base.paths import resolve_log_root
+from utils.data.label_table import LabelTable
 from utils.training.checkpoint import (
     load_checkpoint,
     point,
@@ -47,6 +47,7 @@ class Run:
     network: dict[str, Any]  # build_model's arguments
     config: dict[str, Any]
     classes: list[str]
+    label_table: dict[str, Any]  # LabelTable.plain()
     loss_sum: torch.Tensor  # of the steps since the last row of metrics.csv
     ema: AveragedWeights | None = None
     scaler: torch.amp.GradScaler | None = None  # of fp16
@@ -61,8 +62,8 @@ class Run:
 
     # Entries of a checkpoint: stored, never renamed.
     PLAIN: ClassVar = (
-        "network", "config", "classes", "step", "loss_steps", "images_per_step", "best_miou",
-        "best_step", "stale", "pending",
+        "network", "config", "classes", "label_table", "step", "loss_steps", "images_per_step",
+        "best_miou", "best_step", "stale", "pending",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -119,7 +120,8 @@ class Run:
             raise UserError(f"{folder}: {what}. Free space, or choose another --log_root")
 
     def restore(self, state: dict[str, Any]) -> None:
-        needed = set(self.state()) - {"environment", "pending", "images_per_step"}  # of newer runs
+        state = {"label_table": self.label_table, **state}  # older runs lack it, and these two
+        needed = set(self.state()) - {"environment", "pending", "images_per_step"}
         require_entries(state, sorted(needed), f"checkpoint of step {state.get('step')}")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -266,18 +268,24 @@ def accumulation(config: Config, world: World, state: dict[str, Any] | None) -> 
 
 
 def build_run(
-    config: Config, classes: Sequence[str], world: World, state: dict[str, Any] | None
+    config: Config, classes: LabelTable, world: World, state: dict[str, Any] | None
 ) -> Run:
-    """Model, average and optimizer at step 0, or as `state`, a checkpoint, has them."""
+    """Model, average and optimizer at step 0, or as `state`, a checkpoint, has them.
+
+    UserError where that was trained on other classes.
+    """
     torch.manual_seed(config.seed)
-    network = network_options(config, len(classes))
+    if state and (what := classes.difference(state["classes"], state.get("label_table"))):
+        advice = "Restore the data set's description, or start a new run with --init_from"
+        raise UserError(f"{config.data_root}: {what}, in the run's checkpoint. {advice}")
+    network = network_options(config, classes.num_classes)
     pretrained = state is None and config.init_from is None
     model = build_model(**network, **pretrained_weights(config, network, wanted=pretrained))
     if state is None and config.init_from is not None:
         path = find_checkpoint(config.init_from, resolve_log_root(config.log_root))
-        missing = take_over(model, path)
+        what = take_over(model, path, network, classes.names)
         if world.is_main:
-            print(f"weights of {path}; random: {', '.join(missing) or 'none'}")
+            print(f"weights of {path}; {what}")
     set_momentum(model, *config.bn_momentum)
     if config.freeze_bn:
         freeze_norms(model)
@@ -295,7 +303,8 @@ def build_run(
         decay_norm=config.decay_norm,
     )
     loss_sum = torch.zeros((), device=world.device)
-    run = Run(model, optimizer, network, plain(config), list(classes), loss_sum)
+    names, table = list(classes.names), classes.plain()
+    run = Run(model, optimizer, network, plain(config), names, table, loss_sum)
     if config.ema is not None:
         run.ema = AveragedWeights(model, config.ema)
     if world.amp_dtype(config.precision) == torch.float16:
