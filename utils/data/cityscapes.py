@@ -27,15 +27,7 @@ from utils.data.dataset import (
 )
 from utils.data.image_files import read_ids, read_train_ids, write_png
 from utils.data.label_table import CITYSCAPES, ids_of_instances
-from utils.data.sources import (
-    Noted,
-    names_below,
-    note,
-    read_record,
-    stamps_of,
-    unchanged,
-    up_to_date,
-)
+from utils.data.sources import names_below, noting, unchanged, up_to_date
 
 FOLDERS = {  # split -> folder of its images and labels, kind of its labels
     "train": ("train", "gtFine"),
@@ -102,20 +94,19 @@ def prepare(root: Path, *, workers: int, overwrite: bool) -> bool:
         found = {"image": find_images(root, split), "ids": find_labels(root, split, "ids")}
         labels[split] = {x.name: x.ids for x in complete_files(found, root, split, UNPACK)}
     sources = labels["train"] | labels["val"]
-    before = {split: stamps_of(root, paths.values()) for split, paths in labels.items()}
-    known: dict[str, Noted] = {}
-    pending = set(sources if overwrite else ())
+    outputs = {name: train_id_path(root, name) for name in sources}
+    records, pending = {}, set(sources if overwrite else ())
     for split, paths in labels.items():
-        made = {path: train_id_path(root, name) for name, path in paths.items()}
-        known[split], old = up_to_date(converted_labels(root, split), root, made, CITYSCAPES)
+        derived = converted_labels(root, split)
+        made = {path: outputs[name] for name, path in paths.items()}
+        known, old = up_to_date(derived, root, made, CITYSCAPES)
+        records[split] = noting(derived, root, paths.values(), CITYSCAPES, known=known)
         pending |= {name for name, path in paths.items() if path in old}
-    weighed = read_record(root / WEIGHTS_FILE) and (root / WEIGHTS_FILE).is_file()
-    if weighed:  # a converted label must still be what was weighed
-        same = unchanged(root / WEIGHTS_FILE, root, CITYSCAPES)
-        outputs = [train_id_path(root, name) for name in labels["train"]]
-        names = zip(labels["train"], names_below(root, outputs), strict=True)
-        pending |= {name for name, output in names if output not in same}
-    if not pending and weighed and known["train"] and known["val"]:
+    weights, weighed = root / WEIGHTS_FILE, [outputs[name] for name in labels["train"]]
+    noted = unchanged(weights, root, CITYSCAPES)
+    if not (noted or {}).keys() >= {*names_below(root, weighed)}:  # a converted label was changed
+        pending |= labels["train"].keys() if noted else set()
+    elif not pending and weights.is_file():
         print(f"{root / 'meta'}: up to date, nothing to do")
         return True
     make_folder(train_id_path(root, "").parent)
@@ -124,9 +115,9 @@ def prepare(root: Path, *, workers: int, overwrite: bool) -> bool:
     def convert(name: str) -> np.ndarray:
         """Write one image's train ids if it is pending; their (256,) int64 pixel counts."""
         if name not in pending:
-            return histogram(read_ids(train_id_path(root, name), np.uint8))
+            return histogram(read_ids(outputs[name], np.uint8))
         train_ids = read_train_ids(sources[name], CITYSCAPES)
-        write_png(train_id_path(root, name), train_ids, filtered=False)
+        write_png(outputs[name], train_ids, filtered=False)
         with suppress(UserError):  # a damaged file: evaluation and --check name it
             if name in instances and contradict(sources[name], instances[name]):
                 contradicting.append(name)
@@ -134,16 +125,14 @@ def prepare(root: Path, *, workers: int, overwrite: bool) -> bool:
 
     total = np.zeros(256, np.int64)
     counts = read_ahead(convert, sources, workers=workers, ahead=2 * workers)
-    with progress(len(sources), unit="image", label="preprocess") as bar:
+    bar = progress(len(sources), unit="image", label="preprocess")
+    with records["train"], records["val"], bar:
         for name, count in zip(sources, counts, strict=True):
             if name in labels["train"]:
                 total += count
             bar.update()
-    write_class_weights(root, total, CITYSCAPES.names, images=len(labels["train"]))
-    for split in labels:
-        note(converted_labels(root, split), root, before[split], CITYSCAPES, known=known[split])
-    written = stamps_of(root, (train_id_path(root, name) for name in labels["train"]))
-    note(root / WEIGHTS_FILE, root, written, CITYSCAPES)
+    with noting(weights, root, weighed, CITYSCAPES):
+        write_class_weights(root, total, CITYSCAPES.names, images=len(weighed))
     print(f"{root / 'meta'}: {len(pending)} label images, class_weights.json")
     if contradicting:
         what = f"{sources[contradicting[0]]} and its instanceIds, {len(contradicting)} in all"

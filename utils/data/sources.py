@@ -8,8 +8,8 @@ of the others is not as noted, as after copying a data set.
 import json
 import os
 import zlib
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,6 @@ def stamps(root: Path, names: Iterable[str]) -> Noted:
     return found
 
 
-def stamps_of(root: Path, paths: Iterable[Path]) -> Noted:
-    return stamps(root, names_below(root, paths))
-
-
 def checksums(paths: list[Path]) -> list[int]:
     with progress(len(paths), unit="file", label="compare", enabled=len(paths) > MANY) as bar:
         found = []
@@ -59,18 +55,37 @@ def checksums(paths: list[Path]) -> list[int]:
     return found
 
 
-def note(
-    derived: Path, root: Path, before: Noted, classes: LabelTable, *, known: Noted | None = None
-) -> None:
-    """Write the record of `derived`. before: the sources' stamps before it was made; a source that
-    has changed meanwhile is left out, so that it counts as new. known: entries from unchanged."""
+@contextmanager
+def noting(
+    derived: Path,
+    root: Path,
+    sources: Iterable[Path],
+    classes: LabelTable,
+    *,
+    known: Noted | None = None,
+    partial: Path | None = None,
+) -> Iterator[None]:
+    """Within, `derived` is made; then its record is written.
+
+    A source that changes meanwhile is left out, so that it counts as new. known: entries that
+    unchanged gave. partial: where an interrupted run left what it had made, removed unless it
+    began with the same sources.
+    """
+    before = stamps(root, names_below(root, sources))
+    begun = {"meaning": classes.meaning, "files": before}
+    record_of(derived).unlink(missing_ok=True)
+    if partial is not None and read_record(partial) != begun:
+        partial.unlink(missing_ok=True)
+        write_record(partial, begun)
+    yield
     files = {name: entry for name, entry in (known or {}).items() if name in before}
-    new = [name for name in before if name not in files]
-    now = stamps(root, new)
-    same = [name for name in new if now.get(name) == before[name]]
+    now = stamps(root, before.keys() - files.keys())
+    same = [name for name in now if now[name] == before[name]]
     numbers = checksums([root / name for name in same])
     files |= {name: [*now[name], crc] for name, crc in zip(same, numbers, strict=True)}
-    write_record(derived, {"meaning": classes.meaning, "files": files})
+    write_record(derived, begun | {"files": files})
+    if partial is not None:
+        record_of(partial).unlink()
 
 
 def write_record(derived: Path, content: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ from utils.data.dataset import (
 )
 from utils.data.image_files import write_png
 from utils.data.label_table import VOC
-from utils.data.sources import note, stamps_of, up_to_date
+from utils.data.sources import noting, up_to_date
 
 FOLDERS = (".", "VOCdevkit/VOC2012", "VOC2012", "VOCdevkit/VOC2007", "VOC2007")
 SEE_DOCS = "docs/voc.md says how to get it"
@@ -128,7 +128,7 @@ def prepare(root: Path, *, workers: int, overwrite: bool) -> bool:
         return False
     names = sbd_names(sbd, voc_folder(root))
     mats = {name: sbd / "cls" / f"{name}.mat" for name in names}
-    derived, before = converted_labels(root, "trainaug"), stamps_of(root, mats.values())
+    derived = converted_labels(root, "trainaug")
     made = {path: train_id_path(root, name) for name, path in mats.items()}
     known, old = up_to_date(derived, root, made, VOC)
     pending = [name for name, path in mats.items() if overwrite or path in old]
@@ -137,10 +137,10 @@ def prepare(root: Path, *, workers: int, overwrite: bool) -> bool:
     def convert(name: str) -> None:
         write_png(train_id_path(root, name), read_mat(mats[name]), filtered=False)
 
-    with progress(len(pending), unit="image", label="SBD") as bar:
+    record = noting(derived, root, mats.values(), VOC, known=known)
+    with record, progress(len(pending), unit="image", label="SBD") as bar:
         for _ in read_ahead(convert, pending, workers=workers):
             bar.update()
-    note(derived, root, before, VOC, known=known)
     print(f"{root / 'meta'}: {len(pending)} of {len(names)} SBD label images written")
     return False
 
