@@ -29,9 +29,10 @@ def record_of(derived: Path) -> Path:
 
 
 def names_below(root: Path, paths: Iterable[Path]) -> list[str]:
-    """As in a record; Path.relative_to would take seconds for 100,000 files."""
-    start = len(f"{root.as_posix().rstrip('/')}/")
-    return [path.as_posix()[start:] for path in paths]
+    """As in a record, where files that lie elsewhere have absolute names. Path.relative_to would
+    take seconds for 100,000 files."""
+    start = f"{root.as_posix().rstrip('/')}/"
+    return [path.as_posix().removeprefix(start) for path in paths]
 
 
 def stamps(root: Path, names: Iterable[str]) -> Noted:
@@ -40,7 +41,7 @@ def stamps(root: Path, names: Iterable[str]) -> Noted:
     found = {}
     for name in names:
         with suppress(OSError):
-            status = os.stat(f"{root}/{name}")
+            status = os.stat(os.path.join(root, name))
             times = [status.st_mtime_ns, status.st_ctime_ns]
             found[name] = [status.st_size, *times, status.st_ino]
     return found
