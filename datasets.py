@@ -82,9 +82,9 @@ class SegmentationDataset(Dataset):
     def __init__(self, files: list[Files], classes: LabelTable) -> None:
         self.files = files
         self.names = [x.name for x in files]
-        self.classes = classes
         kinds = ("instances", "train_ids", "ids")  # instances say most
         self.kind = next((kind for kind in kinds if getattr(files[0], kind)), None)
+        self.classes = classes.without_instances() if self.kind == "ids" else classes
         self.has_labels = self.kind is not None
         self.checked = files[0].train_ids is not None  # preprocessing has seen every label file
 
@@ -120,6 +120,11 @@ class PackedDataset(PackedFile, Dataset):
     """The same samples, as views of a packed file; only the pixels that are used are read."""
 
     has_labels = checked = True
+
+    def __init__(self, path: Path, classes: LabelTable) -> None:
+        super().__init__(path, classes)
+        if "instance" not in self.layout.planes:
+            self.classes = classes.without_instances()
 
     @property
     def source(self) -> str:

@@ -160,7 +160,7 @@ def as_sequences(images: dict[str, Path], video: bool | None) -> tuple[dict[str,
         if video or (video is None and DEMO_VIDEO.fullmatch(path.name)):
             title = Path(name).parent.as_posix()
             group = sequences.setdefault(path.resolve().parent.name if title == "." else title, {})
-        group[name] = partial(read_image, path, upright=True)
+        group[name] = partial(read_image, path)
     return sequences, others
 
 

@@ -99,7 +99,7 @@ def main() -> None:
     print(scores.table())
     print(f"\npredictions: {predictions}\npictures and scores.json: {pictures}")
     truth = first_folder(root, "gtFine", "val")
-    if truth.is_dir():  # not where only packed files are
+    if truth.is_dir() and classes.instance_sizes:  # not where only packed files or label ids are
         folders = f"CITYSCAPES_DATASET={truth.parents[1]} CITYSCAPES_RESULTS={predictions}"
         folders += f" CITYSCAPES_EXPORT_DIR={pictures}"
         print(f"official score: {folders} csEvalPixelLevelSemanticLabeling")

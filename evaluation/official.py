@@ -37,10 +37,11 @@ def official_results(scores: Scores) -> dict[str, Any]:
 def run_referee(predictions: list[Path], instances: list[Path]) -> dict[str, Any]:
     """The referee's own results for pairs of label id and *_instanceIds.png files.
 
-    Prints its progress and tables. UserError where *_labelIds.png is not beside an instance file.
+    Prints its progress and tables. UserError where one of both is missing.
     """
     truths = [Path(str(path).replace("_instanceIds", "_labelIds")) for path in instances]
-    for path in truths:
+    needed = [Path(str(path).replace("_labelIds", "_instanceIds")) for path in truths]
+    for path in (*truths, *needed):
         if not path.is_file():
             raise UserError(f"{path}: missing, the official scorer reads it. Unpack gtFine")
     if not hasattr(np, "in1d"):  # gone in numpy 2.4; cityscapesScripts 2.3.0 calls it

@@ -14,23 +14,23 @@ from utils.data.cityscapes import first_folder
 from utils.data.image_files import GREY, png_header, read_ids
 from utils.data.label_table import CITYSCAPES
 
-Pair = tuple[Path, Path]  # prediction, *_gtFine_instanceIds.png
+Pair = tuple[Path, Path]  # prediction, truth as find_truth gives it
 DAMAGED = "Replace the damaged file"
 CONVERT = "Map train ids to label ids: CITYSCAPES.ids[prediction], utils/data/label_table.py"
 
 
 def find_truth(root: Path, split: str) -> dict[str, Path]:
-    """Image name, <city>_<sequence>_<frame> -> its instance id file."""
-    ending = "_gtFine_instanceIds.png"
+    """Image name, <city>_<sequence>_<frame> -> its instance ids; label ids where there are none."""
     folder = first_folder(root, "gtFine", split)
-    found = {path.name.removesuffix(ending): path for path in sorted(folder.glob(f"*/*{ending}"))}
-    if not found:
-        raise UserError(f"{folder}: no */*{ending}. Name the data set's folder with --data_root")
-    return found
+    for ending in ("_gtFine_instanceIds.png", "_gtFine_labelIds.png"):
+        if paths := sorted(folder.glob(f"*/*{ending}")):
+            return {path.name.removesuffix(ending): path for path in paths}
+    raise UserError(f"{folder}: no */*{ending}. Name the data set's folder with --data_root")
 
 
-def match_predictions(folder: Path, truth: dict[str, Path]) -> list[Pair]:
-    """Every image with its one prediction, found by name in any sub-folder, as the referee does."""
+def match_predictions(folder: Path, truth: dict[str, Path], *, subset: bool = False) -> list[Pair]:
+    """Every image, of a subset every one that has any, with its one prediction, found by name in
+    any sub-folder, as the referee does."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder. Name the predictions with --predictions")
     found: dict[str, Path] = {}
@@ -44,13 +44,13 @@ def match_predictions(folder: Path, truth: dict[str, Path]) -> list[Pair]:
         else:
             extra.append(path)
     missing = [name for name in truth if name not in found]
-    if missing:
+    if missing and not (subset and found):
         count = f"{len(missing)} of {len(truth)} images have no prediction {missing[0]}*.png"
         raise UserError(f"{folder}: {count}. Write one label id PNG per image")
     if extra:
         count = f"{extra[0]}: belongs to no image of the split ({len(extra)} such files)"
         raise UserError(f"{count}. Move it out of {folder}, or name its --split")
-    return [(found[name], path) for name, path in truth.items()]
+    return [(found[name], path) for name, path in truth.items() if name in found]
 
 
 def check_header(pair: Pair) -> None:

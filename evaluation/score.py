@@ -3,6 +3,7 @@
     python evaluation/score.py --predictions DIR
     python evaluation/score.py --predictions DIR --data_root /data/cityscapes --json score.json
     python evaluation/score.py --predictions DIR --check_official true
+    python evaluation/score.py --predictions DIR --subset true     some images only: not official
 
 Counts what csEvalPixelLevelSemanticLabeling counts, and adds pixel accuracy, mean class accuracy,
 frequency-weighted IoU, kappa and, if asked, boundary IoU. Needs numpy, opencv-python, tqdm and
@@ -63,23 +64,37 @@ def parse_options() -> argparse.Namespace:
     add("--workers", type=number, default=os.cpu_count() or 1, metavar="N", help=text)
     text = "Run the official scorer as well and compare."
     add("--check_official", choices=("true", "false"), default="false", help=text)
+    text = "Score only the images that have a prediction, which is not the official score."
+    add("--subset", choices=("true", "false"), default="false", help=text)
     return parser.parse_args()
+
+
+def say(text: str, note: str) -> None:
+    """Print lines, each of them with the note."""
+    print("\n".join(f"{line:<40}  ({note})" if note else line for line in text.splitlines()))
 
 
 def main() -> None:
     options = parse_options()
     cv2.setNumThreads(0)  # the workers are the parallelism
     root = resolve_data_folder("cityscapes", options.data_root, "CITYSCAPES_DATASET")
-    truth = find_truth(root, options.split)
-    pairs = match_predictions(options.predictions, truth)
+    truth, subset = find_truth(root, options.split), options.subset == "true"
+    if subset and options.check_official == "true":
+        raise UserError("--subset: the official scorer takes all. Leave --check_official out")
+    pairs = match_predictions(options.predictions, truth, subset=subset)
+    note = "" if len(pairs) == len(truth) else f"not official, {len(pairs)} of {len(truth)} images"
+    classes = CITYSCAPES
+    if pairs[0][1].name.endswith("_labelIds.png"):
+        classes = CITYSCAPES.without_instances()
+        say(f"{root}: no instanceIds, scored against labelIds: nIoU is left out", note)
     for path in filter(None, (options.json, options.confusion)):
         require_file_name(path)
     for pair in pairs:
         check_header(pair)
     counts = count_pairs(pairs, border=options.boundary_width or 0, workers=options.workers)
-    scores = compute_scores(counts, CITYSCAPES)
-    results = official_results(scores)
-    print(scores.table())
+    scores = compute_scores(counts, classes)
+    results = official_results(scores) | ({"subset": note} if note else {})
+    say(scores.table(), note)
     if options.json:
         write_json(options.json, results | {"scores": scores.plain()})
     if options.confusion:

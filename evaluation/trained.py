@@ -163,6 +163,9 @@ class Trained:
     ) -> Scores:
         """evaluate's scores of this network, as the command's options want them."""
         how = self.options | {"amp": self.amp, "task": self.task, "workers": self.command.workers}
+        classes = dataset.classes  # categories without instances: Cityscapes' label ids alone
+        if self.world.is_main and classes.categories and not classes.instance_sizes:
+            print("no instance ids (instanceIds) to score with: nIoU is left out")
         more = {"class_weights": class_weights, "border": border, "on_image": on_image}
         return evaluate(self.model, dataset, world=self.world, **how, **more)
 

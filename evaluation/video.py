@@ -26,8 +26,8 @@ USUAL_RATE = 25.0  # frames per second, where a camera does not tell
 def read_video(source: Path | int) -> tuple[Iterator[np.ndarray], float, int | None]:
     """A video file, or the camera of that number: its frames, frames a second, number of frames.
 
-    The frames, (H,W,3) uint8 RGB, are read ahead by a thread. Their number is what the file says,
-    which may be wrong; None of a camera.
+    The frames, (H,W,3) uint8 RGB, are read ahead by a thread; of a file at a constant rate. Their
+    number is what the file says, which may be wrong; None of a camera.
     """
     with quiet():
         capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
@@ -35,13 +35,39 @@ def read_video(source: Path | int) -> tuple[Iterator[np.ndarray], float, int | N
         name = f"camera {source}" if isinstance(source, int) else source
         raise UserError(f"{name}: cannot be opened as a video. Give another file or camera")
 
-    def read(_: int) -> np.ndarray | None:
+    def read(_: int) -> tuple[float, np.ndarray] | None:
         whole, frame = capture.read()
-        return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) if whole else None
+        time = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        return (time, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)) if whole else None
 
-    frames = takewhile(lambda frame: frame is not None, read_ahead(read, count(), workers=1))
-    rate, number = capture.get(cv2.CAP_PROP_FPS), int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-    return frames, rate if 0 < rate < 1000 else USUAL_RATE, number if number > 0 else None
+    timed = takewhile(lambda pair: pair is not None, read_ahead(read, count(), workers=1))
+    told, number = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
+    rate = told if 0 < told < 1000 else USUAL_RATE
+    frames = (frame for _, frame in timed) if isinstance(source, int) else even(timed, rate, source)
+    return frames, rate, round(number * rate / told) if told > 0 and number > 0 else None
+
+
+def even(
+    timed: Iterator[tuple[float, np.ndarray]], rate: float, source: Path
+) -> Iterator[np.ndarray]:
+    """Frames with their times in seconds -> one for each 1 / rate seconds, the newest by then.
+
+    Those of a constant rate are each given once. Where a time is missing, the next place is taken.
+    """
+    first, last, place, given, shown, said = 0.0, 0.0, 0, 0, None, False
+    for number, (time, frame) in enumerate(timed):
+        if number == 0:
+            first = time
+        else:
+            place = round((time - first) * rate) if time > last else place + 1
+        if place != number and not said:
+            said = True
+            what = f"variable frame rate, made {rate:g} a second to keep the timing"
+            print(f"{source}: {what}: frames are repeated or left out")
+        yield from [shown] * (place - given)
+        given, last, shown = max(given, place), time, frame
+    if shown is not None:
+        yield shown
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """predict.py and report.py as users run them, on files good and bad."""
 
+import json
 import re
 import resource
 import shutil
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import fails, run, tiny, train, write_cityscapes
+from PIL import Image
 
 from datasets import build_dataset
 from evaluation.inference import Predictor
@@ -68,6 +70,28 @@ def test_predictions_of_a_split_score_as_its_evaluation(trained, cityscapes_root
     other = run("evaluation/eval_on_val_for_metrics.py", *trained, "--log_root", logs)
     table = score.stdout[: score.stdout.index("pixel accuracy")]
     assert len(table) > 500 and table in other.stdout
+
+
+def test_label_ids_without_instance_ids_are_scored(trained, cityscapes_root, tmp_path):
+    """All but nIoU is the same, and one line says what is missing."""
+    root = shutil.copytree(cityscapes_root, tmp_path / "data")
+    for path in root.glob("gtFine/*/*/*instanceIds.png"):
+        path.unlink()
+    logs = shutil.copytree(trained[trained.index("--log_root") + 1], tmp_path / "logs")
+    printed, scores = [], []
+    for folder in (cityscapes_root, root):
+        options = [*trained, "--log_root", logs, "--data_root", folder, "--overlays", "false"]
+        done = run("evaluation/eval_on_val_for_metrics.py", *options)
+        assert done.returncode == 0, done.stderr
+        printed.append(done.stdout)
+        scores.append(json.loads((logs / "model_eval_val" / "scores.json").read_text()))
+    whole, done = printed
+    assert "nIoU" in whole and "official score:" in whole and "left out" not in whole
+    assert done.count("nIoU") == done.count("nIoU is left out") == 1 and "official" not in done
+    whole, done = scores
+    assert whole["iiou"] is not None and done["iiou"] is None and done["miou"] > 0
+    instances = ("iiou", "category_iiou", "instance_classes", "instance_categories")
+    assert all(whole[name] == done[name] for name in whole if name not in instances)
 
 
 def test_the_test_split_becomes_a_checked_archive(trained, tmp_path):
@@ -137,6 +161,24 @@ def test_videos_are_written_whole_or_not_at_all(trained, tmp_path):
     assert (output / "clip.webm").stat().st_size > 100_000
 
 
+def test_a_tagged_image_is_predicted_and_scored_alike(trained, cityscapes_root, tmp_path):
+    """Upright by its EXIF orientation, as its label is; tests/data/test_image_files.py has all."""
+    root, exif = shutil.copytree(cityscapes_root, tmp_path / "data"), Image.Exif()
+    exif[0x0112] = 3
+    for path in sorted(root.glob("leftImg8bit/val/*/*.png")):
+        Image.fromarray(read_image(path)).rotate(180).save(path, exif=exif)
+    done = run("predict.py", root / "leftImg8bit/val", *trained, "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    logs = shutil.copytree(trained[trained.index("--log_root") + 1], tmp_path / "logs")
+    options = [*trained, "--log_root", logs, "--data_root", root, "--overlays", "false"]
+    done = run("evaluation/eval_on_val_for_metrics.py", *options)
+    assert done.returncode == 0, done.stderr
+    predicted = sorted((tmp_path / "out" / "labels").rglob("*.png"))
+    scored = sorted((logs / "model_eval_val_for_metrics").iterdir())
+    assert len(predicted) == 3
+    assert [x.read_bytes() for x in predicted] == [x.read_bytes() for x in scored]
+
+
 def test_too_little_memory_changes_no_score_but_may_change_a_picture(
     trained, picture, tmp_path, monkeypatch
 ):
@@ -202,6 +244,41 @@ def test_a_video_becomes_a_video_of_four_pictures(trained, tmp_path):
     options = ["--frames", "4", "--output", tmp_path / "four"]
     done = run("predict.py", tmp_path / "clip.mp4", *trained, *options)
     assert done.returncode == 0 and len(frames_of(tmp_path / "four" / "clip.webm")) == 4 < whole
+
+
+def set_times(source: Path, path: Path, places: list[int]) -> None:
+    """The frames of a video, each at its place in twelfths of a second."""
+    options = [cv2.CAP_PROP_FORMAT, -1]  # packets, as they are
+    packets = cv2.VideoCapture(str(source), cv2.CAP_FFMPEG, options)
+    code, size = int(packets.get(cv2.CAP_PROP_FOURCC)), (96, 64)
+    raw = [cv2.VIDEOWRITER_PROP_RAW_VIDEO, 1]
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, code, 12.0, size, raw)
+    for place in places:
+        writer.set(cv2.VIDEOWRITER_PROP_PTS, place)
+        writer.write(packets.read()[1])
+    writer.release()
+
+
+@pytest.mark.parametrize(("ending", "places", "expected"), [
+    (".mkv", range(8), range(8)),
+    (".webm", (0, 1, 2, 7, 8, 9, 10, 14), (0, 1, 2, 2, 2, 2, 2, 3, 4, 5, 6, 6, 6, 6, 7)),
+    (".mkv", (0, 20, 21, 22, 23, 24, 25, 26), (*[0] * 20, *range(1, 8))),
+])  # fmt: skip
+def test_a_video_keeps_its_timing(trained, tmp_path, ending, places, expected):
+    """Frames of a variable rate are repeated, and that is said."""
+    made, clip = tmp_path / "made.mkv", tmp_path / f"clip{ending}"
+    grey = 40 + 20 * np.arange(8, dtype=np.uint8)
+    code, size = cv2.VideoWriter_fourcc(*"VP80"), (96, 64)
+    writer = cv2.VideoWriter(str(made), cv2.CAP_FFMPEG, code, 12.0, size)
+    for shade in grey:
+        writer.write(np.full((64, 96, 3), shade))
+    writer.release()
+    set_times(made, clip, list(places))
+    done = run("predict.py", clip, *trained, "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert ("variable frame rate, made 12 a second" in done.stdout) == (len(expected) > 8)
+    shades = [frame[20:300, 20:460].mean() for frame in frames_of(tmp_path / "out" / "clip.webm")]
+    assert np.abs(np.array(shades) - grey[list(expected)]).max() < 10
 
 
 def test_frames_come_in_the_order_of_their_numbers(trained, tmp_path):

@@ -47,6 +47,13 @@ def cut(path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
 
 
+def relabel(path) -> None:
+    """Another id at one pixel, which is defined too."""
+    ids = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    ids[3, 5] ^= 1
+    cv2.imwrite(str(path), ids)
+
+
 def write(content: bytes):
     return lambda path: path.write_bytes(content)
 
@@ -80,6 +87,11 @@ FAULTS = {
     "undefined instances": (
         INSTANCES, draw(np.full((64, 128), 40_001, np.uint16)), "undefined label ids 40",
     ),
+    "ids of val that are not the instances'": (
+        "gtFine/val/*/*labelIds.png", relabel, "row 3, column 5",
+    ),
+    "ids of train that are not the instances'": (IDS, relabel, "column 5, 1 such pixels"),
+    "flipped bit of train ids": ("meta/label_imgs/aachen*.png", flip, "not a whole PNG"),
     "a folder": (IDS, lambda path: (path.unlink(), path.mkdir()), "cannot be read"),
 }  # fmt: skip
 
@@ -87,7 +99,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_is_one_line_that_names_the_file(root, capsys, fault):
     pattern, edit, message = FAULTS[fault]
-    assert check(root, capsys)[-1] == f"{root}: 21 files, no fault"
+    assert check(root, capsys)[-1] == f"{root}: 25 files, no fault"
     path = one(root, pattern)
     edit(path)
     lines = check(root, capsys)
@@ -114,7 +126,7 @@ def test_faults_of_one_image_and_of_several_are_all_listed(root, capsys):
 def test_a_damaged_packed_file_is_one_line(root, capsys, split):
     dataset = build_dataset("synthetic", root, split, packed=False)
     pack_split(dataset, root, split, workers=1, overwrite=False)
-    assert check(root, capsys)[-1] == f"{root}: 22 files, no fault"
+    assert check(root, capsys)[-1] == f"{root}: 26 files, no fault"
     path = packed_path(root, split)
     content = path.read_bytes()
     damaged = bytearray(content)
@@ -125,6 +137,44 @@ def test_a_damaged_packed_file_is_one_line(root, capsys, split):
     path.write_bytes(content[:-64])
     lines = check(root, capsys)
     assert len(lines) == 2 and lines[0].startswith(f"{path}: ") and "bytes instead of" in lines[0]
+
+
+def test_what_was_packed_before_a_file_changed_is_one_line(root, capsys):
+    """As training refuses it."""
+    dataset = build_dataset("synthetic", root, "train", packed=False)
+    pack_split(dataset, root, "train", workers=1, overwrite=False)
+    path = one(root, IMAGES)
+    path.write_bytes(path.read_bytes() + b"comment")
+    lines = check(root, capsys)
+    assert len(lines) == 2 and f"{path}: changed" in lines[0], lines
+    with pytest.raises(UserError, match="older than"):
+        build_dataset("synthetic", root, "train")
+
+
+def test_instance_ids_that_nobody_unpacked_are_no_fault(root, capsys):
+    """But some of them are; without label ids there is nothing to score with."""
+    paths = sorted(root.glob("gtFine/*/*/*instanceIds.png"))
+    paths[-1].unlink()
+    assert "1 faults" in check(root, capsys)[-1]
+    with pytest.raises(UserError, match="1 of 3 val label files missing"):
+        build_dataset("synthetic", root, "val")
+    expected = build_dataset("synthetic", root, "train")[0]["label"]
+    for path in paths[:-1]:
+        path.unlink()
+    assert check(root, capsys) == [f"{root}: 18 files, no fault"]
+    for packed in (False, True):
+        dataset = build_dataset("synthetic", root, "val")
+        sample = dataset[0]
+        assert not dataset.classes.instance_sizes and "instance" not in sample
+        assert sample["label"].max() == 255 and len(np.unique(sample["label"])) > 5
+        if not packed:
+            pack_split(dataset, root, "val", workers=1, overwrite=False)
+    assert np.array_equal(build_dataset("synthetic", root, "train")[0]["label"], expected)
+    packed_path(root, "val").unlink()
+    for path in root.glob("gtFine/val/*/*labelIds.png"):
+        path.unlink()
+    with pytest.raises(UserError, match="3 of 3 val label files missing.*Unpack gtFine"):
+        build_dataset("synthetic", root, "val")
 
 
 def test_a_wrong_number_of_images_is_one_line(root, capsys):

@@ -302,22 +302,6 @@ def test_a_jpeg_that_ends_too_early_is_refused(tmp_path, kind):
                 read_image(path)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_camera_s_rotation_is_ignored(tmp_path, orientation):
-    tag = Image.Exif()
-    tag[0x0112] = orientation
-    for name in ("x.jpg", "x.png"):
-        Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(tmp_path / name, exif=tag)
-        assert read_image(tmp_path / name).shape == (4, 6, 3)
-
-
-def test_a_camera_s_rotation_is_followed_where_there_is_no_label(tmp_path):
-    tag = Image.Exif()
-    tag[0x0112] = 6
-    Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(tmp_path / "x.jpg", exif=tag)
-    assert read_image(tmp_path / "x.jpg", upright=True).shape == (6, 4, 3)
-
-
 @pytest.mark.parametrize("shape", [(4, 6), (4, 6, 3)])
 def test_written_pixels_are_read_back(tmp_path, shape):
     pixels = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
@@ -391,8 +375,8 @@ def test_coarse_labels_join_the_fine_ones_with_a_weight_of_their_own(tmp_path):
 
 
 def test_the_size_of_a_missing_and_of_a_wrong_file(tmp_path):
-    with pytest.raises(UserError, match=r"none.png: does not exist"):
+    with pytest.raises(UserError, match=r"none.png: cannot be read"):
         image_size(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(UserError, match=r"text.png: not a PNG or JPEG image"):
+    with pytest.raises(UserError, match=r"text.png: not a whole PNG or JPEG image"):
         image_size(tmp_path / "text.png")

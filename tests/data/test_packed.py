@@ -262,7 +262,7 @@ def test_the_command_packs_checks_and_names_faults(root):
     done = run("utils/preprocess_data.py", *data, "--pack", "true")
     assert done.returncode == 0 and "GiB free" in done.stdout, done.stderr
     done = run("utils/preprocess_data.py", "--dataset", "synthetic", *data, "--check", "true")
-    assert done.returncode == 0 and "23 files, no fault" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "27 files, no fault" in done.stdout, done.stdout + done.stderr
     path = packed_path(root, "train")
     whole = path.read_bytes()
     content = bytearray(whole)

@@ -2,7 +2,9 @@
 
 import json
 
+import cv2
 import numpy as np
+import onnx
 import pytest
 import torch
 from helpers import randomize
@@ -50,9 +52,42 @@ def test_exported_files_agree_at_any_size(model, write, tmp_path):
     assert (both[0] == runner(normalize(torch.tensor(images[2])[None]))[0]).mean() > 0.999
 
 
-def test_a_scale_is_part_of_the_file(model, tmp_path, scale=0.25):
-    runner = write_onnx(Plain(model, scale=scale, logits=True), tmp_path / "m.onnx", {})
-    image = torch.tensor(pictures([(130, 258)])[0])[None]
-    small = predict_logits(model, image, size=(130, 258), scales=(scale,))
-    expected = F.interpolate(small, (130, 258), mode="bilinear")
-    np.testing.assert_allclose(runner(normalize(image)), expected.numpy(), atol=1e-3, rtol=1e-3)
+def opencv(path):
+    network = cv2.dnn.readNetFromONNX(str(path))
+
+    def run(images: torch.Tensor) -> np.ndarray:
+        network.setInput(images.numpy())
+        return network.forward()
+
+    return run
+
+
+@pytest.mark.parametrize(("scale", "logits"), [
+    (0.25, True),
+    *(pytest.param(*row, marks=pytest.mark.slow) for row in (
+        (0.25, False), (0.3, True), (0.3, False), (1.0, True), (1.5, True), (1.5, False),
+    )),
+])  # fmt: skip
+def test_a_scale_is_part_of_the_file_and_the_same_in_every_program(model, tmp_path, scale, logits):
+    """OpenCV ignores that a Resize is antialiased, so there is none."""
+    path = tmp_path / "m.onnx"
+    runners = [write_onnx(Plain(model, scale=scale, logits=logits), path, {}), opencv(path)]
+    if scale == 0.3:
+        runners.append(write_pt2(Plain(model, scale=scale, logits=logits), tmp_path / "m.pt2", {}))
+    resizes = [node for node in onnx.load(path).graph.node if node.op_type == "Resize"]
+    assert not any(x.i for node in resizes for x in node.attribute if x.name == "antialias")
+    for size in ((131, 258), (150, 201)):
+        image = torch.tensor(pictures([size])[0])[None]
+        noisy = image + torch.randint(0, 40, image.shape, dtype=torch.uint8) // 2
+        small = predict_logits(model, noisy, size=size, scales=(scale,))
+        expected = F.interpolate(small, size, mode="bilinear").numpy()
+        for runner in runners:
+            found = runner(normalize(noisy))
+            if logits:
+                np.testing.assert_allclose(found, expected, atol=1e-4)
+            else:
+                assert (found == expected.argmax(1)).mean() > 0.999
+    assert runners[0](torch.zeros(1, 3, 1, 3)).shape[-2:] == (
+        1,
+        3,
+    )  # pixels that a scale rounds to 0

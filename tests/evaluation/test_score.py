@@ -146,6 +146,55 @@ def test_the_command_s_results_and_mistakes(predictions, cityscapes_root, tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
+def test_some_images_can_be_scored_and_every_line_says_so(predictions, cityscapes_root, tmp_path):
+    """Of a whole folder it is the official score; the images' numbers are theirs alone."""
+    options = ["--predictions", predictions, "--data_root", cityscapes_root]
+    options += ["--json", tmp_path / "out.json"]
+    whole = run("evaluation/score.py", *options)
+    everything = json.loads((tmp_path / "out.json").read_text())
+    again = run("evaluation/score.py", *options, "--subset", "true")
+    assert again.stdout == whole.stdout and "not official" not in whole.stdout
+    next(predictions.glob("*1_000019*.png")).unlink()
+    failed = run("evaluation/score.py", *options)
+    assert failed.returncode == 2 and "1 of 3 images have no prediction" in failed.stderr
+    done = run("evaluation/score.py", *options, "--subset", "true")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) > 30 and all("(not official, 2 of 3 images)" in line for line in lines)
+    results = json.loads((tmp_path / "out.json").read_text())
+    assert results.pop("subset") == "not official, 2 of 3 images" and "subset" not in everything
+    confusion = np.array(results["confMatrix"])
+    assert confusion.sum() == 2 * 64 * 128 and confusion.max() < np.max(everything["confMatrix"])
+    for path in predictions.iterdir():
+        path.unlink()
+    for more, words in (([], "3 of 3 images have no"), (["--check_official", "true"], "--subset")):
+        failed = run("evaluation/score.py", *options, "--subset", "true", *more)
+        assert failed.returncode == 2 and words in failed.stderr and failed.stderr.count("\n") == 1
+
+
+def test_label_ids_alone_are_scored_without_niou(predictions, cityscapes_root, tmp_path):
+    options = ["--predictions", predictions, "--json", tmp_path / "out.json"]
+    whole = run("evaluation/score.py", *options, "--data_root", cityscapes_root)
+    expected = json.loads((tmp_path / "out.json").read_text())
+    root = shutil.copytree(cityscapes_root, tmp_path / "data")
+    for path in root.glob("gtFine/*/*/*instanceIds.png"):
+        path.unlink()
+    options += ["--data_root", root]
+    done = run("evaluation/score.py", *options)
+    assert done.returncode == 0, done.stderr
+    line, table = done.stdout.split("\n", 1)
+    assert "no instanceIds" in line and "nIoU is left out" in line
+    assert "nIoU" in whole.stdout and "nIoU" not in table
+    results = json.loads((tmp_path / "out.json").read_text())
+    for key in ("confMatrix", "averageScoreClasses", "averageScoreCategories", "priors"):
+        assert results[key] == expected[key]
+    assert np.isnan(
+        [*results["classInstScores"].values(), results["averageScoreInstClasses"]]
+    ).all()
+    failed = run("evaluation/score.py", *options, "--check_official", "true")
+    assert failed.returncode == 2 and "instanceIds.png: missing" in failed.stderr
+
+
 def files_to_take() -> list[str]:
     """score.py and the files that its docstring names for another project, beside utils/base/."""
     source = (REPOSITORY / "evaluation/score.py").read_text(encoding="utf-8")

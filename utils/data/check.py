@@ -10,13 +10,14 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.base.errors import UserError
+from utils.base.paths import read_bytes
 from utils.base.progress import progress
 from utils.base.threads import read_ahead
 from utils.data.batches import read_all_train_ids
 from utils.data.class_weights import histogram, read_pixels, require_current_weights
 from utils.data.dataset import DataSet, Dataset, FoundFiles, NoImages, converted_labels
-from utils.data.image_files import read_image, read_label
-from utils.data.label_table import LabelTable
+from utils.data.image_files import image_header, read_ids, read_image, read_label
+from utils.data.label_table import LabelTable, ids_of_instances
 from utils.data.packed import PackedFile, packed_path
 from utils.data.sources import require_unchanged
 
@@ -59,19 +60,26 @@ def split_faults(
         what = f"{surplus} too many" if surplus > 0 else f"{-surplus} missing. Unpack them"
         yield f"{root}: {images} {split} images, {data_set.name} has {expected}: {what}"
     names = list(dict.fromkeys(name for paths in found.values() for name in paths))
+    tagged: list[str] = []
 
     def read(name: str) -> list[str]:
-        return sample_faults(name, found, data_set.classes, f"{root}: {split} image {name}")
+        sample = f"{root}: {split} image {name}"
+        return sample_faults(name, found, data_set.classes, sample, tagged)
 
     with progress(len(names), unit="image", label=f"check {split}", enabled=bool(names)) as bar:
         for lines in read_ahead(read, names, workers=workers, ahead=4 * workers):
             yield from lines
             bar.update()
+    if tagged:
+        what = f"{len(tagged)} {split} images have an EXIF orientation"
+        tqdm.write(f"{root}: {what}, which every command follows: labels must be upright too")
 
 
-def sample_faults(name: str, found: FoundFiles, classes: LabelTable, sample: str) -> list[str]:
-    """A line for each fault of one sample."""
-    lines, sizes = [], {}
+def sample_faults(
+    name: str, found: FoundFiles, classes: LabelTable, sample: str, tagged: list[str]
+) -> list[str]:
+    """A line for each fault of one sample; `tagged` collects images with an EXIF orientation."""
+    lines, sizes, planes = [], {}, {}
     for kind, paths in found.items():
         if name not in paths:
             lines.append(f"{sample} has no {kind} file")
@@ -80,15 +88,29 @@ def sample_faults(name: str, found: FoundFiles, classes: LabelTable, sample: str
         try:
             if kind == "image":
                 sizes[path] = read_image(path).shape[:2]
+                if image_header(read_bytes(path), path)[1] != 1:
+                    tagged.append(name)
             else:
-                sizes[path] = read_label(path, kind, classes)["label"].shape
+                planes[kind] = read_label(path, kind, classes)
+                sizes[path] = planes[kind]["label"].shape
         except UserError as error:
             lines.append(str(error))
     for path, (height, width) in sizes.items():
         first = next(iter(sizes.values()))
         if (height, width) != first:
             lines.append(f"{path}: {width} x {height} pixels, its image {first[1]} x {first[0]}")
+    if not lines and {"ids", "instances"} <= planes.keys():
+        lines += contradiction(found["ids"][name], planes["instances"]["instance"])
     return lines
+
+
+def contradiction(path: Path, instances: np.ndarray) -> list[str]:
+    """A line where a file's label ids are not those of the instance ids."""
+    wrong = np.argwhere(read_ids(path, np.uint8) != ids_of_instances(instances))
+    if not len(wrong):
+        return []
+    what = f"not the id of instanceIds at row {wrong[0, 0]}, column {wrong[0, 1]}"
+    return [f"{path}: {what}, {len(wrong)} such pixels. Unpack both again"]
 
 
 def packed_faults(data_set: DataSet, root: Path, split: str) -> Iterator[str]:

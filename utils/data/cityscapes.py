@@ -15,6 +15,7 @@ from utils.base.errors import UserError
 from utils.base.paths import make_folder
 from utils.base.progress import progress
 from utils.base.threads import read_ahead
+from utils.data.check import contradiction
 from utils.data.class_weights import WEIGHTS_FILE, histogram, write_class_weights
 from utils.data.dataset import (
     DataSet,
@@ -26,7 +27,7 @@ from utils.data.dataset import (
     train_id_path,
 )
 from utils.data.image_files import read_ids, read_train_ids, write_png
-from utils.data.label_table import CITYSCAPES, ids_of_instances
+from utils.data.label_table import CITYSCAPES
 from utils.data.sources import names_below, noting, unchanged, up_to_date
 
 FOLDERS = {  # split -> folder of its images and labels, kind of its labels
@@ -47,19 +48,27 @@ def first_folder(root: Path, kind: str, split: str) -> Path:
 
 
 def find(root: Path, split: str) -> FoundFiles:
-    """What training and evaluation read; train labels are the files that prepare writes."""
-    images = find_images(root, split)
+    """What training and evaluation read: of train the files that prepare writes, of val instance
+    ids, or label ids where no instance ids were unpacked."""
     if split == "train":
+        images = find_images(root, split)
         return {"image": images, "train_ids": {x: train_id_path(root, x) for x in images}}
-    kinds = {"val": ("instances",), "test": (), "coarse": ("ids",)}[split]
-    return {"image": images} | {kind: find_labels(root, split, kind) for kind in kinds}
+    found = downloaded(root, split)
+    if "instances" in found:
+        del found["ids"]
+    return found
 
 
 def downloaded(root: Path, split: str) -> FoundFiles:
-    """Images, label ids and, with fine labels, instance ids."""
+    """Images, label ids, instance ids unless none were unpacked, and what prepare wrote of them."""
     kinds = {"test": (), "coarse": ("ids",)}.get(split, ("ids", "instances"))
     images = find_images(root, split)
-    return {"image": images} | {kind: find_labels(root, split, kind) for kind in kinds}
+    found = {"image": images} | {kind: find_labels(root, split, kind) for kind in kinds}
+    if found.get("ids") and not found.get("instances", True):
+        del found["instances"]
+    names = images | found.get("ids", {})
+    written = {x: path for x in names if (path := train_id_path(root, x)).is_file()}
+    return found | ({"train_ids": written} if split == "train" and written else {})
 
 
 def find_files(root: Path, split: str, top: str, ending: str) -> dict[str, Path]:
@@ -119,8 +128,9 @@ def prepare(root: Path, *, workers: int, overwrite: bool) -> bool:
         train_ids = read_train_ids(sources[name], CITYSCAPES)
         write_png(outputs[name], train_ids, filtered=False)
         with suppress(UserError):  # a damaged file: evaluation and --check name it
-            if name in instances and contradict(sources[name], instances[name]):
-                contradicting.append(name)
+            if name in instances:
+                ids = read_ids(instances[name], np.uint16)
+                contradicting.extend(contradiction(sources[name], ids))
         return histogram(train_ids)
 
     total = np.zeros(256, np.int64)
@@ -135,15 +145,9 @@ def prepare(root: Path, *, workers: int, overwrite: bool) -> bool:
         write_class_weights(root, total, CITYSCAPES.names, images=len(weighed))
     print(f"{root / 'meta'}: {len(pending)} label images, class_weights.json")
     if contradicting:
-        what = f"{sources[contradicting[0]]} and its instanceIds, {len(contradicting)} in all"
-        print(f"warning: {what}: hold other ids; scores follow instanceIds", file=sys.stderr)
+        what = f"{len(contradicting)} such files; scores follow instanceIds"
+        print(f"warning: {contradicting[0]}; {what}", file=sys.stderr)
     return True
-
-
-def contradict(ids: Path, instances: Path) -> bool:
-    """Whether an instance has another id in the one file than in the other."""
-    by_instance = ids_of_instances(read_ids(instances, np.uint16))
-    return not np.array_equal(read_ids(ids, np.uint8), by_instance)
 
 
 DATA_SET = DataSet(

@@ -15,7 +15,7 @@ from utils.data.label_table import INVALID, LabelTable, ids_of_instances
 
 CHECK = "Replace it; python utils/preprocess_data.py --check true lists every fault"
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"\0\0\0\0IEND\xaeB`\x82"
-TAIL = 1024  # bytes; some tools append a comment after the end of the image
+TURN = 0x0112  # EXIF's orientation tag, 1 to 8
 MOST_PIXELS = 1 << 26  # of an image; Cityscapes' have 2^21, and a small file can claim any number
 GREY, PALETTE = 0, 3  # colour types, PNG specification section 11.2.2
 UNFILTERED = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE)  # ids: faster and smaller so
@@ -24,9 +24,10 @@ UNFILTERED = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE)  # ids: faste
 class PngHeader(NamedTuple):
     """What a PNG file says of itself."""
 
-    size: tuple[int, int]  # height, width
+    size: tuple[int, int]  # height, width, upright
     bits: int  # per channel
     color: int  # colour type
+    turn: int  # EXIF orientation
 
     @property
     def kind(self) -> str:
@@ -38,29 +39,47 @@ def png_header(content: bytes, path: Any, *, advice: str = CHECK) -> PngHeader:
 
     OpenCV would allocate them first: up to 2 GiB, and seconds, for one flipped bit.
     """
-    if content[:16] != PNG_START or PNG_END not in content[-TAIL:]:
+    if content[:16] != PNG_START or len(content) < 33:
         raise UserError(f"{path}: not a whole PNG image. {advice}")
     width, height, bits, color = struct.unpack_from(">IIBB", content, 16)
     if not 0 < width * height <= MOST_PIXELS:
         raise UserError(f"{path}: {width} x {height} pixels. {advice}")
-    place, kind = 8, b""
+    place, kind, turn = 8, b"", 1
     while kind != b"IEND":
         if place + 12 > len(content):
             raise UserError(f"{path}: not a whole PNG image. {advice}")
-        kind = content[place + 4 : place + 8]
-        place += 12 + int.from_bytes(content[place : place + 4], "big")
-    return PngHeader((height, width), bits, color)
+        kind, start = content[place + 4 : place + 8], place + 8
+        place = start + int.from_bytes(content[place : place + 4], "big") + 4
+        if kind == b"eXIf":
+            turn = exif_turn(content[start : place - 4])
+    if content[place - 12 : place] != PNG_END:  # anything may follow it
+        raise UserError(f"{path}: not a whole PNG image. {advice}")
+    return PngHeader((width, height) if turn > 4 else (height, width), bits, color, turn)
 
 
-def read_image(path: Path, *, upright: bool = False) -> np.ndarray:
-    """PNG or JPEG file -> (H,W,3) uint8 RGB.
+def exif_turn(entry: bytes) -> int:
+    """The orientation in an EXIF entry, 1 to 8; 1, as stored, where it has none or is damaged."""
+    exif = Image.Exif()
+    try:
+        exif.load(entry)
+        return max(1, range(9).index(exif.get(TURN, 1)))
+    except (OSError, SyntaxError, ValueError, struct.error):
+        return 1
 
-    upright: turned as a camera's EXIF entry says, else as stored, as labels are.
-    """
-    flags = cv2.IMREAD_COLOR_RGB | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
+
+def turned(pixels: np.ndarray, turn: int) -> np.ndarray:
+    """Pixels as stored -> as EXIF's orientation shows them."""
+    pixels = pixels.swapaxes(0, 1) if turn > 4 else pixels
+    down, right = (-1 if turn in flipped else 1 for flipped in ((3, 4, 7, 8), (2, 3, 6, 7)))
+    return np.ascontiguousarray(pixels[::down, ::right])
+
+
+def read_image(path: Path) -> np.ndarray:
+    """PNG or JPEG file -> (H,W,3) uint8 RGB, turned as its EXIF entry says."""
     content = read_bytes(path)
-    require_image(content, path)
-    return decode(content, flags, path, what="PNG or JPEG")
+    turn = image_header(content, path)[1]
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    return turned(decode(content, flags, path, what="PNG or JPEG"), turn)
 
 
 def decode(content: bytes, flags: int, path: Any, *, what: str, advice: str = CHECK) -> np.ndarray:
@@ -74,22 +93,24 @@ def decode(content: bytes, flags: int, path: Any, *, what: str, advice: str = CH
     return pixels
 
 
-def require_image(content: bytes, path: Path) -> None:
-    """UserError, from the header alone, for what is not an 8-bit PNG or JPEG image of sane size."""
+def image_header(content: bytes, path: Path) -> tuple[tuple[int, int], int]:
+    """Height and width, upright, and EXIF orientation; UserError, before anything is decoded, for
+    what is not a whole 8-bit PNG or JPEG image of sane size."""
     if content.startswith(PNG_START[:8]):
         header = png_header(content, path)
         if header.bits > 8:
             raise UserError(f"{path}: {header.bits} bits per channel. Give an 8-bit image")
-        return
+        return header.size, header.turn
     try:
         with Image.open(BytesIO(content), formats=("JPEG",)) as image:
-            size, mode = image.size, image.mode
+            size, mode, turn = image.size, image.mode, exif_turn(image.info.get("exif", b""))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: not a whole PNG or JPEG image. {CHECK}") from error
     if size[0] * size[1] > MOST_PIXELS or mode not in ("L", "RGB"):
         raise UserError(f"{path}: {size[0]} x {size[1]} pixels, {mode}. Give an RGB image")
     if jpeg_is_cut(content):
         raise UserError(f"{path}: not a whole PNG or JPEG image. {CHECK}")
+    return size if turn > 4 else size[::-1], turn
 
 
 def jpeg_is_cut(content: bytes) -> bool:
@@ -107,14 +128,8 @@ def jpeg_is_cut(content: bytes) -> bool:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Height and width of a PNG or JPEG file, of which only the beginning is read."""
-    try:
-        with path.open("rb") as file, Image.open(file, formats=("PNG", "JPEG")) as image:
-            return image.height, image.width
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: does not exist. {CHECK}") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not a PNG or JPEG image. {CHECK}") from error
+    """Height and width of what read_image gives; nothing is decoded."""
+    return image_header(read_bytes(path), path)[0]
 
 
 def read_ids(path: Path, dtype: type, *, advice: str = CHECK) -> np.ndarray:
@@ -126,7 +141,7 @@ def decode_ids(content: bytes, path: Any, dtype: type, *, advice: str = CHECK) -
     """read_ids of a file's content; `path` names it in errors. 16 bits only for np.uint16."""
     header = png_header(content, path, advice=advice)
     if header.color == PALETTE:
-        return decode_palette(content, path, advice=advice).astype(dtype)
+        return turned(decode_palette(content, path, advice=advice).astype(dtype), header.turn)
     bits = 8 * np.dtype(dtype).itemsize
     if header.color != GREY or header.bits not in (8, bits):
         what = f"{header.kind}, not ids"
@@ -134,7 +149,7 @@ def decode_ids(content: bytes, path: Any, dtype: type, *, advice: str = CHECK) -
     pixels = decode(content, cv2.IMREAD_UNCHANGED, path, what="PNG", advice=advice)
     if pixels.ndim != 2:
         raise UserError(f"{path}: not a whole PNG image. {advice}")
-    return pixels.astype(dtype, copy=False)
+    return turned(pixels.astype(dtype, copy=False), header.turn)
 
 
 def decode_palette(content: bytes, path: Any, *, advice: str) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -86,6 +86,10 @@ class LabelTable:
         table = np.full(256, ignored[0] if len(ignored) else others[-1], np.uint8)
         table[: self.num_classes] = self.ids
         return cv2.LUT(train_ids, table)
+
+    def without_instances(self) -> "LabelTable":
+        """Of labels without instance ids: scores then leave nIoU out."""
+        return replace(self, instance_sizes={}, instance_categories={})
 
     def draw(self, train_ids: np.ndarray) -> np.ndarray:
         """(H,W) uint8 train ids -> (H,W,3) uint8 RGB; ignored pixels are black."""
