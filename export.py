@@ -11,10 +11,13 @@ more than 0.1 % of the pixels differ. Needs: pip install onnx onnxscript onnxrun
 """
 
 import json
+import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
 
 import numpy as np
 import torch

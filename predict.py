@@ -2,7 +2,7 @@
 
     python predict.py street.jpg                                  best checkpoint of the newest run
     python predict.py photos/ --checkpoint RUN --output out       all images below a folder
-    python predict.py 'clips/*.mp4' --checkpoint RUN              one video each
+    python predict.py clips/*.mp4 --checkpoint RUN                one video each
     python predict.py leftImg8bit/demoVideo/stuttgart_00          Cityscapes' demo: one video
     python predict.py 0                                           a camera, until Ctrl-C
     python predict.py --split test --checkpoint RUN               for the test server, as an archive
@@ -18,10 +18,11 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from glob import glob
 from itertools import islice
 from pathlib import Path
 from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
 
 import numpy as np
 
@@ -33,6 +34,7 @@ from evaluation.trained import PredictionOptions, Trained
 from evaluation.video import ENDING, read_video, write_video
 from evaluation.visualize import with_legend
 from utils.base.errors import UserError, run_command
+from utils.base.find import find, listing
 from utils.base.parser import check, parse
 from utils.base.paths import make_folder, resolve_log_root
 from utils.base.progress import progress
@@ -44,6 +46,7 @@ IMAGES = {".png", ".jpg", ".jpeg"}
 VIDEOS = {".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg"}
 # What is written of an image, which may hold folders -> what reads it.
 Readers = dict[str, Callable[[], np.ndarray]]
+Videos = dict[str, Path | int]  # the same of a video: its file, or the number of a camera
 DEMO_VIDEO = re.compile(r"stuttgart_\d\d_\d{6}_\d{6}_leftImg8bit\.png")
 
 
@@ -51,9 +54,9 @@ DEMO_VIDEO = re.compile(r"stuttgart_\d\d_\d{6}_\d{6}_leftImg8bit\.png")
 class PredictConfig(PredictionOptions):
     """Options of predict.py."""
 
-    source: str | None = field(
-        default=None,
-        metadata={"help": "Image, folder, pattern ('*.png'), video or number of a camera."},
+    source: list[str] = field(
+        default_factory=list,
+        metadata={"nargs": "*", "help": "Images, folders, patterns, videos; a camera's number."},
     )
     split: Literal["train", "val", "test"] | None = None
     """Predict this part of the checkpoint's data set instead of a SOURCE; test also makes the
@@ -78,11 +81,12 @@ class PredictConfig(PredictionOptions):
 
 def main() -> None:
     config = parse(PredictConfig, __doc__)
-    if (config.source is None) == (config.split is None):
+    if bool(config.source) == bool(config.split):
         raise UserError("predict.py: what to predict? Give either a SOURCE or a --split")
-    output = (config.output or resolve_log_root(config.log_root) / "predictions").resolve()
-    images, videos = ({}, {}) if config.source is None else find_source(config.source, output)
-    sequences, pictures = as_sequences(images, config.video)
+    output = config.output or resolve_log_root(config.log_root) / "predictions"
+    output = Path(os.path.realpath(output))
+    images, videos = find_sources(config.source, output) if config.source else ({}, {})
+    sequences, pictures = as_sequences(images, videos, config.video)
     trained = Trained.open(config)
     name, root, classes = trained.state["config"]["dataset"], trained.root(), trained.classes
     if config.split is not None:
@@ -103,46 +107,42 @@ def main() -> None:
     if work.faults:
         total = len(pictures) + len(videos) + sum(map(len, sequences.values()))
         what = f"{len(work.faults)} of {total} files could not be predicted, named above"
-        raise UserError(f"{config.source or root}: {what}. Replace them")
+        raise UserError(f"{' '.join(config.source[:3]) or root}: {what}. Replace them")
     if config.split == "test" and data_set.server is not None and not dataset.has_labels:
         archive = write_submission(output / "labels", dataset, output, data_set.server)
         print(f"for the test server: {archive}")
 
 
-def find_source(source: str, output: Path) -> tuple[dict[str, Path], dict[str, Path | int]]:
+def find_sources(sources: list[str], output: Path) -> tuple[dict[str, Path], Videos]:
     """Images and videos that SOURCE names; other files and empty folders are named on stderr."""
-    path = Path(source)
-    if source.isdecimal() and not path.exists():
-        return {}, {f"camera_{source}": int(source)}
-    if path.is_dir():
-        if output.is_relative_to(path.resolve()):
-            raise UserError(f"{output}: in the folder of the images. Choose another --output")
-        root, files = path, sorted(path.rglob("*"), key=by_number)
-    else:
-        found = [path] if path.exists() else map(Path, glob(source, recursive=True))
-        files = sorted(found, key=by_number)
-        if not files:
+    if len(sources) == 1 and sources[0].isdecimal() and not Path(sources[0]).exists():
+        return {}, {f"camera_{sources[0]}": int(sources[0])}
+    files: dict[str, Path] = {}  # each once, by its absolute path
+    roots = []
+    for source in sources:
+        if not (found := find(Path(), os.path.expanduser(source))):
             raise UserError(f"{source}: does not exist. Name an image, folder, video or camera")
-        root = Path(os.path.commonpath([file.parent for file in files]))
-    pictures: dict[str, Path] = {}
-    videos: dict[str, Path | int] = {}
-    for file in files:
-        inner = file.relative_to(root)
-        if any(part.startswith(".") for part in inner.parts):
-            continue
-        kind, name = file.suffix.lower(), inner.with_suffix("").as_posix()
+        for path in found:
+            if path.is_dir() and output.is_relative_to(os.path.realpath(path)):
+                raise UserError(f"{output}: in the folder of the images. Choose another --output")
+            roots.append(os.path.abspath(path if path.is_dir() else path.parent))
+            inner = find(path, "**/*") if path.is_dir() else ()
+            files |= {os.path.abspath(file): file for file in inner or (path,)}
+    root, pictures = os.path.commonpath(roots), {}
+    videos: Videos = {}
+    for absolute, file in sorted(files.items(), key=lambda item: by_number(item[1])):
+        kind, name = file.suffix.lower(), os.path.splitext(os.path.relpath(absolute, root))[0]
         place = pictures if kind in IMAGES else videos if kind in VIDEOS else None
-        if file.is_dir():
-            if not any(file.iterdir()):
-                print(f"skipped: {file}: an empty folder", file=sys.stderr)
-        elif place is None:
-            print(f"skipped: {file}: neither PNG, JPEG nor a video", file=sys.stderr)
-        elif name in place:
-            raise UserError(f"{file}: would be written as {place[name].name} is. Rename one")
-        else:
-            place[name] = file
+        if file.is_dir() or place is None:
+            if not listing(file):
+                what = "an empty folder" if file.is_dir() else "neither PNG, JPEG nor a video"
+                print(f"skipped: {file}: {what}", file=sys.stderr)
+        elif (first := place.setdefault(Path(name).as_posix(), file)) != file:
+            raise UserError(f"{file}: would be written as {first.name} is. Rename one")
+        elif os.path.realpath(output / f"{name}{ENDING}") == os.path.realpath(file):
+            raise UserError(f"{file}: would be overwritten. Choose another --output")
     if not pictures and not videos:
-        raise UserError(f"{source}: no PNG, JPEG or video. Name an image, folder, video or camera")
+        raise UserError(f"{sources[0]}: no PNG, JPEG or video. Name an image, folder or video")
     return pictures, videos
 
 
@@ -151,15 +151,22 @@ def by_number(path: Path) -> list[str | int]:
     return [int(x) if x.isdecimal() else x for x in re.split(r"(\d+)", path.as_posix())]
 
 
-def as_sequences(images: dict[str, Path], video: bool | None) -> tuple[dict[str, Readers], Readers]:
+def as_sequences(
+    images: dict[str, Path], videos: Videos, video: bool | None
+) -> tuple[dict[str, Readers], Readers]:
     """Images that become videos, by the videos' names, and the others."""
     sequences: dict[str, Readers] = {}
     others: Readers = {}
+    origins: dict[str, object] = {**videos}
     for name, path in images.items():
         group = others
         if video or (video is None and DEMO_VIDEO.fullmatch(path.name)):
-            title = Path(name).parent.as_posix()
-            group = sequences.setdefault(path.resolve().parent.name if title == "." else title, {})
+            folder, title = Path(os.path.abspath(path)).parent, Path(name).parent.as_posix()
+            title = folder.name if title == "." else title
+            if origins.setdefault(title, folder) != folder:
+                what = f"its video would be written as that of {origins[title]}"
+                raise UserError(f"{folder}: {what}. Rename one")
+            group = sequences.setdefault(title, {})
         group[name] = partial(read_image, path)
     return sequences, others
 

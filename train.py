@@ -11,9 +11,12 @@ samples/, TensorBoard events, checkpoints/best.pth and last.pth.
 """
 
 import math
+import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
 
 import cv2
 import torch
@@ -33,10 +36,10 @@ from utils.base.errors import UserError, out_of_memory, run_command
 from utils.base.lock import hold
 from utils.base.parser import parse
 from utils.data.batches import Batch, Batches, dropout_seed, read_all_train_ids
-from utils.data.check import require_labels
+from utils.data.check import require_labels, warn_of_val_images
 from utils.data.class_uniform import ClassUniform
-from utils.data.class_weights import read_class_weights
 from utils.data.dataset import Dataset
+from utils.data.prepare import current_class_weights
 from utils.training import distributed
 from utils.training.config import Config, plain
 from utils.training.distributed import Interrupted, StopRequest, World
@@ -161,7 +164,7 @@ def build_criterion(config: Config, train_set: Dataset, task: Task, world: World
     class_weights = None
     if config.class_weights:
         data_set = find_data_set(config.dataset, config.data_root)
-        class_weights = torch.from_numpy(read_class_weights(data_set, config.data_root))
+        class_weights = torch.from_numpy(current_class_weights(data_set, config.data_root))
     names = ("label_smoothing", "hard_threshold", "hard_min_kept")
     options = {name: getattr(config, name) for name in names}
     return task.criterion(class_weights=class_weights, **options).to(world.device)
@@ -196,6 +199,8 @@ def open_run(job: Job, *, fresh: bool) -> RunLogger:
     if fresh:
         how = {"workers": config.workers, "enabled": world.is_main}
         require_labels(job.train_set, job.val_set, config.data_root, **how)
+        data_set = find_data_set(config.dataset, config.data_root)
+        warn_of_val_images(data_set, config.data_root, config.split)
     predict_largest(job)
     if world.is_main:
         run.require_space(job.folder, checkpoints=3 if fresh else 1)
@@ -356,7 +361,8 @@ def validate(job: Job, log: RunLogger, stop: StopRequest) -> Scores | None:
 def report_end(job: Job, log: RunLogger, stop: StopRequest) -> None:
     run = job.run
     if stop.signal is not None:
-        resume = f"python train.py --config {job.folder / 'config.yaml'} --resume auto"
+        file = shlex.quote(str(job.folder / "config.yaml"))
+        resume = f"python train.py --config {file} --resume auto"
         log.say(f"stopped after step {run.step}; resume with: {resume}", error=True)
     else:
         best = f"best mIoU {run.best_miou:.4f} at step {run.best_step} of {job.total}"

@@ -22,7 +22,7 @@ from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
 import segmentation_models_pytorch as smp
 import torch

@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
 from benchmarks.measure import RESULTS, options
 from benchmarks.render import readme, recipes, results

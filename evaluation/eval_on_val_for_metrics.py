@@ -14,9 +14,9 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
-if __name__ == "__main__":  # run by path, Python looks for modules in evaluation/ first
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]  # not evaluation/
 
 import numpy as np
 import torch
@@ -30,8 +30,8 @@ from utils.base.errors import UserError, run_command
 from utils.base.parser import check, parse
 from utils.base.paths import make_folder, resolve_log_root, write_json
 from utils.data.cityscapes import first_folder
-from utils.data.class_weights import read_class_weights
 from utils.data.image_files import write_png
+from utils.data.prepare import current_class_weights
 from utils.training import distributed
 
 
@@ -63,14 +63,16 @@ def main() -> None:
     if trained.state["config"]["class_weights"] and config.split == "val":
         data_set = find_data_set(config.dataset or trained.state["config"]["dataset"], root)
         try:
-            weights = torch.from_numpy(read_class_weights(data_set, root)).to(world.device)
+            weights = torch.from_numpy(current_class_weights(data_set, root)).to(world.device)
         except UserError:  # of a val split alone; only the loss needs them
             print("the loss is without class weights: this data set was not preprocessed")
 
-    predictions = log_root / "model_eval_val_for_metrics"
-    pictures = log_root / "model_eval_val"
+    names = ("model_eval_val_for_metrics", "model_eval_val")  # they may be links to another disk
+    predictions, pictures = folders = [Path(os.path.realpath(log_root / x)) for x in names]
+    if odd := [x for x in folders if x.is_mount() or (x.exists() and not x.is_dir())]:
+        raise UserError(f"{odd[0]}: cannot be replaced. Move it, or choose another --log_root")
     # Filled by all processes, then put in place of the older ones.
-    fresh = {folder: folder.with_name(f".{folder.name}-new") for folder in (predictions, pictures)}
+    fresh = {folder: folder.with_name(f".{folder.name}-new") for folder in folders}
     if world.is_main:
         for folder in fresh.values():
             shutil.rmtree(folder, ignore_errors=True)
@@ -100,9 +102,9 @@ def main() -> None:
     print(f"\npredictions: {predictions}\npictures and scores.json: {pictures}")
     truth = first_folder(root, "gtFine", "val")
     if truth.is_dir() and classes.instance_sizes:  # not where only packed files or label ids are
-        folders = f"CITYSCAPES_DATASET={truth.parents[1]} CITYSCAPES_RESULTS={predictions}"
-        folders += f" CITYSCAPES_EXPORT_DIR={pictures}"
-        print(f"official score: {folders} csEvalPixelLevelSemanticLabeling")
+        paths = {"DATASET": truth.parents[1], "RESULTS": predictions, "EXPORT_DIR": pictures}
+        words = [f"CITYSCAPES_{name}={quote(str(path))}" for name, path in paths.items()]
+        print("official score:", *words, "csEvalPixelLevelSemanticLabeling")
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ import numpy as np
 
 from evaluation.counts import Counts, count_pixels
 from utils.base.errors import UserError
+from utils.base.find import find
 from utils.base.paths import read_bytes
 from utils.base.progress import progress
 from utils.base.threads import read_ahead
-from utils.data.cityscapes import first_folder
+from utils.data.cityscapes import find_labels, first_folder
 from utils.data.image_files import GREY, png_header, read_ids
 from utils.data.label_table import CITYSCAPES
 
@@ -21,11 +22,11 @@ CONVERT = "Map train ids to label ids: CITYSCAPES.ids[prediction], utils/data/la
 
 def find_truth(root: Path, split: str) -> dict[str, Path]:
     """Image name, <city>_<sequence>_<frame> -> its instance ids; label ids where there are none."""
-    folder = first_folder(root, "gtFine", split)
-    for ending in ("_gtFine_instanceIds.png", "_gtFine_labelIds.png"):
-        if paths := sorted(folder.glob(f"*/*{ending}")):
-            return {path.name.removesuffix(ending): path for path in paths}
-    raise UserError(f"{folder}: no */*{ending}. Name the data set's folder with --data_root")
+    for kind in ("instances", "ids"):
+        if found := find_labels(root, split, kind):
+            return found
+    what = f"{first_folder(root, 'gtFine', split)}: no */*_gtFine_labelIds.png"
+    raise UserError(f"{what}. Name the data set's folder with --data_root")
 
 
 def match_predictions(folder: Path, truth: dict[str, Path], *, subset: bool = False) -> list[Pair]:
@@ -35,7 +36,7 @@ def match_predictions(folder: Path, truth: dict[str, Path], *, subset: bool = Fa
         raise UserError(f"{folder}: no such folder. Name the predictions with --predictions")
     found: dict[str, Path] = {}
     extra = []
-    for path in sorted(folder.rglob("*.png")):
+    for path in find(folder, "**/*.png"):
         name = "_".join(path.stem.split("_")[:3])
         if name in found:
             raise UserError(f"{path}: second prediction for {name} beside {found[name]}. Keep one")

@@ -18,8 +18,7 @@ from io import BytesIO
 from pathlib import Path
 from threading import Lock
 
-if __name__ == "__main__":  # run by path, Python looks for modules in evaluation/ first
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]  # not evaluation/
 
 import cv2
 import numpy as np

@@ -9,7 +9,7 @@ Counts what csEvalPixelLevelSemanticLabeling counts, and adds pixel accuracy, me
 frequency-weighted IoU, kappa and, if asked, boundary IoU. Needs numpy, opencv-python, tqdm and
 cityscapesscripts only, no torch: for another project take this file with counts.py, metrics.py,
 official.py, plots.py and prediction_files.py beside it, utils/base/ and, of utils/data/,
-cityscapes.py, class_weights.py, dataset.py, image_files.py and label_table.py.
+cityscapes.py, class_weights.py, dataset.py, image_files.py, label_table.py and sources.py.
 """
 
 import argparse
@@ -17,8 +17,7 @@ import os
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # run by path, Python looks for modules in evaluation/ first
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]  # not evaluation/
 
 import cv2
 
@@ -27,7 +26,7 @@ from evaluation.official import largest_difference, official_results, run_refere
 from evaluation.plots import plot_confusion
 from evaluation.prediction_files import check_header, count_pairs, find_truth, match_predictions
 from utils.base.errors import UserError, run_command
-from utils.base.paths import REPOSITORY, require_file_name, resolve_data_folder, write_json
+from utils.base.paths import REPOSITORY, require_file_name, resolve_data_folder, to_path, write_json
 from utils.data.label_table import CITYSCAPES
 
 
@@ -49,14 +48,14 @@ def parse_options() -> argparse.Namespace:
     text = "Folder with one <city>_<sequence>_<frame>*.png of label ids per image. "
     text += "Default: what eval_on_val_for_metrics.py wrote last."
     default = REPOSITORY / "training_logs" / "model_eval_val_for_metrics"
-    add("--predictions", type=Path, metavar="DIR", default=default, help=text)
+    add("--predictions", type=to_path, metavar="DIR", default=default, help=text)
     text = "Folder of Cityscapes. Default: $CITYSCAPES_DATASET, else data/cityscapes."
-    add("--data_root", type=Path, metavar="DIR", help=text)
+    add("--data_root", type=to_path, metavar="DIR", help=text)
     add("--split", choices=("val", "train"), default="val", help="Part of the data; default: val.")
     text = "Write the results in the layout of the official scorer's JSON file."
-    add("--json", type=Path, metavar="FILE", help=text)
+    add("--json", type=to_path, metavar="FILE", help=text)
     text = "Draw the confusion matrix (needs matplotlib)."
-    add("--confusion", type=Path, metavar="FILE.png", help=text)
+    add("--confusion", type=to_path, metavar="FILE.png", help=text)
     text = "Also compute boundary IoU, counting pixels this close to a border; Cheng et al. "
     text += "(2021) take 0.5 %% of the diagonal on Cityscapes: 11."
     add("--boundary_width", type=number, metavar="PIXELS", help=text)

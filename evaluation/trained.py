@@ -16,7 +16,7 @@ from evaluation.task import TASKS, Task
 from model import at_output_stride, build_model, model_class
 from utils.base.environment import usual_workers
 from utils.base.errors import UserError
-from utils.base.parser import check, valid_scales
+from utils.base.parser import Factors, check, valid_scales
 from utils.base.paths import resolve_log_root
 from utils.data.dataset import Dataset
 from utils.data.label_table import LabelTable
@@ -39,7 +39,7 @@ class PredictionOptions:
     output_stride: Literal[8, 16, 32] | None = None
     """Output stride of the network, atrous rates to match: 8 is finer than the 16 it may have been
     trained with (DeepLabV3 section 4.1). Default: as trained."""
-    scales: tuple[float, ...] | None = None
+    scales: Factors | None = None
     """Sizes, as factors, at which the model sees an image. Default: the run's --eval_scales."""
     flip: bool = False
     """Average with the mirrored image's prediction."""

@@ -30,7 +30,8 @@ def read_video(source: Path | int) -> tuple[Iterator[np.ndarray], float, int | N
     number is what the file says, which may be wrong; None of a camera.
     """
     with quiet():
-        capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
+        # Absolute: FFmpeg takes the a of a:b.mp4 for a protocol.
+        capture = cv2.VideoCapture(source if isinstance(source, int) else os.path.abspath(source))
     if not capture.isOpened():
         name = f"camera {source}" if isinstance(source, int) else source
         raise UserError(f"{name}: cannot be opened as a video. Give another file or camera")

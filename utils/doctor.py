@@ -21,12 +21,12 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-if __name__ == "__main__":  # run by path, Python looks for modules in utils/ first
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]  # not utils/
 
 from utils.base.environment import lacks_to_build, nvidia_gpus, why_no_gpu
 from utils.base.errors import UserError, run_command
-from utils.base.paths import REPOSITORY, require_file_name, resolve_log_root, write_text
+from utils.base.find import find
+from utils.base.paths import REPOSITORY, require_file_name, resolve_log_root, to_path, write_text
 
 Rows = Iterator[tuple[str, str]]  # of the screen: name and text; those of name STEP are advice
 STEP = "Next:"
@@ -94,8 +94,8 @@ def data_sets() -> Rows:
 def data_set(name: str, root: Path) -> Rows:
     """A data set that is there, and what to do with it. Lists and counts files, reads none."""
     import datasets
-    from utils.data.class_weights import read_class_weights
     from utils.data.dataset import NoImages
+    from utils.data.prepare import current_class_weights
 
     found, counts = datasets.find_data_set(name, root), {}
     for split in found.splits:
@@ -111,7 +111,7 @@ def data_set(name: str, root: Path) -> Rows:
         yield STEP, f"{prepare} --check true"
     for split in ("train", "val"):  # as a training does
         datasets.build_dataset(name, root, split)
-    read_class_weights(found, root)
+    current_class_weights(found, root)
     yield name, "preprocessed"
     if name != "synthetic":  # make demo, the advice without data, does all that it needs
         pack = nvidia_gpus() and not packed
@@ -119,9 +119,9 @@ def data_set(name: str, root: Path) -> Rows:
 
 
 def files() -> Rows:
-    weights = sorted(path.name for path in (REPOSITORY / "pretrained_models").glob("*.pth*"))
+    weights = [path.name for path in find(REPOSITORY / "pretrained_models", "*.pth*")]
     yield "Weights", ", ".join(weights) or "none yet; the first training downloads them"
-    configs = [*resolve_log_root(None).glob("*/config.yaml")]
+    configs = find(resolve_log_root(None), "*/config.yaml")
     for config in sorted(configs, key=lambda path: path.stat().st_mtime)[-3:]:
         file = config.with_name("results.json")
         text = "results.json is broken" if file.exists() else "not evaluated"
@@ -164,7 +164,7 @@ def without_names(text: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--file", type=Path, help="New file for a bug report, without names.")
+    parser.add_argument("--file", type=to_path, help="New file for a bug report, without names.")
     file = parser.parse_args().file
     if file is not None:
         require_file_name(file)

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":  # run by path, Python looks for modules in utils/ first
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]  # not utils/
 
 from utils.base.errors import UserError, run_command
+from utils.base.find import find
 from utils.base.parser import parse
 from utils.base.paths import resolve_log_root, write_json
 
@@ -40,12 +40,12 @@ class ResultsConfig:
 def read_runs(log_root: Path) -> list[Results]:
     """results.json of every run that has one; others' are named on stderr and left out."""
     runs = []
-    for path in sorted(log_root.glob("*/results.json")):
+    for path in find(log_root, "*/results.json"):
         try:
             run = json.loads(path.read_text(encoding="utf-8"))
             keep = ("config", "environment", "step", "seconds", "miou", "pixel_accuracy")
             runs.append({name: run[name] for name in keep} | {"network": run.get("network")})
-        except (ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError):
             print(f"warning: {path}: not a run's results, left out", file=sys.stderr)
     return runs
 

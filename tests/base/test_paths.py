@@ -11,7 +11,7 @@ from utils.base.errors import UserError
 from utils.base.paths import (
     make_folder,
     read_bytes,
-    read_lines,
+    read_names,
     require_file_name,
     resolve_data_folder,
     resolve_log_root,
@@ -94,12 +94,12 @@ def test_processes_that_write_the_same_file_do_not_meet(tmp_path):
 def test_text_and_json_are_read_back_as_they_were(tmp_path):
     write_text(tmp_path / "x.txt", "größe\r\n\n")
     assert read_bytes(tmp_path / "x.txt") == "größe\r\n\n".encode()
-    assert read_lines(tmp_path / "x.txt") == ["größe"]
+    assert read_names(tmp_path / "x.txt") == ["größe"]
     write_json(tmp_path / "x.json", {"a": [1, None]})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": [1, None]}
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(UserError, match=f"{path.name}: cannot be read"):
-            read_lines(path)
+            read_names(path)
 
 
 def test_folders_are_made_or_refused(tmp_path):
@@ -128,6 +128,55 @@ def test_folders_of_data_and_runs_are_absolute(tmp_path, monkeypatch):
     assert resolve_log_root(here) == tmp_path / "here"
     assert resolve_data_folder("voc", None, None) == REPOSITORY / "data" / "voc"
     assert resolve_data_folder("voc", None, "SOME_DATASET") == REPOSITORY / "data" / "voc"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SOME_DATASET", "~/a b")
+    assert resolve_data_folder("voc", None, "SOME_DATASET") == tmp_path / "a b"
     monkeypatch.setenv("SOME_DATASET", "there")
     assert resolve_data_folder("voc", None, "SOME_DATASET") == tmp_path / "there"
     assert resolve_data_folder("voc", here, "SOME_DATASET") == tmp_path / "here"
+
+
+@pytest.mark.parametrize("name", ["a" * 251 + ".png", "ß" * 125 + ".webm", "." + "a" * 254])
+def test_a_name_of_the_greatest_length_is_written(tmp_path, name):
+    path = tmp_path / name
+    with whole(path) as temporary, whole(tmp_path / ("b" + name[1:])) as other:
+        assert temporary != other and temporary.name.startswith(".tmp-")
+        assert name[0] == "." or temporary.suffix == path.suffix
+        for place in (temporary, other):
+            place.write_text("new")
+    assert path.read_text() == "new" and len(names(tmp_path)) == 2
+
+
+def test_a_name_beyond_it_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"png: cannot be written \(File name too long\).*shorter"):
+        write_text(tmp_path / ("a" * 252 + ".png"), "new")
+    assert names(tmp_path) == []
+
+
+LISTS = {
+    "trailing blanks and CRLF": b"a b  \r\n c\t\r\n\r\n",
+    "a byte order mark": b"\xef\xbb\xbfa b\nc\n",
+    "UTF-16": "a b\r\nc\r\n".encode("utf-16"),
+    "UTF-16, the other order": b"\xfe\xff" + "a b\nc".encode("utf-16-be"),
+    "no end of the last line": b"a b\nc",
+    "old Macs": b"a b\rc\r",
+}
+
+
+@pytest.mark.parametrize("case", LISTS)
+def test_lists_of_names_as_people_save_them(tmp_path, case):
+    (tmp_path / "x.txt").write_bytes(LISTS[case])
+    assert read_names(tmp_path / "x.txt") == ["a b", "c"]
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_name_that_stands_there_again_counts_once_and_is_said(
+    tmp_path, capsys, monkeypatch, rank
+):
+    monkeypatch.setenv("RANK", rank)
+    path = tmp_path / "x.txt"
+    path.write_text("a\nb\na \nc\nb\na\n")
+    for _ in range(2):
+        assert read_names(path) == ["a", "b", "c"]
+    line = f"warning: {path}: 2 names stand there again, such as a; each counts once\n"
+    assert capsys.readouterr().err == ("" if rank == "1" else line)  # once, by one process

@@ -71,6 +71,19 @@ def test_evaluating_twice_replaces_the_predictions_in_whole(cityscapes_root, tmp
     assert done.returncode == 0, done.stderr
     assert len(list(folder.iterdir())) == 3 and not list(folder.glob("*stale*"))
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    disk = tmp_path / "another disk"
+    folder.symlink_to(folder.rename(disk))
+    (disk / "lindau_000000_000019_stale.png").write_bytes(b"old")
+    again = ("evaluation/eval_on_val_for_metrics.py", *logs, "--data_root", cityscapes_root)
+    done = run(*again)
+    assert done.returncode == 0, done.stderr
+    assert folder.is_symlink() and len(list(folder.iterdir())) == 3
+    assert not list(disk.glob("*stale*")) and f"CITYSCAPES_RESULTS='{disk}' " in done.stdout
+    folder.unlink()
+    folder.write_text("no folder")
+    fails(run(*again), f"{folder}: cannot be replaced")
+    assert folder.read_text() == "no folder"
+    folder.unlink()
     test_images = cityscapes_root / "leftImg8bit" / "test" / "berlin"
     test_images.mkdir(parents=True)
     cv2.imwrite(
@@ -208,3 +221,22 @@ def test_a_reader_that_leaves_early_gets_no_traceback(cityscapes_root):
     process.stdout.close()
     errors = process.stderr.read()
     assert process.wait() == 1 and "BrokenPipe" not in errors and "Traceback" not in errors
+
+
+QUICK = ["utils/doctor.py", "utils/results.py", "utils/synthetic.py", "utils/preprocess_data.py"]
+QUICK += ["evaluation/score.py", "train.py"]
+OTHERS = ["predict.py", "export.py", "utils/convert_checkpoint.py", "evaluation/report.py"]
+OTHERS += ["evaluation/eval_on_val_for_metrics.py"]
+
+
+@pytest.mark.parametrize(
+    "script", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
+)
+def test_every_command_works_without_the_folder_of_its_file(script, tmp_path):
+    """PYTHONSAFEPATH takes it from Python's path; what PYTHONPATH names stays there."""
+    for name in ("datasets", "sitecustomize"):  # Hugging Face's, and one that tells at the end
+        told = "import atexit, sys; atexit.register(lambda: print(sys.path, file=sys.stderr))"
+        (tmp_path / f"{name}.py").write_text(told if name == "sitecustomize" else "raise 1")
+    done = run(script, "--help", fork=False, PYTHONSAFEPATH="1", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0 and "usage: " in done.stdout, done.stderr
+    assert str(tmp_path) in done.stderr and str(REPOSITORY) in done.stderr

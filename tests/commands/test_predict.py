@@ -338,6 +338,73 @@ def test_mistakes_are_one_line(trained, picture, tmp_path):
         assert len(lines) == 1 and "Traceback" not in done.stderr
 
 
+def loop(folder: Path) -> None:
+    (folder / "a").symlink_to("b")
+    (folder / "b").symlink_to("a")
+
+
+SOURCES = {  # images in a folder, links (place -> target), sources, names that are written
+    "several": (["a.png", "b/c.png"], {}, ["a.png", "b/c.png"], ["a", "b/c"]),
+    "a folder and an image": (["a.png", "b/c.png"], {}, ["b", "a.png"], ["a", "b/c"]),
+    "one twice": (["a.png"], {}, ["a.png", "./a.png", "*.png"], ["a"]),
+    "folders that a pattern names": (["d/a.png", "d/e/b.png"], {}, ["d/*"], ["a", "e/b"]),
+    "any number of folders": (["d/a.png", "d/e/b.png"], {}, ["d/**/*.PNG"], ["a", "e/b"]),
+    "of one name": (["d/a.png", "e/a.png"], {}, ["d", "e"], ["d/a", "e/a"]),
+    "brackets": (["a[1].png", "a1.png"], {}, ["a[1].png"], ["a[1]"]),
+    "brackets that are none": (["a1.png", "a2.png", "a3.png"], {}, ["a[12].png"], ["a1", "a2"]),
+    "a folder with signs": (["a[1] *?#%&+ b/1 2.png"], {}, ["a[1] *?#%&+ b"], ["1 2"]),
+    "linked folder": (["far/a.png"], {"d/e": "../far"}, ["d"], ["e/a"]),
+    "loop": (["d/a.png"], {"d/e": "."}, ["d"], ["a"]),
+    "hidden": (["d/a.png", "d/._a.png", "d/.b/c.png", "d/__MACOSX/a.png"], {}, ["d"], ["a"]),
+    "hidden but named": ([".a.png"], {}, [".a.png"], [".a"]),
+    "home": (["home/a.png"], {}, ["~/*.png"], ["a"]),
+    "longest name": ([f"{'a' * 232}.png"], {}, ["."], ["a" * 232]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SOURCES)
+def test_images_as_people_name_them(case, trained, picture, tmp_path):
+    images, links, sources, names = SOURCES[case]
+    for name in images:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture, tmp_path / "in" / name)
+    for name, target in links.items():
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).symlink_to(target)
+    output = tmp_path / "out"
+    where = {"cwd": tmp_path / "in", "HOME": str(tmp_path / "in" / "home")}
+    done = run("predict.py", *sources, *trained, f"--output={output}", "--pictures=false", **where)
+    assert done.returncode == 0 and "skipped" not in done.stderr, done.stderr
+    written = (x.relative_to(output / "labels") for x in output.rglob("*.png"))
+    assert sorted(x.as_posix() for x in written) == [f"{x}_pred_label_img.png" for x in names]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["d", "--video", "true"], "d/e: its video would be written as that of d/e.mp4. Rename"),
+        (["d/d", "--video", "true"], "d/d/d: its video would be written as that of "),
+        (["c.webm", "--output", "."], "c.webm: would be overwritten. Choose another --output"),
+        (["loop/a"], "loop/a: "),
+        ([f"{'a' * 300}.png"], "does not exist"),
+        ([f"{'a' * 240}.png"], "cannot be written (File name too long)"),
+        (["e/a.png", "e/a.jpg"], "would be written as a.jpg is"),
+    ],
+)
+def test_nothing_is_overwritten_by_the_same_call(arguments, words, trained, picture, tmp_path):
+    for name in ("d/e.mp4", "d/e/1.png", "d/d/1.png", "d/d/d/1.png", "c.webm", "e/a.png", "e/a.jpg",
+                 f"{'a' * 240}.png"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture, tmp_path / name)
+    (tmp_path / "loop").mkdir()
+    loop(tmp_path / "loop")
+    options = [*trained, "--output", "out", *arguments]
+    done = run("predict.py", *options, cwd=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ") and words in done.stderr
+    assert (tmp_path / "c.webm").read_bytes() == picture.read_bytes()
+
+
 def test_the_report_holds_everything_and_compares(trained, tmp_path):
     output = tmp_path / "report.html"
     options = ["--output", output, "--worst", "2", "--compare", "run"]

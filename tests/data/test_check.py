@@ -1,17 +1,18 @@
 """The check of a data set: every fault is one line that names the file, and none is invented."""
 
+import itertools
 import shutil
 from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
-from helpers import write_cityscapes
+from helpers import run, tiny, train, write_cityscapes
 from PIL import Image
 
 from datasets import build_dataset, find_data_set
 from utils.base.errors import UserError
-from utils.data.check import check_data
+from utils.data.check import check_data, warn_of_val_images
 from utils.data.packed import packed_path
 from utils.data.prepare import pack_split
 
@@ -147,7 +148,7 @@ def test_what_was_packed_before_a_file_changed_is_one_line(root, capsys):
     path.write_bytes(path.read_bytes() + b"comment")
     lines = check(root, capsys)
     assert len(lines) == 2 and f"{path}: changed" in lines[0], lines
-    with pytest.raises(UserError, match="older than"):
+    with pytest.raises(UserError, match="changed, new"):
         build_dataset("synthetic", root, "train")
 
 
@@ -227,7 +228,7 @@ DESCRIBED_FAULTS = {
         "41 x 30 pixels, its image 42 x 30",
     ),
     "second image": (
-        "images/val/val1.png", draw(np.zeros((30, 41, 3), np.uint8)), "a second image named val1",
+        "images/val/val1.png", draw(np.zeros((30, 41, 3), np.uint8)), "a second file named val1",
     ),
     "image missing": ("images/val/val0.jpg", lambda path: path.unlink(), "no image file"),
     "label missing": ("labels/val/val0.png", lambda path: path.unlink(), "no ids file"),
@@ -286,3 +287,64 @@ def test_what_was_downloaded_is_checked_before_it_is_prepared(tmp_path, capsys):
     root = write_cityscapes(tmp_path)
     assert check(root, capsys) == [f"{root}: 21 files, no fault"]
     assert not (root / "meta").exists()
+
+
+SHARED = {  # val's images as those of train; how many are the same
+    "one file": (lambda train, val: val.symlink_to(train), 1),
+    "a copy": (shutil.copy, 1),
+    "another image of its name": (lambda _, val: draw(np.ones((30, 40, 3), np.uint8))(val), 0),
+    "one of its size": (lambda train, val: val.write_bytes(train.read_bytes()[:-1] + b"?"), 0),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("case", SHARED)
+def test_images_of_val_that_are_trained_on_are_said(case, packed, tmp_path, capsys):
+    """A warning, no fault: at --check and at the start of a training."""
+    make, number = SHARED[case]
+    for split, kind in itertools.product(("train", "val"), ("i", "l")):
+        (tmp_path / kind / split).mkdir(parents=True)
+        for name in ("a", split):
+            draw(np.zeros((30, 40), np.uint8))(tmp_path / kind / split / f"{name}.png")
+    text = "images: i/{split}/{name}.png\nlabels: l/{split}/{name}.png\nclasses: [a, b]\n"
+    (tmp_path / "dataset.yaml").write_text(text)
+    train, val = (tmp_path / "i" / split / "a.png" for split in ("train", "val"))
+    val.unlink()
+    make(train, val)
+    data_set = find_data_set("custom", tmp_path)
+    if packed and number:
+        for split in ("train", "val"):
+            dataset = build_dataset("custom", tmp_path, split, packed=False)
+            pack_split(dataset, tmp_path, split, workers=1, overwrite=False)
+    capsys.readouterr()
+    warn_of_val_images(data_set, tmp_path, "train")
+    line = f"warning: {tmp_path}: 1 of 2 val images are in train, such as a. The score on val"
+    found = capsys.readouterr().err
+    assert found.startswith(line) and found.count("\n") == 1 if number else found == ""
+    for split in ("val", "test", "trainval"):
+        warn_of_val_images(data_set, tmp_path, split)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_training_says_that_it_trains_on_val(cityscapes_root, tmp_path):
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    for name in ("train", "val"):
+        (lists / f"{name}.txt").write_text("aachen_000001_000019\n")
+    text = f"""
+        images: leftImg8bit/train/*/{{name}}_leftImg8bit.png
+        labels: gtFine/train/*/{{name}}_gtFine_labelIds.png
+        lists: {lists}/{{split}}.txt
+        classes: {{a: {[*range(1, 20)]}, b: {[0, *range(20, 34)]}}}
+    """
+    root = shutil.copytree(cityscapes_root, tmp_path / "data")
+    shutil.rmtree(root / "meta")  # of cityscapes
+    (root / "dataset.yaml").write_text("\n".join(map(str.strip, text.splitlines())))
+    config = tiny(root, tmp_path / "logs", dataset="custom", class_weights=False, steps=1)
+    config = replace(config, warmup_steps=0, batch_size=2)
+    for command in (["train.py"], ["utils/preprocess_data.py", "--check", "true"]):
+        done = train(config) if command == ["train.py"] else run(
+            *command, "--dataset", "custom", "--data_root", root
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout
+        assert done.stderr.count("1 of 1 val images are in train, such as aachen_0") == 1

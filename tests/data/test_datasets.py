@@ -13,7 +13,7 @@ import pytest
 from helpers import preprocess, write_cityscapes
 from PIL import ExifTags, Image
 
-from datasets import DATASETS, build_dataset
+from datasets import build_dataset
 from utils.base.errors import UserError
 from utils.data.class_weights import read_class_weights
 from utils.data.image_files import image_size, read_ids, read_image, write_png
@@ -156,10 +156,10 @@ def test_undefined_ids_are_named(tmp_path):
 
 
 def test_class_weights_are_read_in_train_id_order(cityscapes_root, tmp_path):
-    weights = read_class_weights(DATASETS["cityscapes"], cityscapes_root)
+    weights = read_class_weights(cityscapes_root, CITYSCAPES)
     assert weights.shape == (19,) and ((weights > 1) & (weights <= 50.5)).all()
     with pytest.raises(UserError, match="preprocess_data"):
-        read_class_weights(DATASETS["cityscapes"], tmp_path)
+        read_class_weights(tmp_path, CITYSCAPES)
 
 
 def test_unknown_names_are_refused(tmp_path):

@@ -3,6 +3,7 @@
 import re
 import shlex
 import shutil
+import time
 from pathlib import Path
 
 import cv2
@@ -16,9 +17,11 @@ from evaluation.counts import count_pixels
 from evaluation.metrics import compute_scores
 from evaluation.visualize import save_as_ids
 from utils.base.errors import UserError
+from utils.base.find import find_named
 from utils.data.batches import read_all_train_ids
 from utils.data.described import Description, read_description
 from utils.data.label_table import IGNORE, LabelTable, voc_palette
+from utils.data.prepare import pack_split
 
 PAGE = (REPOSITORY / "docs" / "custom_data.md").read_text(encoding="utf-8")
 YAML = re.search(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[1]
@@ -116,7 +119,7 @@ def test_lists_of_names_and_any_suffix(tmp_path):
     (tmp_path / "train" / "labels" / "train" / "5 b.png").unlink()
     assert not build_dataset("custom", tmp_path, "test").has_labels
     (tmp_path / "train" / "images" / "train" / "3 b.jpg").touch()
-    with pytest.raises(UserError, match="a second image named 3 b"):
+    with pytest.raises(UserError, match="a second file named 3 b"):
         build_dataset("custom", tmp_path, "val")
 
 
@@ -427,3 +430,150 @@ def test_the_colours_of_a_jpeg_are_no_classes(tmp_path):
         Image.open(path).save(path.with_suffix(".jpg"), quality=60)
     with pytest.raises(UserError, match=r"b.jpg: colour .* is of no class"):
         list(read_all_train_ids(build_dataset("custom", root, "train"), workers=1))
+
+
+def plain_set(root: Path, files: dict[str, str], text: str = "") -> Path:
+    """A set of links to one image and its label: name of the link -> "image" or "label"."""
+    root.mkdir(parents=True)
+    pixels = np.zeros((4, 6), np.uint8)
+    Image.fromarray(np.stack([pixels] * 3, -1)).save(root / "image.png")
+    Image.fromarray(pixels).save(root / "label.png")
+    for name, kind in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / f"{kind}.png", root / name)
+    default = "images: images/{split}/{name}.png\nlabels: labels/{split}/{name}.png\n"
+    (root / "dataset.yaml").write_text((text or default) + "classes: [a, b]\n")
+    return root
+
+
+def pair(name: str, split: str = "train") -> dict[str, str]:
+    return {f"{kind}s/{split}/{name}.png": kind for kind in ("image", "label")}
+
+
+LAYOUTS = {  # files, links (place -> target, seen from it), description, names of train
+    "endings in any case": (
+        {"images/train/a.PNG": "image", "labels/train/a.Png": "label", **pair("b")},
+        {}, "", ["a", "b"],
+    ),
+    "hidden files": (
+        {**pair("a"), "images/train/._a.png": "image", "labels/train/._a.png": "label"},
+        {}, "", ["a"],
+    ),
+    "a linked split": (
+        {"far/a.png": "image", "near/a.png": "label"},
+        {"images/train": "../far", "labels/train": "../near"}, "", ["a"],
+    ),
+    "linked folders of cities": (
+        {"far/a.png": "image", "near/a.png": "label"},
+        {"images/train/x": "../../far", "labels/train/x": "../../near"},
+        "images: images/{split}/*/{name}.png\nlabels: labels/{split}/*/{name}.png\n", ["a"],
+    ),
+    "any number of folders": (
+        {"i/train/a.png": "image", "i/train/x/y/b.png": "image",
+         "l/train/a.png": "label", "l/train/x/b.png": "label"},
+        {}, "images: i/{split}/**/{name}.png\nlabels: l/{split}/**/{name}.png\n", ["a", "b"],
+    ),
+    "dots and slashes": (
+        pair("a"), {},
+        "images: ./images//{split}/{name}.png\nlabels: labels/./{split}/{name}.png\n", ["a"],
+    ),
+    "a folder above": (
+        pair("a"), {},
+        "images: x/../images/{split}/{name}.png\nlabels: labels/{split}/{name}.png\n", ["a"],
+    ),
+    "signs in names": (pair("a[1] *?#%&+ b"), {}, "", ["a[1] *?#%&+ b"]),
+    "signs in the pattern": (
+        {"i [1]?/train/a.png": "image", "l [1]?/train/a.png": "label"}, {},
+        "images: i [1]?/{split}/{name}.png\nlabels: l [1]?/{split}/{name}.png\n", ["a"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LAYOUTS)
+def test_folders_and_patterns_as_people_have_them(case, tmp_path):
+    files, links, text, names = LAYOUTS[case]
+    root = plain_set(tmp_path / "my [1] data #%", files, text)
+    (root / "x").mkdir(exist_ok=True)
+    for place, target in links.items():
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        (root / place).symlink_to(target)
+    dataset = build_dataset("custom", root, "train")
+    assert dataset.names == names and dataset[0]["label"].shape == (4, 6)
+    pack_split(dataset, root, "train", workers=1, overwrite=False)
+    assert build_dataset("custom", root, "train").names == names
+
+
+@pytest.mark.parametrize("place", ["data", "data set/lists", "~"])
+@pytest.mark.parametrize("ends", ["\n", "  \r\n"])
+def test_lists_that_lie_anywhere(place, ends, tmp_path, monkeypatch, capsys):
+    """An absolute path, ~, a byte order mark, and a name that stands there again."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    folder = tmp_path / place.replace("~", "home")
+    where = "~" if place == "~" else folder.as_posix()
+    text = f"images: i/{{name}}.png\nlabels: l/{{name}}.png\nlists: {where}/{{split}}.txt\n"
+    both = {f"{kind[0]}/{name}.png": kind for kind in ("image", "label") for name in "abc"}
+    root = plain_set(tmp_path / "set", both, text.replace("\n", ends))
+    folder.mkdir(parents=True)
+    (folder / "train.txt").write_text(ends.join("ba") + f"{ends}b{ends}", encoding="utf-8-sig")
+    assert build_dataset("custom", root, "train").names == ["b", "a"]
+    assert "1 names stand there again, such as b; each counts once" in capsys.readouterr().err
+
+
+def test_pictures_of_another_ending_are_counted(tmp_path, capsys):
+    """Not labels beside their images, hidden files and what is no picture."""
+    text = "images: i/{split}/{name}.jpg\nlabels: i/{split}/{name}.png\n"
+    root = plain_set(
+        tmp_path / "set", {"i/train/a.jpg": "image", "i/train/a.png": "label"}, text
+    )  # fmt: skip
+    assert build_dataset("custom", root, "train").names == ["a"]
+    assert capsys.readouterr().err == ""
+    for name in ("b.jpeg", "c.TIF", "._d.jpeg", "notes.txt"):
+        (root / "i" / "train" / name).touch()
+    assert build_dataset("custom", root, "train").names == ["a"]
+    line = (
+        "2 pictures of other endings are left out, such as b.jpeg. Write {name}.* in dataset.yaml"
+    )
+    assert line in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("classes", "[yes, no]", 'got [True, False]. Give a value like [road, "no", "1"] or {road'),
+        ("classes", "{yes: 1, no: 0}", 'classes: True is no text. Put names such as "yes", "no"'),
+        ("classes", "{1: 0, 2: 1}", "classes: 1 is no text"),
+        ("classes", "{a: 0.5}", "classes: got {'a': 0.5}. Give a value like [road"),
+        ("classes", "{a: b}", "classes: got {'a': 'b'}. Give a value like [road"),
+        ("classes", "[1, 2]", "classes: got [1, 2]. Give a value like [road"),
+        ("classes", "[a, ~]", "classes: got ['a', None]. Give a value like [road"),
+        ("classes", "road", "classes: got road. Give a value like [road"),
+        ("ignore", "255", "ignore: got 255. Give a value like [0, 255]"),
+        ("splits", "{train: [a]}", "splits: got ['a']. Give a value like {train: training}"),
+        ("colors", "{road: [1, 2]}", "colors: got [1, 2]. Give a value like {road: [128, 64"),
+        ("label_colors", "{on: [1, 2, 3]}", "label_colors: True is no text"),
+        ("ignore_colors", "[0, 0, 0]", "ignore_colors: got 0. Give a value like [[0, 0, 0]]"),
+        ("images", "/data/{split}/{name}.png", "images must lie below the data set's folder, such"),
+        ("labels", "~/l/{split}/{name}.png", "labels must lie below the data set's folder, such"),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_type_is_one_plain_line_with_an_example(key, value, words, tmp_path):
+    description = {
+        "images": "images/{split}/{name}.png", "labels": "labels/{split}/{name}.png",
+        "classes": "[road, car]", key: value,
+    }  # fmt: skip
+    text = "".join(f"{name}: {content}\n" for name, content in description.items())
+    (tmp_path / "dataset.yaml").write_text(text)
+    with pytest.raises(UserError) as error:
+        build_dataset("custom", tmp_path, "train")
+    line = str(error.value)
+    assert words in line and "\n" not in line and "Union" not in line and len(line) < 300, line
+
+
+def test_files_are_looked_for_in_a_second_also_where_there_are_many(tmp_path):
+    """COCO has 118,000; a tenth of them here."""
+    (tmp_path / "images" / "train").mkdir(parents=True)
+    for number in range(11_800):
+        (tmp_path / "images" / "train" / f"{number:012d}.jpg").touch()
+    begin = time.perf_counter()
+    assert len(find_named(tmp_path, "images/train/{name}.jpg")) == 11_800
+    assert time.perf_counter() - begin < 1

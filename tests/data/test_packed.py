@@ -15,7 +15,7 @@ import torch
 from helpers import fails, run, tiny, train
 
 import datasets
-from datasets import PackedDataset, SegmentationDataset, build_dataset, find_data_set
+from datasets import PackedDataset, SegmentationDataset, build_dataset
 from utils.base.errors import UserError
 from utils.data import packed as packing
 from utils.data.batches import Batches
@@ -80,7 +80,7 @@ def test_images_of_unequal_sizes_pack_and_train(tmp_path):
         same_samples(*both("camvid", root, split))
     dataset = build_dataset("camvid", root, "train", packed=False)
     weigh(dataset, root, workers=2)
-    weights = read_class_weights(find_data_set("camvid", root), root)
+    weights = read_class_weights(root, dataset.classes)
     assert weights.dtype == np.float32
     labels = np.concatenate([
         cv2.imread(str(path), cv2.IMREAD_UNCHANGED).ravel()

@@ -15,9 +15,9 @@ from datasets import build_dataset, find_data_set
 from utils.base.errors import UserError
 from utils.data import cityscapes
 from utils.data.check import check_data
-from utils.data.class_weights import WEIGHTS_FILE, read_class_weights
+from utils.data.class_weights import WEIGHTS_FILE
 from utils.data.packed import packed_path
-from utils.data.prepare import pack_split, weigh
+from utils.data.prepare import current_class_weights, pack_split, weigh
 from utils.data.sources import record_of
 
 YAML = """images: images/{split}/{name}.png
@@ -60,7 +60,7 @@ def make(name, root) -> None:
 
 def faults(name, root) -> list[str]:
     """What is said before a first step: of the class weights, of the packed files, of the files."""
-    found, weights = [], lambda: read_class_weights(find_data_set(name, root), root)
+    found, weights = [], lambda: current_class_weights(find_data_set(name, root), root)
     opened = [lambda s=s, p=p: build_dataset(name, root, s, packed=p)
               for s in ("train", "val") for p in (True, False)]  # fmt: skip
     for attempt in (weights, *opened):

@@ -271,3 +271,30 @@ def test_the_shipped_configs_build_the_published_network(kind):
     assert rates == ([2, 4, 8] if kind == "multi_grid" else [1, 2, 2])
     count = sum(p.numel() for p in model.parameters())
     assert count - 256 * 256 * 9 - 2 * 256 == 58_040_661  # without torchvision's 3x3 after the ASPP
+
+
+def test_endings_in_any_case_and_a_name_twice(tmp_path, capsys):
+    voc = write_voc(tmp_path)
+    for path in (
+        voc / "JPEGImages" / f"{TRAIN[0]}.jpg",
+        voc / "SegmentationClass" / f"{VAL[0]}.png",
+    ):
+        path.rename(path.with_suffix(path.suffix.upper()))
+        path.with_name(f"._{path.name}").touch()
+    listing = voc / "ImageSets/Segmentation/train.txt"
+    listing.write_bytes(("\ufeff" + "  \r\n".join([*TRAIN, TRAIN[1]])).encode())
+    assert build_dataset("voc", tmp_path, "train").names == TRAIN
+    assert f"{listing}: 1 names stand there again, such as {TRAIN[1]}" in capsys.readouterr().err
+    assert build_dataset("voc", tmp_path, "val")[0]["label"].any()
+    (voc / "JPEGImages" / f"{TRAIN[1]}.JPG").touch()
+    with pytest.raises(UserError, match=f"{TRAIN[1]}.jpg: a second file named {TRAIN[1]}"):
+        build_dataset("voc", tmp_path, "train")
+
+
+def test_two_images_of_one_name_in_an_augmented_list_are_one_line(tmp_path):
+    voc = write_voc(tmp_path)
+    (voc / "list").mkdir()
+    lines = [f"/{folder}/x.jpg /SegmentationClassAug/x.png" for folder in ("JPEGImages", "other")]
+    (voc / "list" / "train_aug.txt").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"train_aug.txt: two images are named x. Rename one"):
+        build_dataset("voc", tmp_path, "trainaug")

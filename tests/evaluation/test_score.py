@@ -253,3 +253,50 @@ def test_memory_for_pixels_does_not_grow_with_the_number_of_images(tmp_path):
         tracemalloc.stop()
     assert peaks[0] > 256 * 512 * 3  # images are seen by the measurement
     assert peaks[1] - peaks[0] < 20 * 256 * 512 / 4
+
+
+def linked(path: Path, place: Path) -> None:
+    """Move it to another folder and leave a link."""
+    path.symlink_to(path.rename(place / path.name))
+
+
+def gather(predictions: Path) -> None:
+    """Into sub-folders of cities, as mmsegmentation writes them."""
+    (predictions / "lindau").mkdir()
+    for path in [*predictions.glob("*.png")]:
+        path.rename(predictions / "lindau" / path.name)
+
+
+FIRST = "lindau_000000_000019_leftImg8bit"
+FOUND = {  # what is done to the predictions and the tree; all of it scores as before
+    "linked city of predictions": lambda p, root, far: (gather(p), linked(p / "lindau", far)),
+    "linked city of the truth": lambda p, root, far: linked(root / "gtFine/val/lindau", far),
+    "linked prediction": lambda p, root, far: linked(p / f"{FIRST}.png", far),
+    "loop of links": lambda p, root, far: (p / "again").symlink_to(p),
+    "ending": lambda p, root, far: (p / f"{FIRST}.png").rename(p / f"{FIRST}.PNG"),
+    "hidden files": lambda p, root, far: [
+        x.with_name(f"._{x.name}").touch() for x in [*p.glob("*"), *root.glob("gtFine/val/*/*")]
+    ],
+    "macOS's folder": lambda p, root, far: shutil.copytree(p, p / "__MACOSX" / "val"),
+    "signs": lambda p, root, far: [gather(p), (p / "lindau").rename(p / "a[1] *?#%&+")],
+}
+
+
+@pytest.mark.parametrize("case", FOUND)
+def test_files_are_found_wherever_people_put_them(case, predictions, cityscapes_root, tmp_path):
+    root = shutil.copytree(cityscapes_root, tmp_path / "my [1] tree")
+    (tmp_path / "far").mkdir()
+    expected = count_pairs(match_predictions(predictions, find_truth(root, "val")))
+    FOUND[case](predictions, root, tmp_path / "far")
+    pairs = match_predictions(predictions, find_truth(root, "val"))
+    assert len(pairs) == 3
+    assert np.array_equal(count_pairs(pairs).confusion, expected.confusion)
+
+
+def test_the_same_truth_in_two_cities_is_one_line(cityscapes_root, tmp_path):
+    root = shutil.copytree(cityscapes_root, tmp_path / "tree")
+    shutil.copytree(root / "gtFine/val/lindau", root / "gtFine/val/lindau copy")
+    with pytest.raises(
+        UserError, match=r"lindau copy/\S+: a second file named lindau_000000_000019"
+    ):
+        find_truth(root, "val")

@@ -2,8 +2,9 @@
 
 import ast
 import json
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import yaml
@@ -14,8 +15,9 @@ from datasets import resolve_data_root
 from evaluation import trained
 from model import build_model
 from utils.base.errors import UserError
-from utils.base.parser import parse
+from utils.base.parser import examples, parse
 from utils.base.paths import REPOSITORY
+from utils.data.described import Description
 from utils.training.config import Config, plain, write_config
 from utils.training.network import network_options
 
@@ -142,6 +144,68 @@ def test_a_broken_config_file_is_one_user_error(tmp_path, text):
     path.write_text(text)
     with pytest.raises(UserError):
         parse(Config, "", ["--config", str(path)])
+
+
+@dataclass(frozen=True)
+class ReportConfig(trained.ScoringOptions):
+    """Options of evaluation/report.py, which nobody may import."""
+
+    compare: str | None = None
+    output: Path | None = None
+
+
+@pytest.mark.parametrize("given", ["0.5", "[0.5]", "~"])
+@pytest.mark.parametrize("place", ["flag", "file"])
+def test_options_as_people_write_them(given, place, tmp_path, monkeypatch):
+    """A single number where several may stand; ~ where no shell expands it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    option, value = ("log_root", "~/a b") if given == "~" else ("eval_scales", given)
+    (tmp_path / "c.yaml").write_bytes(f"\ufeff{option}: {value}  \r\nseed: 1\r\n".encode())
+    flags = {"flag": [f"--{option}={value}"], "file": ["--config", "~/c.yaml"]}
+    config = parse(Config, "", flags[place])
+    assert (config.eval_scales, config.log_root) in (((0.5,), None), ((1.0,), tmp_path / "a b"))
+    assert config.eval_scales == (0.5,) or given == "~"
+    texts = ("checkpoint", "~/run"), ("log_root", "~/run"), ("output", "~/x.html")
+    for option, value in texts:
+        found = getattr(parse(ReportConfig, "", [f"--{option}", value]), option)
+        assert str(found) == value.replace("~", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "example"),
+    [
+        ("crop", "512", "[512,1024]"),
+        ("crop", "512x1024", "[512,1024]"),
+        ("crop", "[1, 2, 3]", "[512,1024]"),
+        ("scale", "2", "[0.5,2.0]"),
+        ("eval_scales", "0.5,1", "[0.5,1.0] or 0.5"),
+        ("eval_scales", "half", "[0.5,1.0] or 0.5"),
+        ("multi_grid", "[1, 2]", "[1,2,4]"),
+        ("steps", "many", "8"),
+        ("base_lr", "x", "0.5"),
+        ("epochs", "x", "0.5"),
+        ("flip", "maybe", "true or false"),
+        ("precision", "fp8", "auto or fp32 or bf16 or fp16"),
+        ("output_stride", "4", "8 or 16 or 32"),
+        ("compile", "x", "true or false"),
+    ],
+)
+@pytest.mark.parametrize("place", ["flag", "file"])
+def test_a_value_of_another_type_is_one_plain_line_with_an_example(
+    option, value, example, place, tmp_path
+):
+    (tmp_path / "c.yaml").write_text(f"{option}: {value}\n")
+    flags = {"flag": [f"--{option}", value], "file": ["--config", str(tmp_path / "c.yaml")]}
+    with pytest.raises(UserError) as error:
+        parse(Config, "", flags[place])
+    words = f": {option}: got {value}. Give a value like {example}. Options: "
+    assert words in str(error.value), error.value
+
+
+def test_every_type_of_an_option_has_an_example():
+    for kind in (Config, ReportConfig, Description):
+        for name, hint in get_type_hints(kind).items():
+            assert not [text for text in examples(hint) if "typing" in text or "<" in text], name
 
 
 def option_names(script: str) -> list[str]:

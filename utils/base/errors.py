@@ -4,13 +4,21 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from functools import cache
 
-# What a disk does, not the program: full, over quota, read only, failing.
-DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
+# What a disk does, not the program: full, over quota, read only, failing, no such long names.
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ENAMETOOLONG}
 
 
 class UserError(Exception):
     """Message `<file>: <what was found>. <what to do>`: one line and exit code 2 in a command."""
+
+
+@cache
+def warn(text: str) -> None:
+    """One line on stderr, once, and only of the first of torchrun's processes."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"warning: {text}", file=sys.stderr)
 
 
 def out_of_memory(error: Exception) -> bool:
@@ -50,8 +58,8 @@ def run_command(command: Callable[[], None]) -> None:
     except OSError as error:
         if error.errno not in DISK:
             raise
-        name = error.filename or "disk"
-        print(f"error: {name}: {error.strerror}. Free space or check the disk", file=sys.stderr)
+        name, advice = error.filename or "disk", "Free space, check the disk or the name"
+        print(f"error: {name}: {error.strerror}. {advice}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

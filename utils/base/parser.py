@@ -3,18 +3,33 @@
 Imports no torch: `--help` and a mistyped option answer at once.
 """
 
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from utils.base.errors import UserError
+from utils.base.paths import to_path
 
 Options = TypeVar("Options")  # a dataclass
+
+Factors = tuple[float, ...] | float  # a single one may stand without brackets
+Color = tuple[int, int, int]
+EXAMPLES = {  # of the types of options and of the keys in dataset.yaml
+    int: "8", float: "0.5", bool: "true or false", Path: "a/folder",
+    str: "name, in quotes where it is yes, no or a number",
+    Color: "[1,2,4]", tuple[int, int]: "[512,1024]", tuple[float, float]: "[0.5,2.0]",
+    tuple[float, ...]: "[0.5,1.0]", list[int]: "[0, 255]", list[str]: '[road, "no", "1"]',
+    dict[str, int | list[int]]: '{road: 7, "no": [26, 27]}', dict[str, str]: "{train: training}",
+    dict[str, Color]: "{road: [128, 64, 128]}", list[Color]: "[[0, 0, 0]]",
+}  # fmt: skip
+WRONG_TYPE = re.compile(r'.*Parser key "(\w+)":.*(?:Given|Got) value: (.*)', re.DOTALL)
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -23,36 +38,54 @@ class YamlParser(ArgumentParser):
     """jsonargparse; a file with aliases is refused: a small one could unfold without end."""
 
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
-        text = Path(cfg_path).read_text(encoding="utf-8")
+        text = to_path(cfg_path).read_text(encoding="utf-8")
         with suppress(yaml.YAMLError):  # jsonargparse describes these better
             if any(isinstance(x, yaml.AliasEvent) for x in yaml.parse(text, yaml.SafeLoader)):
                 raise ValueError(f"{cfg_path}: has aliases (*name), which are not taken")
         return super().parse_path(cfg_path, *args, **kwargs)
 
 
-class OneLineParser(YamlParser):
-    """Says in one line what is wrong, without the whole usage."""
-
-    def error(self, message: str, ex: Exception | None = None) -> None:
-        raise UserError(f"{self.prog}: {message}. Options: {self.prog} --help") from ex
-
-
 def parse(config_class: type[Options], description: str, argv: list[str] | None = None) -> Options:
     """Command line, over `--config FILE.yaml` -> `config_class`; UserError on a mistake.
 
-    A field with a `help` in its metadata is given by its place, without a name.
+    A field with `help`, perhaps `nargs`, in its metadata is given by its place, without a name.
     """
-    parser = OneLineParser(description=description.split("\n", 1)[0])
+    parser = YamlParser(description=description.split("\n", 1)[0], exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file; flags override it.")
     placed = [field for field in fields(config_class) if field.metadata]
     for field in placed:
-        parser.add_argument(field.name, nargs="?", help=field.metadata["help"])
+        parser.add_argument(field.name, **{"nargs": "?", **field.metadata})
     parser.add_class_arguments(config_class, skip={field.name for field in placed})
     try:
         values = parser.parse_args(argv)
-        return config_class(**{field.name: values[field.name] for field in fields(config_class)})
-    except ValueError as error:
-        parser.error(str(error))
+        hints = get_type_hints(config_class).items()
+        return config_class(**{name: as_meant(values[name], hint) for name, hint in hints})
+    except (ArgumentError, ValueError) as error:
+        what = plainly(str(error), config_class)
+        raise UserError(f"{parser.prog}: {what}. Options: {parser.prog} --help") from error
+
+
+def as_meant(value: Any, hint: Any) -> Any:
+    """An option's value: ~ at its beginning, which a shell leaves in --option=~/x, is the home
+    folder, and a number where several may stand is one of them."""
+    if isinstance(value, float) and tuple[float, ...] in get_args(hint):
+        return (value,)
+    return type(value)(to_path(value)) if str(value).startswith("~") else value
+
+
+def examples(hint: Any) -> list[str]:
+    """What values of a type look like."""
+    if hint in EXAMPLES or not get_args(hint):
+        return [EXAMPLES.get(hint, str(hint))]
+    return [text for part in get_args(hint) if part is not NoneType for text in examples(part)]
+
+
+def plainly(message: str, config_class: type) -> str:
+    """jsonargparse's lines on a value of another type than its field's, as one with an example."""
+    if match := WRONG_TYPE.fullmatch(message):
+        expected = " or ".join(examples(get_type_hints(config_class)[match[1]]))
+        return f"{match[1]}: got {match[2]}. Give a value like {expected}"
+    return message
 
 
 def check(config: Any, names: str, valid: Callable[[Any], object], expected: str) -> None:

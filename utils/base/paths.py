@@ -5,25 +5,32 @@ Needs the standard library only, so that evaluation/score.py runs without torch 
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from utils.base.errors import UserError
+from utils.base.errors import UserError, warn
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
+def to_path(text: str | Path) -> Path:
+    """A path as people write it, where the shell left ~ as it is."""
+    return Path(os.path.expanduser(text))
+
+
 def resolve_log_root(log_root: Path | None) -> Path:
     """The folder of all runs; absolute."""
-    return (log_root or REPOSITORY / "training_logs").resolve()
+    return Path(os.path.realpath(log_root or REPOSITORY / "training_logs"))
 
 
 def resolve_data_folder(name: str, data_root: Path | None, variable: str | None) -> Path:
     """The folder the user named, by an option or an environment variable, else data/<name>."""
     named = os.environ.get(variable) if variable else None
-    return (data_root or Path(named or REPOSITORY / "data" / name)).resolve()
+    return Path(os.path.realpath(data_root or to_path(named or REPOSITORY / "data" / name)))
 
 
 def make_folder(folder: Path) -> None:
@@ -41,13 +48,17 @@ def whole(path: Path) -> Iterator[Path]:
 
     An error or a kill leaves an earlier file as it was. UserError where the system refuses.
     """
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    name = path.name
+    if len(os.fsencode(name)) > 200:  # 255 bytes are what most systems take
+        name = sha256(os.fsencode(name)).hexdigest() + path.suffix[:9]
+    temporary = path.with_name(f".tmp-{os.getpid()}-{name}")
     try:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
         what = f"cannot be written ({error.strerror or error})"
-        raise UserError(f"{path}: {what}. Free space there or choose another folder") from error
+        advice = "Free space there, or choose another folder or a shorter name"
+        raise UserError(f"{path}: {what}. {advice}") from error
     finally:
         with suppress(OSError):  # nothing there, or a folder that takes no changes
             temporary.unlink()
@@ -64,7 +75,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def require_file_name(path: Path) -> None:
     """UserError unless a file can be written there: no folder, and in a folder that exists."""
-    if path.is_dir() or not path.resolve().parent.is_dir():
+    if path.is_dir() or not os.path.isdir(os.path.dirname(os.path.realpath(path))):
         raise UserError(f"{path}: not a file name in an existing folder. Name another file")
 
 
@@ -76,7 +87,12 @@ def read_bytes(path: Path) -> bytes:
         raise UserError(f"{path}: cannot be read ({error.strerror}). Restore the file") from error
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, stripped, without the empty ones; UserError as read_bytes."""
-    lines = read_bytes(path).decode("utf-8", "replace").splitlines()
-    return [line.strip() for line in lines if line.strip()]
+def read_names(path: Path) -> list[str]:
+    """The lines of a list, stripped, each once, without the empty ones; UserError as read_bytes."""
+    content = read_bytes(path)
+    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    lines = content.decode(encoding, "replace").splitlines()
+    counts = Counter(line.strip() for line in lines if line.strip())
+    if twice := [name for name, number in counts.items() if number > 1]:
+        warn(f"{path}: {len(twice)} names stand there again, such as {twice[0]}; each counts once")
+    return list(counts)

@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from filecmp import cmp
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -9,16 +11,17 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from utils.base.errors import UserError
+from utils.base.errors import UserError, warn
 from utils.base.paths import read_bytes
 from utils.base.progress import progress
 from utils.base.threads import read_ahead
 from utils.data.batches import read_all_train_ids
-from utils.data.class_weights import histogram, read_pixels, require_current_weights
+from utils.data.class_weights import histogram, read_pixels
 from utils.data.dataset import DataSet, Dataset, FoundFiles, NoImages, converted_labels
-from utils.data.image_files import image_header, read_ids, read_image, read_label
-from utils.data.label_table import LabelTable, ids_of_instances
+from utils.data.image_files import contradiction, image_header, read_image, read_label
+from utils.data.label_table import LabelTable
 from utils.data.packed import PackedFile, packed_path
+from utils.data.prepare import require_current_weights
 from utils.data.sources import require_unchanged
 
 
@@ -43,11 +46,24 @@ def check_data(data_set: DataSet, root: Path, *, workers: int) -> None:
             tqdm.write(line)
             faults += 1
         files += sum(map(len, found.values())) + path.is_file()
+        warn_of_val_images(data_set, root, split)
     if not files and not faults:
         raise UserError(f"{root}: no {data_set.name} files. Name their folder with --data_root")
     if faults:
         raise UserError(f"{root}: {faults} faults, listed above. Correct them and check again")
     print(f"{root}: {files} files, no fault")
+
+
+def warn_of_val_images(data_set: DataSet, root: Path, split: str) -> None:
+    """A warning on images of val that are in `split` too: of one name, and one file or equal."""
+    if split in ("val", "test", *data_set.unions):
+        return
+    with suppress(UserError, OSError):  # one of the two is not there, or only packed
+        train, val = (data_set.find(root, name)["image"] for name in (split, "val"))
+        names = sorted(train.keys() & val.keys())
+        if same := [x for x in names if train[x] == val[x] or cmp(train[x], val[x], shallow=False)]:
+            what = f"{len(same)} of {len(val)} val images are in {split}, such as {same[0]}"
+            warn(f"{root}: {what}. The score on val will be too high; keep them in one split")
 
 
 def split_faults(
@@ -104,15 +120,6 @@ def sample_faults(
     return lines
 
 
-def contradiction(path: Path, instances: np.ndarray) -> list[str]:
-    """A line where a file's label ids are not those of the instance ids."""
-    wrong = np.argwhere(read_ids(path, np.uint8) != ids_of_instances(instances))
-    if not len(wrong):
-        return []
-    what = f"not the id of instanceIds at row {wrong[0, 0]}, column {wrong[0, 1]}"
-    return [f"{path}: {what}, {len(wrong)} such pixels. Unpack both again"]
-
-
 def packed_faults(data_set: DataSet, root: Path, split: str) -> Iterator[str]:
     """A line for each fault of a packed file, where there is one."""
     path = packed_path(root, split)
@@ -135,7 +142,9 @@ def outdated(data_set: DataSet, root: Path, split: str) -> Iterator[str]:
     """A line for each derived file that was made from other files or ids; reads all sources."""
     labels, path = converted_labels(root, split), packed_path(root, split)
     how = {"advice": data_set.prepare_again, "thorough": True}
-    attempts = [partial(require_unchanged, labels, root, data_set.classes, **how)]
+    attempts = []
+    if data_set.prepare is not None:
+        attempts.append(partial(require_unchanged, labels, root, data_set.classes, **how))
     if path.is_file():
         packed = PackedFile(path, data_set.classes)
         attempts.append(partial(packed.require_current, data_set, root, split, thorough=True))

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from utils.base.errors import UserError
+from utils.base.find import find_named
 from utils.base.paths import make_folder
 from utils.base.progress import progress
 from utils.base.threads import read_ahead
-from utils.data.check import contradiction
 from utils.data.class_weights import WEIGHTS_FILE, histogram, write_class_weights
 from utils.data.dataset import (
     DataSet,
@@ -26,7 +26,7 @@ from utils.data.dataset import (
     converted_labels,
     train_id_path,
 )
-from utils.data.image_files import read_ids, read_train_ids, write_png
+from utils.data.image_files import contradiction, read_ids, read_train_ids, write_png
 from utils.data.label_table import CITYSCAPES
 from utils.data.sources import names_below, noting, unchanged, up_to_date
 
@@ -73,8 +73,7 @@ def downloaded(root: Path, split: str) -> FoundFiles:
 
 def find_files(root: Path, split: str, top: str, ending: str) -> dict[str, Path]:
     """Image name -> file of the split, sorted; `top`: leftImg8bit, gtFine or gtCoarse."""
-    folder, ending = first_folder(root, top, FOLDERS[split][0]), f"_{ending}.png"
-    paths = {path.name.removesuffix(ending): path for path in sorted(folder.glob(f"*/*{ending}"))}
+    paths = find_named(first_folder(root, top, FOLDERS[split][0]), f"*/{{name}}_{ending}.png")
     paths.pop(PUBLISHED_BROKEN, None)
     return paths
 

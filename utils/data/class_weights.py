@@ -4,7 +4,6 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -12,9 +11,7 @@ import numpy as np
 
 from utils.base.errors import UserError
 from utils.base.paths import make_folder, write_json
-from utils.data.dataset import DataSet
 from utils.data.label_table import LabelTable
-from utils.data.sources import require_unchanged
 
 WEIGHTS_FILE = Path("meta") / "class_weights.json"  # below the data set's folder
 EXACT = 1 << 24  # pixels up to which the float32 counts of cv2.calcHist are exact
@@ -51,10 +48,9 @@ def read_pixels(root: Path, classes: LabelTable) -> np.ndarray | None:
         return None
 
 
-def read_class_weights(data_set: DataSet, root: Path) -> np.ndarray:
+def read_class_weights(root: Path, classes: LabelTable) -> np.ndarray:
     """The (K,) float32 ENet class weights that utils/preprocess_data.py wrote."""
-    path, classes = root / WEIGHTS_FILE, data_set.classes
-    require_current_weights(data_set, root)
+    path = root / WEIGHTS_FILE
     try:
         weights = json.loads(path.read_text(encoding="utf-8"))["class_weights"]
         return np.array([weights[name] for name in classes.names], np.float32)
@@ -63,16 +59,6 @@ def read_class_weights(data_set: DataSet, root: Path) -> np.ndarray:
             f"{path}: no class weights, or of other classes. Run utils/preprocess_data.py with the "
             "same --dataset and --data_root, or train with --class_weights false"
         ) from error
-
-
-def require_current_weights(data_set: DataSet, root: Path, *, thorough: bool = False) -> None:
-    """UserError where the labels that were weighed, or what ids mean, have changed."""
-    labels = None
-    with suppress(UserError):  # unpacked files may be gone
-        found = data_set.find(root, "train")
-        labels = [x for kind in found if kind != "image" for x in found[kind].values()]
-    how = {"sources": labels, "thorough": thorough, "advice": data_set.prepare_again}
-    require_unchanged(root / WEIGHTS_FILE, root, data_set.classes, **how)
 
 
 def histogram(cells: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from utils.base.errors import UserError
+from utils.base.errors import UserError, warn
 from utils.data.label_table import LabelTable
 
 # Kind of file, "image" or a field of Files -> image name -> path.
@@ -119,4 +119,7 @@ def complete_files(found: FoundFiles, root: Path, split: str, hint: str) -> list
             count = f"{len(missing)} of {len(names)} {split} {what} files missing"
             advice = hint or "Add them, or correct the list of names"
             raise UserError(f"{folder}: {count} ({', '.join(missing[:3])}). {advice}")
+        if others := paths.keys() - names.keys():
+            one = paths[min(others)]
+            warn(f"{one}: {len(others)} {split} label files are of no image, such as this one")
     return [Files(name, **{kind: found[kind][name] for kind in found}) for name in names]

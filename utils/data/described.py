@@ -3,7 +3,7 @@
 A `dataset.yaml` in the data's own folder ("custom"), or one that is shipped in configs/datasets/.
 """
 
-import re
+import os
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 from jsonargparse import ArgumentError
 
-from utils.base.errors import UserError
-from utils.base.parser import YamlParser
-from utils.base.paths import REPOSITORY, read_lines
+from utils.base.errors import UserError, warn
+from utils.base.find import find, find_named
+from utils.base.parser import Color, YamlParser, plainly
+from utils.base.paths import REPOSITORY, read_names, to_path
 from utils.data.dataset import DataSet, FoundFiles, NoImages
 from utils.data.label_table import IGNORE, INVALID, LabelTable, voc_palette
 
@@ -22,7 +23,7 @@ SHIPPED = REPOSITORY / "configs" / "datasets"
 SEE_DOCS = "docs/custom_data.md explains it"
 NAME_FOLDER = f"Name the data set's folder with --data_root; {SEE_DOCS}"
 SPLITS = ("train", "val", "test")
-Color = tuple[int, int, int]
+PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,13 @@ class Description:
         for key, path in (("images", self.images), ("labels", self.labels)):
             if path.count("{name}") != 1:
                 raise ValueError(f"{key} must hold {{name}} once, got {path!r}")
-            if Path(path).is_absolute():
-                raise ValueError(f"{key} must be a path below the data set's folder")
+            if path.startswith(("/", "~")) or Path(path).is_absolute():
+                example = f"{key}/{{split}}/{{name}}.*; a link there may lead elsewhere"
+                raise ValueError(f"{key} must lie below the data set's folder, such as {example}")
+        for key in ("classes", "splits", "colors", "label_colors"):
+            if odd := [name for name in getattr(self, key) if not isinstance(name, str)]:
+                what = f"{key}: {odd[0]} is no text"
+                raise ValueError(f'{what}. Put names such as "yes", "no" and "1" in quotes')
         if "{split}" not in (self.lists or self.images):
             raise ValueError("images or lists must hold {split}, or all splits are the same")
         ids = self.ids()
@@ -122,27 +128,21 @@ class Description:
 
     def pattern(self, kind: str, split: str) -> str:
         """Path below the data set's folder, with {name}; kind: images or labels."""
-        return getattr(self, kind).replace("{split}", self.splits.get(split, split))
-
-    def search(self, kind: str, root: Path, split: str) -> dict[str, Path]:
-        """Files of all names that match: name -> path, sorted."""
-        pattern = self.pattern(kind, split)
-        text = re.escape(pattern).replace(r"\*", "[^/]*").replace(r"\{name\}", "([^/]+)")
-        found: dict[str, Path] = {}
-        for path in sorted(root.glob(pattern.replace("{name}", "*"))):
-            if match := re.fullmatch(text, path.relative_to(root).as_posix()):
-                if match[1] in found:
-                    raise UserError(f"{path}: a second {kind[:-1]} named {match[1]}. Rename one")
-                found[match[1]] = path
-        return found
+        written = getattr(self, kind).replace("\\", "/")  # as on Windows
+        return written.replace("{split}", self.splits.get(split, split))
 
     def find(self, root: Path, split: str, path: Path) -> FoundFiles:
         """DataSet.find; `path` is the description's. test may lack its labels."""
-        images, labels = (self.search(kind, root, split) for kind in ("images", "labels"))
+        images, labels = (find_named(root, self.pattern(x, split)) for x in ("images", "labels"))
         pattern = self.pattern("images", split)
         if not images:
             what = f"no {split} images {root / pattern.replace('{name}', '*')}"
             raise NoImages(f"{path}: {what}. {NAME_FOLDER}")
+        others = find(root, f"{os.path.splitext(pattern)[0]}.*").keys()
+        others -= {*images.values(), *labels.values()}
+        if others := sorted(x for x in others if x.suffix.lower() in PICTURES):
+            what = f"{len(others)} pictures of other endings are left out, such as {others[0].name}"
+            warn(f"{others[0].parent}: {what}. Write {{name}}.* in {path.name} to take them all")
         if self.lists is not None:
             names = self.listed(root, split, path)
             images = {x: images.get(x, root / pattern.replace("{name}", x)) for x in names}
@@ -153,9 +153,9 @@ class Description:
 
     def listed(self, root: Path, split: str, path: Path) -> list[str]:
         """The names in a split's list: in the data set's folder or beside the description."""
-        name = self.lists.replace("{split}", split)
+        name = to_path(self.lists.replace("{split}", split))
         for folder in (root, path.parent):
-            if (folder / name).is_file() and (names := read_lines(folder / name)):
+            if (folder / name).is_file() and (names := read_names(folder / name)):
                 return names
         raise NoImages(f"{root / name}: not there, or empty. {SEE_DOCS}")
 
@@ -169,7 +169,7 @@ def read_description(path: Path) -> Description:
     try:
         return Description(**parser.parse_path(path).as_dict())
     except (ArgumentError, ValueError, OSError) as error:
-        raise UserError(f"{path}: {error}. {SEE_DOCS}") from error
+        raise UserError(f"{path}: {plainly(str(error), Description)}. {SEE_DOCS}") from error
 
 
 def described_data_set(name: str, root: Path) -> DataSet:
@@ -180,4 +180,4 @@ def described_data_set(name: str, root: Path) -> DataSet:
 
 
 def described_names() -> list[str]:
-    return ["custom", *sorted(path.stem for path in SHIPPED.glob("*.yaml"))]
+    return ["custom", *find_named(SHIPPED, "{name}.yaml")]

@@ -152,6 +152,15 @@ def decode_ids(content: bytes, path: Any, dtype: type, *, advice: str = CHECK) -
     return turned(pixels.astype(dtype, copy=False), header.turn)
 
 
+def contradiction(path: Path, instances: np.ndarray) -> list[str]:
+    """A line where a file's label ids are not those of the instance ids."""
+    wrong = np.argwhere(read_ids(path, np.uint8) != ids_of_instances(instances))
+    if not len(wrong):
+        return []
+    what = f"not the id of instanceIds at row {wrong[0, 0]}, column {wrong[0, 1]}"
+    return [f"{path}: {what}, {len(wrong)} such pixels. Unpack both again"]
+
+
 def decode_palette(content: bytes, path: Any, *, advice: str) -> np.ndarray:
     """A palette PNG -> (H,W) indices."""
     try:

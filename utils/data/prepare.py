@@ -9,10 +9,15 @@ import numpy as np
 from utils.base.errors import UserError
 from utils.base.threads import read_ahead
 from utils.data.batches import read_all_train_ids
-from utils.data.class_weights import WEIGHTS_FILE, histogram, write_class_weights
-from utils.data.dataset import Dataset, Files
+from utils.data.class_weights import (
+    WEIGHTS_FILE,
+    histogram,
+    read_class_weights,
+    write_class_weights,
+)
+from utils.data.dataset import DataSet, Dataset, Files
 from utils.data.packed import Layout, PackedFile, pack, packed_path, part_path, require_space
-from utils.data.sources import names_below, noting, unchanged
+from utils.data.sources import names_below, noting, require_unchanged, unchanged
 
 
 def weigh(dataset: Dataset, root: Path, *, workers: int) -> None:
@@ -23,6 +28,22 @@ def weigh(dataset: Dataset, root: Path, *, workers: int) -> None:
             counts += histogram(train_ids)
         write_class_weights(root, counts, dataset.classes.names, images=len(dataset))
     print(f"{root / 'meta'}: class_weights.json; nothing to convert, --pack true packs it")
+
+
+def require_current_weights(data_set: DataSet, root: Path, *, thorough: bool = False) -> None:
+    """UserError where the labels that were weighed, or what ids mean, have changed."""
+    labels = None
+    with suppress(UserError):  # unpacked files may be gone
+        found = data_set.find(root, "train")
+        labels = [x for kind in found if kind != "image" for x in found[kind].values()]
+    how = {"sources": labels, "thorough": thorough, "advice": data_set.prepare_again}
+    require_unchanged(root / WEIGHTS_FILE, root, data_set.classes, **how)
+
+
+def current_class_weights(data_set: DataSet, root: Path) -> np.ndarray:
+    """read_class_weights; UserError where they are outdated."""
+    require_current_weights(data_set, root)
+    return read_class_weights(root, data_set.classes)
 
 
 def label_files(files: Iterable[Files]) -> Iterator[Path]:

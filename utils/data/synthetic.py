@@ -16,6 +16,7 @@ from cityscapesscripts.preparation.json2instanceImg import createInstanceImage
 from cityscapesscripts.preparation.json2labelImg import createLabelImage
 
 from utils.base.errors import UserError
+from utils.base.find import find
 from utils.base.paths import make_folder, read_bytes, write_json, write_text
 from utils.base.progress import progress
 from utils.data.image_files import write_png
@@ -66,7 +67,7 @@ def own_files(root: Path) -> set[Path]:
     """The scenes' files in `root`, known by their names; UserError where there are others."""
     files, own = set(), set()
     for top, ending in SCENE_FILES.values():
-        files |= {path for path in (root / top).rglob("[!.]*") if path.is_file()}
+        files |= {path for path in find(root / top, "**/*") if path.is_file()}
         for split, cities in CITIES.items():
             for city in cities:
                 own |= set(root.glob(f"{top}/{split}/{city}/{city}_??????_000019_{ending}"))

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from utils.base.errors import UserError
-from utils.base.paths import make_folder, read_bytes, read_lines
+from utils.base.find import find_named
+from utils.base.paths import make_folder, read_bytes, read_names
 from utils.base.progress import progress
 from utils.base.threads import read_ahead
 from utils.data.dataset import (
@@ -40,8 +41,7 @@ def find(root: Path, split: str) -> FoundFiles:
     listing = voc / LISTS / f"{split}.txt"
     if not listing.is_file():
         raise NoImages(f"{listing}: not found. {SEE_DOCS}")
-    names = read_lines(listing)
-    files = {"image": images(voc, names), "ids": labels(voc, names)}
+    files = lying_in(voc, read_names(listing))
     if split == "test" and not any(path.is_file() for path in files["ids"].values()):
         del files["ids"]  # VOC 2012's are not public
     return files
@@ -55,12 +55,13 @@ def voc_folder(root: Path) -> Path:
     raise NoImages(f"{root}: no {FOLDERS[1]}/{LISTS}. Name the folder with --data_root; {SEE_DOCS}")
 
 
-def images(voc: Path, names: list[str]) -> dict[str, Path]:
-    return {name: voc / "JPEGImages" / f"{name}.jpg" for name in names}
-
-
-def labels(voc: Path, names: list[str], folder: str = "SegmentationClass") -> dict[str, Path]:
-    return {name: voc / folder / f"{name}.png" for name in names}
+def lying_in(voc: Path, names: list[str], labels: str = "SegmentationClass") -> FoundFiles:
+    """Images and labels of these names, or where they should lie."""
+    files: FoundFiles = {}
+    for kind, folder, ending in (("image", "JPEGImages", ".jpg"), ("ids", labels, ".png")):
+        found = find_named(voc / folder, f"{{name}}{ending}")
+        files[kind] = {x: found.get(x, voc / folder / f"{x}{ending}") for x in names}
+    return files
 
 
 def augmented(root: Path, voc: Path) -> FoundFiles:
@@ -76,21 +77,21 @@ def augmented(root: Path, voc: Path) -> FoundFiles:
     if sbd is None:
         what = f"neither {AUG_LISTS[0]} nor SBD"
         raise NoImages(f"{voc}: {what}. {SEE_DOCS}, or train with --split train")
-    own, more = read_lines(voc / LISTS / "train.txt"), sbd_names(sbd, voc)
-    converted = {name: train_id_path(root, name) for name in more}  # train ids are VOC's ids
-    return {"image": images(voc, own + more), "ids": labels(voc, own) | converted}
+    own, more = read_names(voc / LISTS / "train.txt"), sbd_names(sbd, voc)
+    files = lying_in(voc, own + more)
+    files["ids"] |= {name: train_id_path(root, name) for name in more}  # train ids are VOC's ids
+    return files
 
 
 def listed(voc: Path, path: Path) -> FoundFiles:
     """The files in an augmented list; paths in it begin with a slash and lie below `voc`."""
-    files: FoundFiles = {"image": {}, "ids": {}}
-    for words in map(str.split, read_lines(path)):
-        if len(words) > 1:
-            image, label = (voc / word.lstrip("/") for word in words[:2])
-            files["image"][image.stem], files["ids"][image.stem] = image, label
-        else:
-            files["image"] |= images(voc, words)
-            files["ids"] |= labels(voc, words, "SegmentationClassAug")
+    lines = [line.split() for line in read_names(path)]
+    files = lying_in(voc, [x[0] for x in lines if len(x) == 1], "SegmentationClassAug")
+    for words in (words for words in lines if len(words) > 1):
+        image, label = (voc / word.lstrip("/") for word in words[:2])
+        if files["image"].setdefault(image.stem, image) != image:
+            raise UserError(f"{path}: two images are named {image.stem}. Rename one")
+        files["ids"][image.stem] = label
     return files
 
 
@@ -103,7 +104,7 @@ def sbd_folder(root: Path) -> Path | None:
 def sbd_names(sbd: Path, voc: Path) -> list[str]:
     """SBD's images that VOC's train and val do not hold, sorted."""
     names, own = (
-        {name for split in ("train", "val") for name in read_lines(folder / f"{split}.txt")}
+        {name for split in ("train", "val") for name in read_names(folder / f"{split}.txt")}
         for folder in (sbd, voc / LISTS)
     )
     return sorted(names - own)

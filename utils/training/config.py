@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from utils.base.environment import usual_workers
-from utils.base.parser import check, valid_scales
+from utils.base.parser import Factors, check, valid_scales
 from utils.base.paths import write_text
 
 
@@ -129,7 +129,7 @@ class Config:
 
     eval_every: int = 4000
     """Steps between evaluations on the val split; the last step always evaluates."""
-    eval_scales: tuple[float, ...] = (1.0,)
+    eval_scales: Factors = (1.0,)
     """Sizes, as factors, at which evaluation shows an image to the model; scores are averaged."""
     save_every: int = 1000
     """Steps between checkpoints; the last step always saves."""

@@ -13,6 +13,7 @@ from torch import nn
 from model import build_model, describe
 from model.layers import freeze_norms, set_momentum
 from utils.base.errors import UserError
+from utils.base.find import find
 from utils.base.lock import LOCK
 from utils.base.paths import resolve_log_root
 from utils.data.label_table import LabelTable
@@ -193,7 +194,7 @@ def find_checkpoint(spec: str | None, log_root: Path, *, prefer: str = "best.pth
         return Path(spec)
     if spec is not None:
         folder = log_root / spec if (log_root / spec).is_dir() else Path(spec)
-    elif every := [*log_root.glob("*/checkpoints/step_*.pth")]:
+    elif every := find(log_root, "*/checkpoints/step_*.pth"):
         folder = max(every, key=lambda path: path.stat().st_mtime).parents[1]
     else:
         raise UserError(f"{log_root}: no run with a checkpoint. Run train.py first")
