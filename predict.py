@@ -8,8 +8,8 @@
     python predict.py --split test --checkpoint RUN               for the test server, as an archive
 
 Writes into --output: labels/<name>_pred_label_img.png (the data set's own label ids),
-colors/<name>_color.png, overlays/<name>_overlayed.png, <name>.webm of a video. A file that cannot
-be read is named and left out; the exit code is then 2.
+colors/<name>_color.png, overlays/<name>_overlayed.png, <name>.webm of a video. What cannot be read
+or written is named and left out; the exit code is then 2.
 """
 
 import os
@@ -33,8 +33,9 @@ from evaluation.task import Task
 from evaluation.trained import PredictionOptions, Trained
 from evaluation.video import ENDING, read_video, write_video
 from evaluation.visualize import with_legend
-from utils.base.errors import UserError, run_command
+from utils.base.errors import Faults, UserError, run_command
 from utils.base.find import find, listing
+from utils.base.lock import hold
 from utils.base.parser import check, parse
 from utils.base.paths import make_folder, resolve_log_root
 from utils.base.progress import progress
@@ -95,22 +96,23 @@ def main() -> None:
         pictures = {x: partial(dataset.image, index) for index, x in enumerate(dataset.names)}
     print(f"checkpoint {trained.path} (step {trained.state['step']})")
 
-    make_folder(output)
     predictor = trained.predictor(windows_if_needed=True)
     work = Work(output, predictor, trained.task, classes, config)
-    for title, members in sequences.items():
-        work.sequence(title, members)
-    for title, source in videos.items():
-        work.video(title, source)
-    if pictures:
-        work.pictures(pictures)
-    if work.faults:
-        total = len(pictures) + len(videos) + sum(map(len, sequences.values()))
-        what = f"{len(work.faults)} of {total} files could not be predicted, named above"
-        raise UserError(f"{' '.join(config.source[:3]) or root}: {what}. Replace them")
-    if config.split == "test" and data_set.server is not None and not dataset.has_labels:
-        archive = write_submission(output / "labels", dataset, output, data_set.server)
-        print(f"for the test server: {archive}")
+    with hold(output):
+        for title, members in sequences.items():
+            work.attempt(title, work.sequence, title, members)
+        for title, source in videos.items():
+            work.attempt(source, work.video, title, source)
+        if pictures:
+            work.pictures(pictures)
+        if work.left_out:
+            total = len(pictures) + len(videos) + sum(map(len, sequences.values()))
+            what = f"{work.left_out} of {total} files could not be predicted, named above"
+            start = " ".join((config.source or [])[:3]) or root
+            raise UserError(f"{start}: {what}. Replace or rename them")
+        if config.split == "test" and data_set.server is not None and not dataset.has_labels:
+            archive = write_submission(output / "labels", dataset, output, data_set.server)
+            print(f"for the test server: {archive}")
 
 
 def find_sources(sources: list[str], output: Path) -> tuple[dict[str, Path], Videos]:
@@ -172,53 +174,48 @@ def as_sequences(
 
 
 @dataclass
-class Work:
-    """Predicts and writes; what cannot be read is named on stderr, noted and left out."""
+class Work(Faults):
+    """Predicts and writes."""
 
     output: Path
     predictor: Predictor
     task: Task
     classes: LabelTable
     config: PredictConfig
-    faults: list[UserError] = field(default_factory=list)
-
-    def report(self, error: UserError) -> None:
-        print(f"left out: {error}", file=sys.stderr)
-        self.faults.append(error)
 
     def read(self, pictures: Readers) -> Iterator[tuple[str, np.ndarray]]:
         """Those images that can be read, read ahead by threads."""
 
-        def read_one(name: str) -> np.ndarray | UserError:
-            try:
-                return pictures[name]()
-            except UserError as error:
-                return error
+        def read_one(name: str) -> np.ndarray | None:
+            return self.attempt(name, pictures[name])
 
         results = read_ahead(read_one, pictures, workers=self.config.workers)
-        for name, image in zip(pictures, results, strict=True):
-            if isinstance(image, UserError):
-                self.report(image)
-            else:
-                yield name, image
+        pairs = zip(pictures, results, strict=True)
+        return ((name, image) for name, image in pairs if image is not None)
 
     def pictures(self, pictures: Readers) -> None:
         """Label ids, colour map and overlay of each."""
         predicted = (
-            (name, image, self.predictor.train_ids(image)) for name, image in self.read(pictures)
+            (name, image, self.attempt(name, self.predictor.train_ids, image))
+            for name, image in self.read(pictures)
         )
         with progress(len(pictures), unit="image", label="predict") as bar:
-            for _ in read_ahead(self.write, predicted, workers=self.config.workers):
-                bar.update()
+            for done in read_ahead(
+                lambda x: self.attempt(x[0], self.write, *x), predicted, workers=self.config.workers
+            ):
+                bar.update(done or 0)
         print(f"{bar.n} images: {self.output}")
 
-    def write(self, result: tuple[str, np.ndarray, np.ndarray]) -> None:
-        name, image, prediction = result
+    def write(self, name: str, image: np.ndarray, prediction: np.ndarray | None) -> int:
+        """The files of one image, if it could be predicted; the number of such images."""
+        if prediction is None:
+            return 0
         self.task.save(self.place(f"labels/{name}_pred_label_img.png"), prediction, self.classes)
         if self.config.pictures:
             blend = with_legend(self.task.draw(image, prediction, self.classes), self.classes)
             write_png(self.place(f"colors/{name}_color.png"), self.classes.draw(prediction))
             write_png(self.place(f"overlays/{name}_overlayed.png"), blend)
+        return 1
 
     def place(self, name: str) -> Path:
         """A file below the output folder; the folders that it lies in are made."""
@@ -234,15 +231,11 @@ class Work:
 
     def video(self, name: str, source: Path | int) -> None:
         """A video of a video, or of a camera's frames."""
-        try:
-            frames, rate, number = read_video(source)
-        except UserError as error:
-            self.report(error)
-            return
+        frames, rate, number = read_video(source)
         total = min(filter(None, (number, self.config.frames)), default=None)
         done = self.encode(name, islice(frames, self.config.frames), total, rate)
         if done < 0.9 * (total or 1):
-            self.report(UserError(f"{source}: only {done} frames can be read of {total}"))
+            raise UserError(f"{source}: only {done} frames can be read of {total}")
 
     def encode(self, name: str, frames: Iterator[np.ndarray], total: int | None, fps: float) -> int:
         path = self.place(f"{name}{ENDING}")

@@ -27,8 +27,9 @@ from evaluation.plots import plot_confusion
 from evaluation.task import Sample
 from evaluation.trained import ScoringOptions, Trained
 from utils.base.errors import UserError, run_command
+from utils.base.lock import hold
 from utils.base.parser import check, parse
-from utils.base.paths import make_folder, resolve_log_root, write_json
+from utils.base.paths import make_folder, resolve_log_root, write_json, writing
 from utils.data.cityscapes import first_folder
 from utils.data.image_files import write_png
 from utils.data.prepare import current_class_weights
@@ -52,8 +53,14 @@ class EvalConfig(ScoringOptions):
 
 def main() -> None:
     config = parse(EvalConfig, __doc__)
+    log_root = resolve_log_root(config.log_root)
+    with hold(log_root, enabled=os.environ.get("RANK", "0") == "0"):  # of torchrun's the main one
+        score(config, log_root)
+
+
+def score(config: EvalConfig, log_root: Path) -> None:
     trained = Trained.open(config, together=True)
-    log_root, root = resolve_log_root(config.log_root), trained.root(config.dataset)
+    root = trained.root(config.dataset)
     dataset = trained.dataset(config.split, config.dataset)
     world, task, classes = trained.world, trained.task, dataset.classes
     if world.is_main:
@@ -96,8 +103,9 @@ def main() -> None:
     write_json(fresh[pictures] / "scores.json", contents)
     plot_confusion(scores.counts.confusion, classes, fresh[pictures] / "confusion.png")
     for folder, filled in fresh.items():
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(filled, folder)
+        with writing(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(filled, folder)
     print(scores.table())
     print(f"\npredictions: {predictions}\npictures and scores.json: {pictures}")
     truth = first_folder(root, "gtFine", "val")

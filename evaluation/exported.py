@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable
 from fractions import Fraction
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -78,8 +79,9 @@ def write_onnx(plain: Plain, path: Path, facts: dict[str, str]) -> Runner:
 
 
 def write_pt2(plain: Plain, path: Path, facts: dict[str, str]) -> Runner:
-    with path.open("wb") as file:
-        torch.export.save(traced(plain), file, extra_files=facts)
+    content = BytesIO()  # on a full disk PyTorch would abort the process
+    torch.export.save(traced(plain), content, extra_files=facts)
+    path.write_bytes(content.getbuffer())
     with path.open("rb") as file:
         network = torch.export.load(file).module()
     return torch.inference_mode()(lambda images: network(images).numpy())

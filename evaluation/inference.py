@@ -1,10 +1,13 @@
 """Images -> logits and train ids: whole or in windows, at one scale or several."""
 
 import copy
+import math
 import sys
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import nn
@@ -125,6 +128,8 @@ class Predictor:
     """
 
     SMALLEST = 128  # pixels of a window's side
+    MOST = 1 << 26  # pixels of an image predicted at once; larger ones
+    TILE, MARGIN = 2560, 256  # in tiles with such sides, of which so much is seen, not kept
 
     def __init__(
         self,
@@ -142,10 +147,29 @@ class Predictor:
     def train_ids(self, image: np.ndarray, *, size: tuple[int, int] | None = None) -> np.ndarray:
         """(H,W,3) uint8 RGB -> (H,W) uint8 train ids, or of another `size`."""
         size = size or image.shape[:2]
+        if self.windows_if_needed and math.prod(image.shape[:2]) > self.MOST:
+            return cv2.resize(self.in_tiles(image), size[::-1], interpolation=cv2.INTER_NEAREST)
         return upsample_argmax(self.logits(image, size=size), size)[0].numpy(force=True)
+
+    def in_tiles(self, image: np.ndarray) -> np.ndarray:
+        """train_ids of an image of any size, in memory for a tile."""
+        done = f"is predicted in tiles of {self.TILE}x{self.TILE}"
+        print(f"warning: an image of {image.shape[0]}x{image.shape[1]} {done}", file=sys.stderr)
+        result = np.empty(image.shape[:2], np.uint8)
+        step = self.TILE - 2 * self.MARGIN
+        tops, lefts = (window_starts(x, min(self.TILE, x), step) for x in image.shape[:2])
+        for top, left in product(tops, lefts):
+            tile = self.train_ids(image[top : top + self.TILE, left : left + self.TILE])
+            # The margins below and at the right are kept until the next tile overwrites them.
+            y, x = (self.MARGIN if start else 0 for start in (top, left))
+            result[top + y : top + self.TILE, left + x : left + self.TILE] = tile[y:, x:]
+        return result
 
     def logits(self, image: np.ndarray, *, size: tuple[int, int]) -> torch.Tensor:
         """predict_logits of a batch of one; UserError where that does not fit into memory."""
+        if math.prod(image.shape[:2]) > self.MOST:
+            what = f"an image of {image.shape[0]}x{image.shape[1]}: {self.MOST:,} pixels at most"
+            raise UserError(f"{what} can be scored. Cut it into parts")
         images = to_device(image, self.device)[None]
         self.first_shape = self.first_shape or image.shape
         cudnn, usual = torch.backends.cudnn, image.shape == self.first_shape

@@ -74,14 +74,9 @@ class Result:
     seconds: float
 
 
-def score(config: ReportConfig, first: Result | None = None) -> Result:
-    """Of --checkpoint or, where its result is there as `first`, of --compare."""
-    trained = Trained.open(config, None if first is None else config.compare)
-    dataset = trained.dataset(config.split, config.dataset)
-    if first is not None and dataset.names != first.dataset.names:
-        what = f"has other images than {first.trained.path}"
-        raise UserError(f"{trained.path}: {what}. Give both one --data_root")
-    classes, keep = dataset.classes, config.worst if first is None else 0
+def score(trained: Trained, dataset: Dataset, *, keep: int) -> Result:
+    """Also `keep` of the worst images."""
+    classes = dataset.classes
     confusions, worst, lock = {}, [], Lock()
 
     def add(sample: Sample, counts: Counts, prediction: np.ndarray) -> None:
@@ -98,14 +93,16 @@ def score(config: ReportConfig, first: Result | None = None) -> Result:
             worst.sort(key=lambda entry: entry[:2])
             del worst[keep:]
 
-    path = trained.path
-    name = path.parents[1].name if path.parent.name == "checkpoints" else path.stem
-    print(f"checkpoint {path} on {len(dataset)} images, {dataset.source}")
+    print(f"checkpoint {trained.path} on {len(dataset)} images, {dataset.source}")
     begin = time.perf_counter()
     scores = trained.evaluate(dataset, on_image=add)
     seconds = time.perf_counter() - begin
     counts = ImageCounts.of([confusions[name] for name in dataset.names], classes)
-    return Result(name, trained, dataset, scores, counts, worst, seconds)
+    return Result(name_of(trained.path), trained, dataset, scores, counts, worst, seconds)
+
+
+def name_of(path: Path) -> str:
+    return path.parents[1].name if path.parent.name == "checkpoints" else path.stem
 
 
 def in_percent(estimate: Estimate, *, sign: str = "") -> str:
@@ -196,14 +193,19 @@ def picture(content: bytes, kind: str, text: str) -> str:
 
 def main() -> None:
     config = parse(ReportConfig, __doc__)
-    if config.output is not None:
-        require_file_name(config.output)
-    result = score(config)
-    other = score(config, result) if config.compare else None
+    names = [config.checkpoint, config.compare][: 2 if config.compare else 1]
+    trained = [Trained.open(config, name) for name in names]
+    datasets = [x.dataset(config.split, config.dataset) for x in trained]
+    if datasets[0].names != datasets[-1].names:
+        what = f"has other images than {trained[0].path}"
+        raise UserError(f"{trained[1].path}: {what}. Give both one --data_root")
+    name = f"report_{name_of(trained[0].path)}.html"
+    output = config.output or resolve_log_root(config.log_root) / name
+    require_file_name(output)
+    result = score(trained[0], datasets[0], keep=config.worst)
+    other = score(trained[1], datasets[1], keep=0) if config.compare else None
     interval = in_percent(miou_interval(result.counts))
     difference = None if other is None else miou_difference(result.counts, other.counts)
-    folder = resolve_log_root(config.log_root)
-    output = config.output or folder / f"report_{result.name}.html"
     write_text(output, page(result, other, interval, difference))
     print(f"mIoU {interval}")
     if difference is not None:

@@ -25,7 +25,7 @@ from evaluation.metrics import compute_scores
 from evaluation.official import largest_difference, official_results, run_referee
 from evaluation.plots import plot_confusion
 from evaluation.prediction_files import check_header, count_pairs, find_truth, match_predictions
-from utils.base.errors import UserError, run_command
+from utils.base.errors import Faults, UserError, run_command
 from utils.base.paths import REPOSITORY, require_file_name, resolve_data_folder, to_path, write_json
 from utils.data.label_table import CITYSCAPES
 
@@ -94,16 +94,20 @@ def main() -> None:
     scores = compute_scores(counts, classes)
     results = official_results(scores) | ({"subset": note} if note else {})
     say(scores.table(), note)
-    if options.json:
-        write_json(options.json, results | {"scores": scores.plain()})
-    if options.confusion:
-        plot_confusion(scores.counts.confusion, CITYSCAPES, options.confusion)
+    faults, (json_file, picture) = Faults(), (options.json, options.confusion)
+    if json_file:
+        faults.attempt(json_file, write_json, json_file, results | {"scores": scores.plain()})
+    if picture:
+        confusion = scores.counts.confusion
+        faults.attempt(picture, plot_confusion, confusion, CITYSCAPES, picture)
     if options.check_official == "true":
         official = run_referee(*map(list, zip(*pairs, strict=True)))
         difference, numbers = largest_difference(results, official)
         print(f"largest difference to the official scorer in {numbers} results: {difference:g}")
         if difference > 1e-12:
             sys.exit(1)
+    if faults.left_out:
+        raise UserError("score.py: files were left out, named above. Name others")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 
 from evaluation.inference import Predictor
 from evaluation.visualize import panel_size, panels
-from utils.base.errors import UserError
+from utils.base.errors import DiskError, UserError
 from utils.base.paths import whole
 from utils.base.progress import progress
 from utils.base.threads import read_ahead
@@ -104,11 +104,12 @@ def open_video(
             writer.release()
             cv2.utils.logging.setLogLevel(level)
         with quiet():
-            packets = cv2.VideoCapture(file, cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1])
-            number = sum(1 for _ in iter(packets.grab, False))
+            number = sum(1 for _ in iter(cv2.VideoCapture(file, cv2.CAP_FFMPEG).grab, False))
+        with temporary.open("rb+") as video:
+            os.fsync(video.fileno())  # network drives tell only now that they are full
         if number < written:
             what = f"only {number} of {written} frames could be written"
-            raise UserError(f"{path}: {what}. Free space there or choose another --output")
+            raise DiskError(f"{path}: {what}. Free space there or choose another --output")
 
 
 def write_video(

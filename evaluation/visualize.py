@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from evaluation.counts import Counts
-from utils.base.paths import whole
+from utils.base.paths import make_folder, whole
 from utils.data.dataset import Dataset
 from utils.data.image_files import write_png
 from utils.data.label_table import IGNORE, LabelTable, voc_palette
@@ -60,7 +60,7 @@ class ContactSheet:
 
     def save(self, path: Path) -> None:
         """Titles, a row per image, and every class's colour and name below."""
-        path.parent.mkdir(exist_ok=True)
+        make_folder(path.parent)
         below = legend(self.classes, width=SHEET_WIDTH * len(SHEET_TITLES))
         rows = [self.rows[name] for name in self.wanted if name in self.rows]
         write_png(path, np.vstack([titles(), *rows, below]))

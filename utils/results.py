@@ -44,8 +44,10 @@ def read_runs(log_root: Path) -> list[Results]:
         try:
             run = json.loads(path.read_text(encoding="utf-8"))
             keep = ("config", "environment", "step", "seconds", "miou", "pixel_accuracy")
-            runs.append({name: run[name] for name in keep} | {"network": run.get("network")})
-        except (OSError, ValueError, KeyError, TypeError):
+            run = {name: run[name] for name in keep} | {"network": run.get("network")}
+            line(summary([run]))  # or what it lacks would be missed later
+            runs.append(run)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
             print(f"warning: {path}: not a run's results, left out", file=sys.stderr)
     return runs
 

@@ -12,6 +12,7 @@ from pathlib import Path
 sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]  # not utils/
 
 from utils.base.errors import run_command
+from utils.base.lock import hold
 from utils.base.parser import check, parse
 from utils.base.paths import REPOSITORY
 from utils.data.synthetic import generate
@@ -40,7 +41,9 @@ class SyntheticConfig:
 
 
 def main() -> None:
-    generate(**vars(parse(SyntheticConfig, __doc__)))
+    config = parse(SyntheticConfig, __doc__)
+    with hold(config.data_root):
+        generate(**vars(config))
 
 
 if __name__ == "__main__":

@@ -311,10 +311,46 @@ def test_demo_video_folders_become_videos(trained, picture, tmp_path):
     cv2.imwrite(str(folder / "wide.png"), np.zeros((64, 256, 3), np.uint8))
     done = run("predict.py", folder, *trained, "--output", tmp_path / "w", "--video", "true")
     assert done.returncode == 2 and "frames of 960x480 and 960x240" in done.stderr
-    assert not list((tmp_path / "w").iterdir())
+    assert not (tmp_path / "w").exists()
     (folder / "wide.png").unlink()
     done = run("predict.py", folder, *trained, "--output", tmp_path / "p", "--video", "false")
     assert done.returncode == 0 and len(list((tmp_path / "p" / "labels").iterdir())) == 3
+
+
+def test_one_bad_item_does_not_cost_the_rest(trained, picture, tmp_path):
+    """Images of two sizes as one video, a name too long for the system, a file in the way."""
+    wide, source, output = np.zeros((64, 256, 3), np.uint8), tmp_path / "in", tmp_path / "out"
+    for name in ("a/1.png", "a/2.png", "b/1.png", "c/1.png"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture, source / name)
+    cv2.imwrite(str(source / "a/2.png"), wide)
+    write_clip(source / "clip.mp4", np.zeros((3, 64, 96, 3), np.uint8))
+    (output / "c.webm").mkdir(parents=True)
+    done = run("predict.py", source, *trained, "--output", output, "--video", "true")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert re.search(r"left out: \S*/a.webm: frames of 960x480 and 960x240", done.stderr)
+    assert re.search(r"left out: \S*/c.webm: cannot be written", done.stderr)
+    assert "2 of 5 files could not be predicted, named above" in done.stderr.splitlines()[-1]
+    made = sorted(path.name for path in output.iterdir())
+    assert made == ["b.webm", "c.webm", "clip.webm"] and (output / "c.webm").is_dir()
+
+    photos, output = tmp_path / "photos", tmp_path / "labels"
+    photos.mkdir()
+    for name in ("a", "b" * 240, "c", "d"):
+        shutil.copy(picture, photos / f"{name}.png")
+    (output / "colors" / "c_color.png").mkdir(parents=True)
+    done = run("predict.py", photos, *trained, "--output", output)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.count("left out: ") == 2 and "File name too long" in done.stderr
+    assert re.search(r"left out: \S*/c_color.png: cannot be written", done.stderr)
+    assert "2 images: " in done.stdout and (output / "overlays" / "d_overlayed.png").is_file()
+
+
+def test_a_comparison_with_a_bad_checkpoint_costs_no_scoring(trained, tmp_path):
+    for bad in ("none", str(tmp_path)):
+        done = run("evaluation/report.py", *trained, "--compare", bad)
+        fails(done, "no checkpoint")
+        assert " images, " not in done.stdout
 
 
 def test_mistakes_are_one_line(trained, picture, tmp_path):

@@ -14,10 +14,16 @@ def test_seeds_of_one_recipe_share_a_line(cityscapes_root, tmp_path):
     results = [json.loads((tmp_path / f"plain-{n}" / "results.json").read_text()) for n in (0, 1)]
     assert results[0]["config"]["seed"] == 0 and results[0]["seconds"] > 0
     assert results[0]["environment"]["packages"]["torch"]
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "results.json").write_text('{"miou": 0.5')
+    without = {"config": {}}, {"config": []}, {"miou": None}, {"environment": {"gpus": []}}
+    broken = ['{"miou": 0.5', "[]", *(json.dumps(results[0] | change) for change in without)]
+    for number, text in enumerate(broken):
+        (tmp_path / f"broken{number}").mkdir()
+        (tmp_path / f"broken{number}" / "results.json").write_text(text)
+    (tmp_path / "broken6" / "results.json").mkdir(parents=True)
     done = run("utils/results.py", "--log_root", tmp_path, "--dataset", "cityscapes", cwd="/")
-    assert done.returncode == 0 and "broken/results.json: not a run's" in done.stderr
+    assert done.returncode == 0, done.stderr
+    for number in range(7):
+        assert f"broken{number}/results.json: not a run's results, left out" in done.stderr
     titles, _, *lines = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in done.stdout.strip().splitlines()

@@ -16,7 +16,7 @@ from PIL import ExifTags, Image
 from datasets import build_dataset
 from utils.base.errors import UserError
 from utils.data.class_weights import read_class_weights
-from utils.data.image_files import image_size, read_ids, read_image, write_png
+from utils.data.image_files import image_size, read_ids, read_image, require_image, write_png
 from utils.data.label_table import CITYSCAPES, IGNORE, ids_of_instances
 
 
@@ -183,10 +183,11 @@ def test_trainval_is_train_then_val(cityscapes_root):
         assert np.array_equal(whole.train_ids(index), part[place]["label"])
 
 
-def png_of(width: int, height: int) -> bytes:
+def png_of(width: int, height: int, *, color: int = 0) -> bytes:
     """A PNG file that claims a size and holds next to nothing."""
-    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+    head = struct.pack(">IIBBBBB", width, height, 8, color, 0, 0, 0)
+    colors = [(b"PLTE", bytes(3))] if color == 3 else []
+    chunks = [(b"IHDR", head), *colors, (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
     packed = (
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         for kind, data in chunks
@@ -203,6 +204,34 @@ def test_a_small_file_that_claims_many_pixels_is_refused_at_once(tmp_path, size)
         with pytest.raises(UserError, match=r"bomb.png"):
             read(path)
         assert time.process_time() - begin < 0.1
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [(16_384, 16_385), (60_000, 60_000), (15_000, 15_000)])
+def test_one_limit_is_named_for_images_of_all_kinds(tmp_path, size):
+    """Pillow would warn from 89 million pixels on, and give up at 179 million."""
+    png, jpeg, palette = (tmp_path / name for name in ("x.png", "x.jpg", "palette.png"))
+    png.write_bytes(png_of(*size))
+    palette.write_bytes(png_of(*size, color=3))
+    Image.new("RGB", (8, 8)).save(jpeg)
+    content = jpeg.read_bytes()
+    place = content.index(b"\xff\xc0") + 5
+    jpeg.write_bytes(content[:place] + struct.pack(">HH", *size[::-1]) + content[place + 4 :])
+    words = "the limit is 268,435,456" if size[0] * size[1] > 1 << 28 else "not a whole"
+    for path in (png, jpeg):
+        assert image_size(path) == size[::-1]
+    for path, read in (
+        (png, read_image), (palette, lambda path: read_ids(path, np.uint8)),
+        (png, lambda path: read_ids(path, np.uint8)), (jpeg, require_jpeg),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=f"{path.name}: .*{words}"):
+            read(path)
+
+
+def require_jpeg(path: Path) -> None:
+    """Of a JPEG file the header alone is believed: OpenCV makes what is missing grey."""
+    require_image(path.read_bytes(), path)
+    raise UserError(f"{path}: not a whole image")
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1"])

@@ -2,6 +2,7 @@
 
 import copy
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,7 @@ from model.normalize import normalize
 from model.ops.upsample_argmax import upsample_argmax
 from model.ops.upsample_cross_entropy import upsample_cross_entropy
 from utils.base.errors import UserError
+from utils.data.image_files import read_image
 
 
 def network() -> torch.nn.Module:
@@ -146,6 +148,51 @@ def test_a_score_never_changes_its_protocol_for_want_of_memory(
     assert "warning" not in capsys.readouterr().err
     in_windows = evaluate(model, dataset, world=ALONE, crop=(32, 64))  # what the line advises
     assert in_windows.counts.confusion.sum() == 3 * 64 * 128
+
+
+class Means(torch.nn.Module):
+    """Colours as classes: the mean of 8x8 pixels, or of 24x24."""
+
+    def __init__(self, border: int = 0) -> None:
+        super().__init__()
+        self.border = border
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        border = self.border
+        return {"out": F.avg_pool2d(F.pad(images, (border,) * 4), 8 + 2 * border, 8)}
+
+
+@pytest.mark.parametrize("size", [(152, 240), (64, 400), (40, 304)])
+def test_an_image_beyond_the_limit_is_predicted_in_tiles(monkeypatch, capsys, size):
+    """Where a tile's margin is wider than what the network sees, as in one piece."""
+    image = images(size)[0].numpy()
+    whole = Predictor(Means(border=8), device=ALONE.device).train_ids(image)
+    monkeypatch.setattr(Predictor, "MOST", 4096)
+    monkeypatch.setattr(Predictor, "TILE", 64)
+    predictor = Predictor(Means(border=8), device=ALONE.device, windows_if_needed=True)
+    differ = {}
+    for margin in (16, 0):
+        monkeypatch.setattr(Predictor, "MARGIN", margin)
+        differ[margin] = (predictor.train_ids(image) != whole).mean()
+    assert differ[16] == 0 < differ[0]
+    small = predictor.train_ids(image, size=(20, 30))
+    assert small.shape == (20, 30) and "predicted in tiles of 64x64" in capsys.readouterr().err
+    with pytest.raises(UserError, match=f"{size[0]}x{size[1]}: 4,096 pixels at most can be scored"):
+        Predictor(Means(border=8), device=ALONE.device).train_ids(image)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_a_hundred_million_pixels_are_predicted_in_bounded_memory(tmp_path, ending):
+    path = tmp_path / f"large.{ending}"
+    coarse = np.random.default_rng(0).integers(0, 256, (100, 101, 3), np.uint8)
+    cv2.imwrite(str(path), cv2.resize(coarse, (10_100, 10_000), interpolation=cv2.INTER_NEAREST))
+    predictor = Predictor(Means(), device=ALONE.device, windows_if_needed=True)
+    image = read_image(path)
+    train_ids = []
+    assert extra_mib(lambda: train_ids.append(predictor.train_ids(image))) < 1024
+    expected = normalize(torch.tensor(coarse[..., ::-1].copy())[None])[0].argmax(0).numpy()
+    assert (train_ids[0][50::100, 50::100] == expected).mean() > 0.95
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])

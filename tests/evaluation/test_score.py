@@ -129,6 +129,10 @@ def test_the_command_s_results_and_mistakes(predictions, cityscapes_root, tmp_pa
     assert 0 < results["scores"]["boundary_miou"] < results["scores"]["miou"]
     picture = cv2.imread(str(tmp_path / "confusion.png"))
     assert min(picture.shape[:2]) > 800 and picture.std() > 5
+    picture = tmp_path / "confusion2.png"  # the file beside it cannot be written
+    done = run("evaluation/score.py", *options, "--json", "/proc/x.json", "--confusion", picture)
+    assert done.returncode == 2 and "left out: /proc/x.json: cannot be" in done.stderr
+    assert picture.is_file() and "Traceback" not in done.stderr
     before = sorted(path.name for path in tmp_path.iterdir())
     wrong = [
         ([*options, "--json", tmp_path / "none" / "x.json"], "none/x.json"),

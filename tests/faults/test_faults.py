@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import multiprocessing
 import os
 import resource
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from shutil import which
@@ -83,10 +85,7 @@ def test_with_no_whole_checkpoint_nothing_starts_and_nothing_changes(run_folder)
     before = tree(folder)
     with pytest.raises(UserError, match=r"run: no checkpoint is whole. .*--overwrite"):
         train(config)
-    after = tree(folder)
-    for files in (before, after):
-        del files[Path(LOCK)]  # names the process
-    assert after == before
+    assert tree(folder) == before
 
 
 def test_a_run_goes_on_without_its_links_and_loses_what_kills_left(finished, run_folder):
@@ -146,6 +145,51 @@ def test_one_of_many_processes_gets_the_lock(tmp_path):
     holder.wait()
     with hold(tmp_path / "run"):  # a kill leaves the file, not the lock
         assert (tmp_path / "run" / LOCK).is_file()
+    assert not (tmp_path / "run" / LOCK).exists()
+
+
+def hold_often(folder: Path) -> None:
+    """Two holders at once would meet at the same new folder."""
+    for _ in range(100):
+        with suppress(UserError), hold(folder):
+            (folder / "mine").mkdir()
+            (folder / "mine").rmdir()
+
+
+def test_a_lock_that_is_removed_at_each_end_still_has_one_holder(tmp_path):
+    fork = multiprocessing.get_context("fork")
+    many = [fork.Process(target=hold_often, args=(tmp_path,)) for _ in range(4)]
+    for process in many:
+        process.start()
+    for process in many:
+        process.join()
+    assert [process.exitcode for process in many] == [0] * 4 and not list(tmp_path.iterdir())
+
+
+# Arguments of commands that fill a folder, and the folder that two of them cannot have at once.
+FILLING = {
+    "evaluation": (
+        "evaluation/eval_on_val_for_metrics.py --device cpu --checkpoint {run} --log_root {new}",
+        "{new}",
+    ),
+    "prediction": ("predict.py {image} --device cpu --checkpoint {run} --output {new}", "{new}"),
+    "conversion": ("utils/convert_checkpoint.py {run}/x.pth --log_root {new}", "{new}/x"),
+    "synthetic": ("utils/synthetic.py --data_root {new} --train 1 --val 1 --workers 1", "{new}"),
+    "training": ("train.py --data_root {data} --log_root {new} --run_name x", "{new}/x"),
+}
+
+
+@pytest.mark.parametrize("name", FILLING)
+def test_two_commands_never_fill_one_folder(finished, tmp_path, name):
+    config, folder = finished
+    places = {"run": folder, "new": tmp_path / "new", "data": config.data_root}
+    places["image"] = sorted(config.data_root.glob("leftImg8bit/val/*/*.png"))[0]
+    command, held = (text.format(**places) for text in FILLING[name])
+    shutil.copy(folder / "config.yaml", folder / "x.pth")
+    with hold(Path(held)):
+        fails(run(*command.split()), f"{held}/.lock: held by process {os.getpid()}")
+        assert tree(tmp_path / "new").keys() == {Path(held, LOCK).relative_to(tmp_path / "new")}
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_holder_that_has_not_yet_written_its_name_is_waited_for(tmp_path):

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 # What a disk does, not the program: full, over quota, read only, failing, no such long names.
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ENAMETOOLONG}
@@ -19,6 +20,28 @@ def warn(text: str) -> None:
     """One line on stderr, once, and only of the first of torchrun's processes."""
     if os.environ.get("RANK", "0") == "0":
         print(f"warning: {text}", file=sys.stderr)
+
+
+class DiskError(UserError):
+    """A full or failing disk: what is written next would fail too."""
+
+
+class Faults:
+    """Of many items, those that fail: each is named on stderr and left out, the rest is done."""
+
+    left_out = 0
+
+    def attempt(self, name: object, function: Callable[..., Any], *arguments: Any) -> Any:
+        """function(*arguments); None where a UserError comes. A DiskError ends it all."""
+        try:
+            return function(*arguments)
+        except UserError as error:
+            if isinstance(error, DiskError):
+                raise
+            what = " ".join(str(error).split())
+            # At once, newline included: threads write here.
+            sys.stderr.write(f"left out: {what if str(name) in what else f'{name}: {what}'}\n")
+            self.left_out += 1
 
 
 def out_of_memory(error: Exception) -> bool:

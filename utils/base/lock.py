@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from utils.base.errors import UserError
-from utils.base.paths import make_folder
+from utils.base.paths import make_folder, writing
 
 try:
     import fcntl
@@ -21,7 +21,7 @@ LOCK = ".lock"
 
 @contextmanager
 def hold(folder: Path, *, enabled: bool = True) -> Iterator[None]:
-    """Hold folder/.lock; UserError where another process does.
+    """Hold folder/.lock, which is removed at the end; UserError where another process holds it.
 
     Folders made for it are removed again if nothing else came into them. No lock is ever stale:
     what counts is the system's lock on the file, not that the file exists.
@@ -32,44 +32,48 @@ def hold(folder: Path, *, enabled: bool = True) -> Iterator[None]:
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     make_folder(folder)
     path = folder / LOCK
-    try:
-        file = path.open("a+", encoding="utf-8")
-    except OSError as error:
-        what = f"cannot be written ({error.strerror})"
-        raise UserError(f"{path}: {what}. Choose a folder that can") from error
-    with file:
-        acquire(file, path)
+    with acquire(path):
         try:
             yield
         finally:
+            with suppress(OSError):  # Windows removes no open file
+                path.unlink()  # before the lock is released: see acquire
             with suppress(OSError):  # some folder is in use
-                if made and os.listdir(folder) == [LOCK]:
-                    path.unlink()
                 for empty in made:
                     empty.rmdir()
 
 
-def acquire(file: IO[str], path: Path) -> None:
-    try:
-        if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        else:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    except (BlockingIOError, PermissionError) as error:
-        name = holder(file)
-        raise UserError(f"{path}: held by {name}. Wait until it ends, or stop it") from error
-    except OSError:
-        return  # a file system without locks
-    file.truncate(0)
-    file.write(f"process {os.getpid()}")
-    file.flush()
+def acquire(path: Path) -> IO[bytes]:
+    """The locked file; opened again where its holder removed it before it could be locked."""
+    while True:
+        with writing(path):
+            file = path.open("a+b", buffering=0)
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            else:
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except (BlockingIOError, PermissionError) as error:
+            with file:
+                name = holder(file)
+            raise UserError(f"{path}: held by {name}. Wait until it ends, or stop it") from error
+        except OSError:
+            return file  # a file system without locks
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break
+        file.close()
+    with suppress(OSError):  # a full disk; the name is all that lacks
+        file.truncate(0)
+        file.write(f"process {os.getpid()}".encode())
+    return file
 
 
-def holder(file: IO[str]) -> str:
+def holder(file: IO[bytes]) -> str:
     """What the holder writes right after it got the lock, which may be this moment."""
     for _ in range(40):  # two seconds
         file.seek(0)
-        if name := file.read().strip():
+        if name := file.read().decode().strip():
             return name
         time.sleep(0.05)
     return "another process"

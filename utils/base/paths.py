@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from utils.base.errors import UserError, warn
+from utils.base.errors import DISK, DiskError, UserError, warn
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -35,11 +35,20 @@ def resolve_data_folder(name: str, data_root: Path | None, variable: str | None)
 
 def make_folder(folder: Path) -> None:
     """`mkdir -p`; UserError where that is impossible."""
-    try:
+    with writing(folder, "created"):
         folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def writing(path: Path, what: str = "written") -> Iterator[None]:
+    """UserError where the system refuses to write `path`."""
+    try:
+        yield
     except OSError as error:
-        what = f"cannot be created ({error.strerror})"
-        raise UserError(f"{folder}: {what}. Choose another folder") from error
+        kind = DiskError if error.errno in DISK else UserError
+        what = f"cannot be {what} ({error.strerror or error})"
+        advice = "Free space there, or choose another folder or a shorter name"
+        raise kind(f"{path}: {what}. {advice}") from error
 
 
 @contextmanager
@@ -53,12 +62,9 @@ def whole(path: Path) -> Iterator[Path]:
         name = sha256(os.fsencode(name)).hexdigest() + path.suffix[:9]
     temporary = path.with_name(f".tmp-{os.getpid()}-{name}")
     try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        what = f"cannot be written ({error.strerror or error})"
-        advice = "Free space there, or choose another folder or a shorter name"
-        raise UserError(f"{path}: {what}. {advice}") from error
+        with writing(path):
+            yield temporary
+            os.replace(temporary, path)
     finally:
         with suppress(OSError):  # nothing there, or a folder that takes no changes
             temporary.unlink()

@@ -1,13 +1,16 @@
 """Image and label files: decoded strictly or refused in one line, and written whole."""
 
 import struct
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL.Image import Exif
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 
 from utils.base.errors import UserError
 from utils.base.paths import read_bytes, whole
@@ -16,7 +19,7 @@ from utils.data.label_table import INVALID, LabelTable, ids_of_instances
 CHECK = "Replace it; python utils/preprocess_data.py --check true lists every fault"
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"\0\0\0\0IEND\xaeB`\x82"
 TURN = 0x0112  # EXIF's orientation tag, 1 to 8
-MOST_PIXELS = 1 << 26  # of an image; Cityscapes' have 2^21, and a small file can claim any number
+MOST_PIXELS = 1 << 28  # of an image; Cityscapes' have 2^21, and a small file can claim any number
 GREY, PALETTE = 0, 3  # colour types, PNG specification section 11.2.2
 UNFILTERED = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE)  # ids: faster and smaller so
 
@@ -42,24 +45,30 @@ def png_header(content: bytes, path: Any, *, advice: str = CHECK) -> PngHeader:
     if content[:16] != PNG_START or len(content) < 33:
         raise UserError(f"{path}: not a whole PNG image. {advice}")
     width, height, bits, color = struct.unpack_from(">IIBB", content, 16)
-    if not 0 < width * height <= MOST_PIXELS:
-        raise UserError(f"{path}: {width} x {height} pixels. {advice}")
-    place, kind, turn = 8, b"", 1
+    require_pixels(width, height, path)
+    place, kind, turn, pixels = 8, b"", 1, False
     while kind != b"IEND":
         if place + 12 > len(content):
             raise UserError(f"{path}: not a whole PNG image. {advice}")
         kind, start = content[place + 4 : place + 8], place + 8
         place = start + int.from_bytes(content[place : place + 4], "big") + 4
-        if kind == b"eXIf":
+        pixels |= kind == b"IDAT"
+        if kind == b"eXIf" and not pixels:  # behind them nobody looks for it
             turn = exif_turn(content[start : place - 4])
     if content[place - 12 : place] != PNG_END:  # anything may follow it
         raise UserError(f"{path}: not a whole PNG image. {advice}")
     return PngHeader((width, height) if turn > 4 else (height, width), bits, color, turn)
 
 
+def require_pixels(width: int, height: int, path: Any) -> None:
+    if not 0 < width * height <= MOST_PIXELS:
+        what = f"{width} x {height} pixels, the limit is {MOST_PIXELS:,}"
+        raise UserError(f"{path}: {what}. Give an image of a size within it")
+
+
 def exif_turn(entry: bytes) -> int:
     """The orientation in an EXIF entry, 1 to 8; 1, as stored, where it has none or is damaged."""
-    exif = Image.Exif()
+    exif = Exif()
     try:
         exif.load(entry)
         return max(1, range(9).index(exif.get(TURN, 1)))
@@ -102,11 +111,12 @@ def image_header(content: bytes, path: Path) -> tuple[tuple[int, int], int]:
             raise UserError(f"{path}: {header.bits} bits per channel. Give an 8-bit image")
         return header.size, header.turn
     try:
-        with Image.open(BytesIO(content), formats=("JPEG",)) as image:
+        with JpegImageFile(BytesIO(content)) as image:  # Image.open has another limit, and warns
             size, mode, turn = image.size, image.mode, exif_turn(image.info.get("exif", b""))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{path}: not a whole PNG or JPEG image. {CHECK}") from error
-    if size[0] * size[1] > MOST_PIXELS or mode not in ("L", "RGB"):
+    require_pixels(*size, path)
+    if mode not in ("L", "RGB"):
         raise UserError(f"{path}: {size[0]} x {size[1]} pixels, {mode}. Give an RGB image")
     if jpeg_is_cut(content):
         raise UserError(f"{path}: not a whole PNG or JPEG image. {CHECK}")
@@ -128,8 +138,14 @@ def jpeg_is_cut(content: bytes) -> bool:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Height and width of what read_image gives; nothing is decoded."""
-    return image_header(read_bytes(path), path)[0]
+    """Height and width of what read_image gives; of most files only the beginning is read."""
+    with suppress(OSError, SyntaxError, ValueError), path.open("rb") as file:
+        opener = PngImageFile if file.peek(8).startswith(PNG_START[:8]) else JpegImageFile
+        with opener(file) as image:
+            require_pixels(*image.size, path)
+            turned = exif_turn(image.info.get("exif", b"")) > 4
+            return image.size if turned else image.size[::-1]
+    return image_header(read_bytes(path), path)[0]  # Pillow takes no long comment, say
 
 
 def read_ids(path: Path, dtype: type, *, advice: str = CHECK) -> np.ndarray:
@@ -164,9 +180,9 @@ def contradiction(path: Path, instances: np.ndarray) -> list[str]:
 def decode_palette(content: bytes, path: Any, *, advice: str) -> np.ndarray:
     """A palette PNG -> (H,W) indices."""
     try:
-        with Image.open(BytesIO(content)) as image:
+        with PngImageFile(BytesIO(content)) as image:
             image.verify()  # checksums; an image that was verified must be opened again
-        with Image.open(BytesIO(content)) as image:
+        with PngImageFile(BytesIO(content)) as image:
             return np.asarray(image)
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{path}: not a whole PNG image. {advice}") from error

@@ -2,7 +2,9 @@
 
 import csv
 import io
+import os
 import platform
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -12,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from utils.base.environment import nvidia_gpus
-from utils.base.paths import write_json, write_text
+from utils.base.paths import write_json, write_text, writing
 from utils.base.progress import progress
 from utils.training.config import Config, plain, write_config
 from utils.training.plots import plot_curves
@@ -49,7 +53,7 @@ class RunLogger:
             return
         write_config(config, folder / "config.yaml")
         write_json(folder / "environment.json", describe_environment())
-        self.events = SummaryWriter(str(folder), purge_step=start + 1)
+        self.events = Events(folder, start=start)
         lines = io.StringIO(newline="")
         writer = csv.DictWriter(lines, COLUMNS)
         writer.writeheader()
@@ -61,8 +65,6 @@ class RunLogger:
 
     def __exit__(self, *_: object) -> None:
         self.bar.close()
-        if self.enabled:
-            self.events.close()
 
     def say(self, text: str, *, error: bool = False) -> None:
         """A line above the progress line; on stderr what is no result."""
@@ -83,10 +85,11 @@ class RunLogger:
         if not self.enabled:
             return
         self.rows.append({"step": step, **values})
-        with (self.folder / "metrics.csv").open("a", newline="", encoding="utf-8") as file:
+        path = self.folder / "metrics.csv"
+        with writing(path), path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, COLUMNS).writerow(self.rows[-1])
-        for name, value in values.items():
-            self.events.add_scalar(name, value, step)
+        points = [Summary.Value(tag=name, simple_value=x) for name, x in values.items()]
+        self.events.add(step=step, summary=Summary(value=points))
 
     def results(self, step: int, scores: dict[str, Any], network: dict[str, Any]) -> None:
         """The latest evaluation to results.json, with what it came from; the curves so far.
@@ -104,6 +107,24 @@ class RunLogger:
             }
             write_json(self.folder / "results.json", {**scores, **origin})
             plot_curves(self.rows, self.folder / "curves.png")
+
+
+class Events:
+    """A run's file for TensorBoard, written at once: PyTorch's SummaryWriter does it in a thread,
+    whose error, of a full disk say, comes later or never."""
+
+    def __init__(self, folder: Path, *, start: int) -> None:
+        """Points after step `start`, in older files, are not shown."""
+        now = time.time_ns()
+        name = f"events.out.tfevents.{now // 10**9}.{socket.gethostname()}.{os.getpid()}.{now}"
+        self.path = folder / name
+        self.add(step=start + 1, file_version="brain.Event:2")
+        self.add(step=start + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, **fields: Any) -> None:
+        event = Event(wall_time=time.time(), **fields)
+        with writing(self.path), self.path.open("ab") as file:
+            RecordWriter(file).write(event.SerializeToString())
 
 
 class StepClock:

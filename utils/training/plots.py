@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from utils.base.paths import whole
+
 PANELS = {"loss": ("loss", "val_loss"), "mIoU": ("miou",), "learning rate": ("lr",)}
 
 
@@ -27,4 +29,5 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
             axis.set_ylim(0, 1)
         if axis.lines:
             axis.legend()
-    figure.savefig(path, dpi=110)
+    with whole(path) as temporary:
+        figure.savefig(temporary, dpi=110)
