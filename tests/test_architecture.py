@@ -1,6 +1,7 @@
 """Who may import whom, and how long functions may be: over tests and benchmarks too."""
 
 import ast
+import re
 import subprocess
 from pathlib import Path
 
@@ -95,3 +96,14 @@ def test_nothing_unsafe_is_called():
         if path.suffix in (".py", ".md", ".yaml"):
             text = path.read_text(encoding="utf-8")
             assert not [word for word in banned if word in text], path
+
+
+def test_files_of_users_are_looked_for_in_one_way():
+    """utils/base/find.py; the others look for files of their own, hidden ones among them."""
+    own = {"utils.base.find", "utils.base.lock", "utils.training.checkpoint", "utils.training.run"}
+    own |= {"utils.data.synthetic"}
+    ways = re.compile(r"glob\(|\.iterdir\(|os\.(walk|scandir|listdir)\(|import glob")
+    for path in FILES:
+        name = module_name(path)
+        if name.split(".")[0] not in ("tests", "benchmarks") and name not in own:
+            assert not ways.search(path.read_text(encoding="utf-8")), name

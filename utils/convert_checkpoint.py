@@ -17,7 +17,8 @@ sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 from datasets import DATASETS, find_data_set, resolve_data_root
 from model.convert import Converted, convert
 from utils.base.errors import UserError, run_command
-from utils.base.lock import LOCK, hold
+from utils.base.find import listing
+from utils.base.lock import hold
 from utils.base.parser import parse
 from utils.base.paths import resolve_log_root
 from utils.training.checkpoint import read_tensors, save_checkpoint
@@ -75,7 +76,7 @@ def main() -> None:
         raise UserError("convert_checkpoint.py: no file. Name another project's checkpoint")
     folder = resolve_log_root(config.log_root) / (config.run_name or Path(config.file).stem)
     with hold(folder):
-        if any(path.name != LOCK for path in folder.iterdir()):
+        if listing(folder):
             raise UserError(f"{folder}: exists. Name another folder with --run_name")
         write_run(folder, config)
 

@@ -16,7 +16,7 @@ from PIL import ExifTags, Image
 from datasets import build_dataset
 from utils.base.errors import UserError
 from utils.data.class_weights import read_class_weights
-from utils.data.image_files import image_size, read_ids, read_image, require_image, write_png
+from utils.data.image_files import image_header, image_size, read_ids, read_image, write_png
 from utils.data.label_table import CITYSCAPES, IGNORE, ids_of_instances
 
 
@@ -230,7 +230,7 @@ def test_one_limit_is_named_for_images_of_all_kinds(tmp_path, size):
 
 def require_jpeg(path: Path) -> None:
     """Of a JPEG file the header alone is believed: OpenCV makes what is missing grey."""
-    require_image(path.read_bytes(), path)
+    image_header(path.read_bytes(), path)
     raise UserError(f"{path}: not a whole image")
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-# What a disk does, not the program: full, over quota, read only, failing, no such long names.
-DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ENAMETOOLONG}
+# What a disk does, not the program: full, over quota, read only, failing.
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
 
 
 class UserError(Exception):
@@ -79,7 +79,7 @@ def run_command(command: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.errno not in DISK:
+        if error.errno not in {*DISK, errno.ENAMETOOLONG}:
             raise
         name, advice = error.filename or "disk", "Free space, check the disk or the name"
         print(f"error: {name}: {error.strerror}. {advice}", file=sys.stderr)

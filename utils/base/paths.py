@@ -57,9 +57,9 @@ def whole(path: Path) -> Iterator[Path]:
 
     An error or a kill leaves an earlier file as it was. UserError where the system refuses.
     """
-    name = path.name
-    if len(os.fsencode(name)) > 200:  # 255 bytes are what most systems take
-        name = sha256(os.fsencode(name)).hexdigest() + path.suffix[:9]
+    name, content = path.name, os.fsencode(path.name)
+    if len(content) > 200:  # 255 bytes are what most systems take
+        name = sha256(content).hexdigest() + path.suffix[:9]
     temporary = path.with_name(f".tmp-{os.getpid()}-{name}")
     try:
         with writing(path):

@@ -142,7 +142,6 @@ def image_size(path: Path) -> tuple[int, int]:
     with suppress(OSError, SyntaxError, ValueError), path.open("rb") as file:
         opener = PngImageFile if file.peek(8).startswith(PNG_START[:8]) else JpegImageFile
         with opener(file) as image:
-            require_pixels(*image.size, path)
             turned = exif_turn(image.info.get("exif", b"")) > 4
             return image.size if turned else image.size[::-1]
     return image_header(read_bytes(path), path)[0]  # Pillow takes no long comment, say
