@@ -123,7 +123,7 @@ ONLY_A_GPU = {"loss, first and last row", "default recipe, gpu_utilization"}
 
 @pytest.mark.parametrize(
     "sections",
-    ["training evaluation profile",
+    ["profile",
      pytest.param("doctor training stopping evaluation commands processes profile throughput",
                   marks=pytest.mark.slow)],
 )  # fmt: skip
@@ -135,7 +135,7 @@ def test_what_make_gpu_proves_is_proven_on_a_cpu_as_far_as_it_goes(sections, mad
     failed = {row["check"] for row in rows if not row["ok"]}
     assert {check for check in failed if not check.startswith("500 of")} <= ONLY_A_GPU, rows
     counts = f"{len(rows) - len(failed)} of {len(rows)} rows are ok"
-    assert done.returncode == 1 and counts in done.stdout
+    assert done.returncode == bool(failed) and counts in done.stdout
     for name in sections.split():
         assert f"      {name}: " in done.stdout
 

@@ -130,6 +130,7 @@ def test_a_run_goes_on_from_the_other_source_with_the_same_bits(root, tmp_path):
     assert all(torch.equal(whole["model"][key], part["model"][key]) for key in whole["model"])
 
 
+@pytest.mark.slow
 def test_waiting_for_image_files_is_told_once_with_what_helps(root, tmp_path, monkeypatch):
     """With a disk that takes half a second for an image, a training waits most of its time."""
     read = datasets.read_image

@@ -220,6 +220,7 @@ def test_labels_of_sbd_are_no_fault_before_they_are_converted(tmp_path):
     assert "2008_000002.png: cannot be read" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_writes_palette_files(tmp_path):
     """With GN+WS and batches of one the loss falls, mIoU rises; predictions are palette files."""
     voc = write_voc(tmp_path / "voc")

@@ -133,7 +133,7 @@ def kill_often(expected: Config, seconds: float, folder: Path, kills: int, seed:
 
 
 @pytest.mark.parametrize(
-    "kills", [pytest.param(100, id="100"), pytest.param(1000, marks=pytest.mark.slow, id="1000")]
+    "kills", [pytest.param(30, id="30"), pytest.param(1000, marks=pytest.mark.slow, id="1000")]
 )
 def test_killed_at_random_moments_it_ends_with_the_same_bits(
     uninterrupted, scratch, kills, record_property

@@ -153,6 +153,7 @@ def test_the_evaluation_command_shares_its_images(tmp_path):
     assert scores[0] == scores[1] and losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_what_a_run_says_at_its_end_is_said_once(cityscapes_root, tmp_path):
     """By the main process: when it ends, and when it is resumed with nothing left to do."""
     options = [*OPTIONS, "--data_root", cityscapes_root, "--log_root", tmp_path, "--steps", "2"]
