@@ -79,6 +79,7 @@ def whole_cityscapes(root: Path) -> None:
                 (labels / f"x_{number:06d}_000019_gtFine_{kind}.png").touch()
 
 
+@pytest.mark.slow
 def test_each_state_of_the_data_has_its_next_step(copy, cityscapes_root, tmp_path):
     _, step = diagnose(copy)
     assert "Cityscapes to data/cityscapes" in step and step.endswith("make demo")
@@ -117,6 +118,7 @@ def test_a_small_copy_is_incomplete_and_one_fault_leaves_the_rest(copy, cityscap
     assert "/none: no images" in rows and step.endswith("make demo")
 
 
+@pytest.mark.slow
 def test_a_packed_set_of_another_name_is_ready(copy):
     root, option = copy / "data" / "camvid", ["--dataset", "camvid"]
     for split in ("train", "val"):
