@@ -17,7 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+if __name__ == "__main__":  # PYTHONSAFEPATH leaves this folder out
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
 import torch

@@ -22,7 +22,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+if __name__ == "__main__":  # PYTHONSAFEPATH leaves this folder out
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
 

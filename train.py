@@ -16,7 +16,8 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH leaves it out
+if __name__ == "__main__":  # PYTHONSAFEPATH leaves this folder out
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import cv2
 import torch

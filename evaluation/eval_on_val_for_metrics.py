@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
-sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]  # not evaluation/
+if __name__ == "__main__":  # run by path, Python looks for modules in evaluation/ first
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
 import numpy as np
 import torch
@@ -71,8 +72,8 @@ def score(config: EvalConfig, log_root: Path) -> None:
         data_set = find_data_set(config.dataset or trained.state["config"]["dataset"], root)
         try:
             weights = torch.from_numpy(current_class_weights(data_set, root)).to(world.device)
-        except UserError:  # of a val split alone; only the loss needs them
-            print("the loss is without class weights: this data set was not preprocessed")
+        except UserError as error:  # of a val split alone, say; only the loss needs them
+            print(f"the loss is without class weights: {error}")
 
     names = ("model_eval_val_for_metrics", "model_eval_val")  # they may be links to another disk
     predictions, pictures = folders = [Path(os.path.realpath(log_root / x)) for x in names]

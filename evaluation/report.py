@@ -18,7 +18,8 @@ from io import BytesIO
 from pathlib import Path
 from threading import Lock
 
-sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]  # not evaluation/
+if __name__ == "__main__":  # run by path, Python looks for modules in evaluation/ first
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
 import cv2
 import numpy as np

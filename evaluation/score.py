@@ -17,7 +17,8 @@ import os
 import sys
 from pathlib import Path
 
-sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]  # not evaluation/
+if __name__ == "__main__":  # run by path, Python looks for modules in evaluation/ first
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
 import cv2
 

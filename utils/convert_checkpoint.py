@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]  # not utils/
+if __name__ == "__main__":  # run by path, Python looks for modules in utils/ first
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
 from datasets import DATASETS, find_data_set, resolve_data_root
 from model.convert import Converted, convert

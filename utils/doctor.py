@@ -5,7 +5,8 @@
                                                   user and host and paths outside the repository
 
 Answers before anything is installed: a section that needs more says so, and argparse reads the one
-option instead of jsonargparse. The files of data sets are counted, not read.
+option instead of jsonargparse. The files of data sets are counted, and read only where a
+copy of packed ones must be compared with its sources.
 """
 
 import argparse
@@ -21,7 +22,8 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]  # not utils/
+if __name__ == "__main__":  # run by path, Python looks for modules in utils/ first
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
 from utils.base.environment import lacks_to_build, nvidia_gpus, why_no_gpu
 from utils.base.errors import UserError, run_command

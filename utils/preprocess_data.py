@@ -17,7 +17,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]  # not utils/
+if __name__ == "__main__":  # run by path, Python looks for modules in utils/ first
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
 from datasets import build_dataset, find_data_set, resolve_data_root
 from utils.base.errors import run_command

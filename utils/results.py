@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]  # not utils/
+if __name__ == "__main__":  # run by path, Python looks for modules in utils/ first
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
 from utils.base.errors import UserError, run_command
 from utils.base.find import find

@@ -9,7 +9,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]  # not utils/
+if __name__ == "__main__":  # run by path, Python looks for modules in utils/ first
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
 from utils.base.errors import run_command
 from utils.base.lock import hold

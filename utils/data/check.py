@@ -18,7 +18,7 @@ from utils.base.threads import read_ahead
 from utils.data.batches import read_all_train_ids
 from utils.data.class_weights import histogram, read_pixels
 from utils.data.dataset import DataSet, Dataset, FoundFiles, NoImages, converted_labels
-from utils.data.image_files import contradiction, image_header, read_image, read_label
+from utils.data.image_files import contradiction, decode_image, image_header, read_label
 from utils.data.label_table import LabelTable
 from utils.data.packed import PackedFile, packed_path
 from utils.data.prepare import require_current_weights
@@ -103,8 +103,9 @@ def sample_faults(
         path = paths[name]
         try:
             if kind == "image":
-                sizes[path] = read_image(path).shape[:2]
-                if image_header(read_bytes(path), path)[1] != 1:
+                content = read_bytes(path)
+                sizes[path] = decode_image(content, path).shape[:2]
+                if image_header(content, path)[1] != 1:
                     tagged.append(name)
             else:
                 planes[kind] = read_label(path, kind, classes)

@@ -85,7 +85,11 @@ def turned(pixels: np.ndarray, turn: int) -> np.ndarray:
 
 def read_image(path: Path) -> np.ndarray:
     """PNG or JPEG file -> (H,W,3) uint8 RGB, turned as its EXIF entry says."""
-    content = read_bytes(path)
+    return decode_image(read_bytes(path), path)
+
+
+def decode_image(content: bytes, path: Path) -> np.ndarray:
+    """read_image of a file's content; `path` names it in errors."""
     turn = image_header(content, path)[1]
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     return turned(decode(content, flags, path, what="PNG or JPEG"), turn)
