@@ -65,7 +65,7 @@ def build_dataset(
         repeats = fine_repeats if split == "train_extra" else 1
         return JoinedDataset([*[first] * repeats, *others])
     if data_set.prepare is not None:
-        how = {"advice": data_set.prepare_again}
+        how = {"advice": data_set.prepare_again(root)}
         require_unchanged(converted_labels(root, split), root, data_set.classes, **how)
     path = packed_path(root, split)
     if not packed or not path.is_file():

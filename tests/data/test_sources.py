@@ -166,6 +166,29 @@ def test_a_change_is_noticed_before_the_first_step_and_mended(change, tmp_path, 
             assert np.array_equal(one["label"], other["label"])
 
 
+@pytest.mark.parametrize("gone", [["images", "labels"], ["images"], ["labels"]])
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_file_that_is_gone_from_its_folder_is_noticed(gone, listed, tmp_path):
+    root = custom(tmp_path)
+    if not listed:
+        (root / "dataset.yaml").write_text(BEFORE.replace('lists: "{split}.txt"\n', ""))
+        make("custom", root)
+    assert faults("custom", root) == []
+    for kind in gone:
+        (root / kind / "train" / "1.png").unlink()
+    with pytest.raises(UserError, match=r"(1\.png.*: changed|other images).*--pack true"):
+        build_dataset("custom", root, "train")
+
+
+def test_a_damaged_record_is_not_believed(tmp_path):
+    root = custom(tmp_path)
+    for path in root.rglob("*.sources.json"):
+        path.write_bytes(path.read_bytes()[:40])
+    assert sum("its record is damaged" in line for line in faults("custom", root)) == 3
+    make("custom", root)
+    assert faults("custom", root) == []
+
+
 def touch_all(root):
     for path in root.rglob("*.*"):
         os.utime(path)

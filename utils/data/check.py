@@ -142,7 +142,7 @@ def packed_faults(data_set: DataSet, root: Path, split: str) -> Iterator[str]:
 def outdated(data_set: DataSet, root: Path, split: str) -> Iterator[str]:
     """A line for each derived file that was made from other files or ids; reads all sources."""
     labels, path = converted_labels(root, split), packed_path(root, split)
-    how = {"advice": data_set.prepare_again, "thorough": True}
+    how = {"advice": data_set.prepare_again(root), "thorough": True}
     attempts = []
     if data_set.prepare is not None:
         attempts.append(partial(require_unchanged, labels, root, data_set.classes, **how))

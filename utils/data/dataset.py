@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any, Protocol
 
 import numpy as np
@@ -62,9 +63,9 @@ class DataSet:
     prepare: Callable[..., bool] | None = None
     server: Server | None = None
 
-    @property
-    def prepare_again(self) -> str:
-        return f"Run python utils/preprocess_data.py --dataset {self.name} again"
+    def prepare_again(self, root: Path) -> str:
+        place = f"--dataset {self.name} --data_root {quote(str(root))}"
+        return f"Run python utils/preprocess_data.py {place}"
 
     def files(self, root: Path, split: str) -> list[Files]:
         """The samples of a split of `splits`; UserError for missing files."""

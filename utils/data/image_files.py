@@ -1,6 +1,7 @@
 """Image and label files: decoded strictly or refused in one line, and written whole."""
 
 import struct
+import warnings
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -22,6 +23,7 @@ TURN = 0x0112  # EXIF's orientation tag, 1 to 8
 MOST_PIXELS = 1 << 28  # of an image; Cityscapes' have 2^21, and a small file can claim any number
 GREY, PALETTE = 0, 3  # colour types, PNG specification section 11.2.2
 UNFILTERED = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE)  # ids: faster and smaller so
+warnings.filterwarnings("ignore", "Corrupt EXIF data")  # Pillow's: such an image is as stored
 
 
 class PngHeader(NamedTuple):

@@ -170,11 +170,11 @@ class PackedFile:
         self, data_set: DataSet, root: Path, split: str, *, thorough: bool = False
     ) -> None:
         """UserError where the split must be packed again; see require_unchanged."""
-        advice, sources = f"{REPACK} again", None
+        advice, sources = f"{data_set.prepare_again(root)} --pack true", None
         with suppress(NoImages):  # unpacked files may be gone
             found = data_set.find(root, split)
             sources = [path for paths in found.values() for path in paths.values()]
-            if [name for name in self.names if name in found["image"]] != [*found["image"]]:
+            if self.names != [*found["image"]]:
                 raise UserError(f"{self.path}: other images or another order today. {advice}")
         how = {"sources": sources, "advice": advice, "thorough": thorough}
         if require_unchanged(self.path, root, self.classes, **how):
@@ -183,7 +183,7 @@ class PackedFile:
             for name, size in image["sources"].items():
                 with suppress(OSError):  # sources may be gone, or never have been unpacked
                     if (root / name).stat().st_size != size:
-                        raise UserError(f"{self.path}: older than {root / name}. {REPACK} again")
+                        raise UserError(f"{self.path}: older than {root / name}. {advice}")
 
     def damaged(self) -> Iterator[str]:
         """Name of every image, "" for a whole one: reads the whole file."""

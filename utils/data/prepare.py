@@ -36,7 +36,7 @@ def require_current_weights(data_set: DataSet, root: Path, *, thorough: bool = F
     with suppress(UserError):  # unpacked files may be gone
         found = data_set.find(root, "train")
         labels = [x for kind in found if kind != "image" for x in found[kind].values()]
-    how = {"sources": labels, "thorough": thorough, "advice": data_set.prepare_again}
+    how = {"sources": labels, "thorough": thorough, "advice": data_set.prepare_again(root)}
     require_unchanged(root / WEIGHTS_FILE, root, data_set.classes, **how)
 
 

@@ -94,18 +94,19 @@ def write_record(derived: Path, content: dict[str, Any]) -> None:
 
 
 def read_record(derived: Path) -> dict[str, Any] | None:
-    """None where there is none: made before there were records, or by an interrupted run."""
-    try:
-        content = json.loads(record_of(derived).read_bytes())
-        return content if content["files"] is not None and "meaning" in content else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    """None where there is none: made before there were records, or by an interrupted run. A
+    damaged one is of no classes and no files."""
+    with suppress(ValueError, KeyError, TypeError):
+        content = json.loads(record_of(derived).read_bytes()) if record_of(derived).exists() else {}
+        return {name: content[name] for name in ("meaning", "files")} if content else None
+    return {"meaning": None, "files": {}}
 
 
 def changed_files(
     derived: Path, root: Path, content: dict[str, Any], *, thorough: bool = False
 ) -> list[str]:
-    """Those of a record whose content is another one today; files that are gone are not named.
+    """Those of a record whose content is another one today, or that are gone from a folder where
+    others are left; sources may be removed folder by folder.
 
     thorough: all contents are compared. Where only stamps differ they are noted anew.
     """
@@ -114,6 +115,8 @@ def changed_files(
     read = [name for name in suspects if now[name][0] == files[name][0]]
     numbers = dict(zip(read, checksums([root / name for name in read]), strict=True))
     changed = [name for name in suspects if numbers.get(name) != files[name][4]]
+    left = {os.path.dirname(name) for name in now}
+    changed += [name for name in files if name not in now and os.path.dirname(name) in left]
     if not changed and any(now[name] != files[name][:4] for name in suspects):
         files |= {name: [*now[name], files[name][4]] for name in now}
         with suppress(UserError):  # a data set that takes no changes
@@ -168,7 +171,8 @@ def require_unchanged(
     if content is None:
         return False
     if content["meaning"] != classes.meaning:
-        raise UserError(f"{derived}: made when the ids meant other classes. {advice}")
+        what = "made when ids meant other classes, or its record is damaged"
+        raise UserError(f"{derived}: {what}. {advice}")
     changed, noted = changed_files(derived, root, content, thorough=thorough), content["files"]
     if sources is not None:
         today = dict.fromkeys(names_below(root, sources))
@@ -176,6 +180,6 @@ def require_unchanged(
         changed += [name for name in noted if name not in today and (root / name).exists()]
     if changed:
         count = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-        what = f"{root / changed[0]}{count}: changed, new or no longer listed"
+        what = f"{root / changed[0]}{count}: changed, new, gone or no longer listed"
         raise UserError(f"{what} since {derived} was made. {advice}")
     return True
