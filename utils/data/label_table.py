@@ -66,14 +66,16 @@ class LabelTable:
         for number, pair in enumerate(zip_longest(self.names, names)):
             if pair[0] != pair[1]:
                 now, then = (f"'{name}'" if name else "missing" for name in pair)
-                return f"class {number} is {now} here and {then} there"
+                return f"class {number} is {now} in the data set and {then} in the checkpoint"
         if plain is None or plain["meaning"] == self.meaning:
             return ""
         for number, pair in enumerate(zip(self.id_to_train, plain["id_to_train"], strict=True)):
             if pair[0] != pair[1] and min(pair) < INVALID:
                 now, then = (names[x] if x < INVALID else "no class" for x in pair)
-                return f"id {number} is {now} here and {then} there"
-        return "colours of label files are others" if self.color_to_train is not None else ""
+                return f"id {number} is {now} in the data set and {then} in the checkpoint"
+        return (
+            "colours of label files mean other classes" if self.color_to_train is not None else ""
+        )
 
     @property
     def num_classes(self) -> int:

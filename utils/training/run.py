@@ -278,7 +278,7 @@ def build_run(
     torch.manual_seed(config.seed)
     if state and (what := classes.difference(state["classes"], state.get("label_table"))):
         advice = "Restore the data set's description, or start a new run with --init_from"
-        raise UserError(f"{config.data_root}: {what}, in the run's checkpoint. {advice}")
+        raise UserError(f"{config.data_root}: {what}. {advice}")
     network = network_options(config, classes.num_classes)
     pretrained = state is None and config.init_from is None
     model = build_model(**network, **pretrained_weights(config, network, wanted=pretrained))
