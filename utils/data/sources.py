@@ -80,7 +80,7 @@ def noting(
         write_record(partial, begun)
     yield
     files = {name: entry for name, entry in (known or {}).items() if name in before}
-    now = stamps(root, before.keys() - files.keys())
+    now = stamps(root, (name for name in before if name not in files))
     same = [name for name in now if now[name] == before[name]]
     numbers = checksums([root / name for name in same])
     files |= {name: [*now[name], crc] for name, crc in zip(same, numbers, strict=True)}
