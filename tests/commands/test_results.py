@@ -6,6 +6,7 @@ import statistics
 from helpers import run, tiny, train
 
 
+@pytest.mark.slow
 def test_seeds_of_one_recipe_share_a_line(cityscapes_root, tmp_path):
     options = {"steps": 2, "log_root": tmp_path}
     for seed in (0, 1):

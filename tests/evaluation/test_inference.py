@@ -211,6 +211,7 @@ def test_the_inference_copy_predicts_the_same_and_leaves_the_model_alone(backbon
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_predicting_a_whole_image_takes_the_memory_of_the_network_alone():
     model = build_model("deeplabv3", num_classes=19, output_stride=16)
     predictor = Predictor(model, device=torch.device("cpu"))

@@ -273,6 +273,7 @@ def extra_mib(name, images, height, width):
     return float(done.stdout)
 
 
+@pytest.mark.slow
 def test_memory_is_an_eighth_of_the_reference_s():
     found, expected = (
         extra_mib(name, 4, 768, 768)

@@ -211,6 +211,7 @@ def workers_of(process: subprocess.Popen) -> list[int]:
     return [int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
 
 
+@pytest.mark.slow
 def test_a_killed_process_a_stop_and_going_on_alone(cityscapes_root, tmp_path, record_property):
     """torchrun starts both again, they go on by themselves; SIGTERM saves at one step; one process
     then takes the same images per step. Figures in docs/several_gpus.md."""
