@@ -3,6 +3,7 @@
 import json
 import statistics
 
+import pytest
 from helpers import run, tiny, train
 
 
