@@ -113,6 +113,7 @@ def test_batches_are_bit_identical_for_any_source_workers_and_start(root):
             assert torch.equal(one.targets["label"], other.targets["label"])
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_other_source_with_the_same_bits(root, tmp_path):
     train(tiny(root, tmp_path, run_name="whole"))
     train(tiny(root, tmp_path, run_name="part", eval_every=2))

@@ -257,6 +257,7 @@ def test_a_disk_too_small_for_the_run_is_told_before_the_first_step(cityscapes_r
     assert "steps 1 to" not in done.stdout
 
 
+@pytest.mark.slow
 def test_few_open_files_no_language_and_data_that_may_only_be_read_are_enough(
     cityscapes_root, tmp_path
 ):

@@ -313,6 +313,7 @@ def test_the_converted_network_gives_the_same_logits(name):
     assert difference(theirs, ours, images) > 1e-3
 
 
+@pytest.mark.slow
 def test_group_norm_and_weight_standardization_agree_in_float64():
     theirs, ours, found = both(lambda: Chenxi116(101, gn_ws=True), {})
     assert found.network["norm"] == "gn_ws"

@@ -105,6 +105,7 @@ def test_equals_smp(backbone, stride):
     assert difference[True] > 1e-3
 
 
+@pytest.mark.slow
 def test_trains_like_smp():
     """The same weights, batches and optimizer: a textbook loop around SMP, and our criterion.
 

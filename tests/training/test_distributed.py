@@ -167,6 +167,7 @@ def test_what_a_run_says_at_its_end_is_said_once(cityscapes_root, tmp_path):
     assert done.stdout == finished
 
 
+@pytest.mark.slow
 def test_a_bad_file_of_one_process_is_one_line_and_ends_all(tmp_path):
     root = write_cityscapes(tmp_path / "data", train=8)
     preprocess(root)
