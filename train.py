@@ -47,6 +47,7 @@ from utils.training.distributed import Interrupted, StopRequest, World
 from utils.training.logger import RunLogger, StepClock, device_state
 from utils.training.network import network_options
 from utils.training.optim import poly_schedule
+from utils.training.replay import Replay
 from utils.training.run import (
     ADVICE_ON_DIVERGENCE,
     FREE_ON_RESUME,
@@ -58,7 +59,7 @@ from utils.training.run import (
     load_run,
     remove_leftovers,
 )
-from utils.training.step import Replay, training_step
+from utils.training.step import training_step
 
 SLOW_DATA = 0.2  # share of the time spent waiting for data from which it is worth a word
 PACK_HINT = "More --workers, or python utils/preprocess_data.py --pack true, make it faster"

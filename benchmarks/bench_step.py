@@ -43,7 +43,8 @@ from utils.data.batches import Batch
 from utils.training.config import Config
 from utils.training.distributed import World, autocast
 from utils.training.optim import build_optimizer
-from utils.training.step import Replay, training_step
+from utils.training.replay import Replay
+from utils.training.step import training_step
 
 WORLD = World(0, 1, measure.choose_device())
 DEVICE, AMP, ON_CPU = WORLD.device, WORLD.amp_dtype("auto"), WORLD.device.type == "cpu"
@@ -81,7 +82,7 @@ def peer_side(build: Build, batch: Batch, training: bool, fast: bool, compiled: 
     model = build().to(DEVICE, memory_format=layout).train(training)
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
     if compiled:
-        model.compile()
+        model.compile(dynamic=False)  # or the second size would make it compile for any size
 
     def step(_: int) -> None:
         optimizer.zero_grad()
@@ -109,11 +110,13 @@ def our_side(build: Build, batch: Batch, training: bool, *, replayed: bool = Tru
             trained.compile()
         how = {"amp": AMP, "replay": Replay() if replayed and not ON_CPU else None}
         return lambda _: training_step(trained, criterion, optimizer, [batch], **how)
-    network, size = inference_copy(model, AMP), tuple(batch.images.shape[1:3])
+    size = tuple(batch.images.shape[1:3])
+    predict = partial(predict_logits, inference_copy(model, AMP), size=size)
+    replay = Replay() if replayed and not ON_CPU else lambda work, images: work(images)
 
     def prediction(_: int) -> torch.Tensor:
         with autocast(DEVICE, AMP):
-            return upsample_argmax(predict_logits(network, batch.images, size=size), size)
+            return upsample_argmax(replay(predict, batch.images), size)
 
     return prediction
 
@@ -127,7 +130,7 @@ def compare(name: str, rounds: int, training: bool, size: list[int], images: int
     build = builders(*name.split("-"))
     own = build.pop("ours")
     sides = {"ours": our_side(own, batch, training)}
-    if training and not ON_CPU:
+    if not ON_CPU:
         sides["ours, launched one by one"] = our_side(own, batch, training, replayed=False)
     for peer, make in build.items():
         for mode, how in ({"": (False, False)} if ON_CPU else modes).items():

@@ -33,7 +33,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import measure
-from datasets import build_dataset
+from datasets import JoinedDataset, build_dataset
 from evaluation.trained import PredictionOptions, Trained
 from model import build_model
 from model.losses import SegmentationLoss
@@ -46,7 +46,8 @@ from utils.data.batches import Batches
 from utils.training.config import Config
 from utils.training.distributed import World
 from utils.training.optim import build_optimizer
-from utils.training.step import Replay, training_step
+from utils.training.replay import Replay
+from utils.training.step import training_step
 
 LIMIT = 600  # seconds of one command
 GOALS = {  # of an H100-class card, 512x1024 crops and 1024x2048 images
@@ -211,11 +212,11 @@ def evaluation(proof: Proof) -> None:
     def write(sample: dict, _counts: object, prediction: object) -> None:
         trained.task.save(folder / f"{sample['name']}.png", prediction, dataset.classes)
 
-    begin, times = time.perf_counter(), max(1, proof.given.images // len(dataset))
-    for _ in range(times):
-        trained.evaluate(dataset, on_image=write)
-    seconds = (time.perf_counter() - begin) / (times * len(dataset)) * 500
-    what = f"500 of {dataset.size(0)} predicted, scored with nIoU, written ({trained.amp})"
+    many = JoinedDataset([dataset] * max(1, proof.given.images // len(dataset)))
+    begin = time.perf_counter()
+    trained.evaluate(many, on_image=write)
+    seconds = time.perf_counter() - begin
+    what = f"{len(many)} of {dataset.size(0)} predicted, scored with nIoU, written ({trained.amp})"
     proof.row(what, "at most 10 s", f"{seconds:.1f} s", seconds <= 10)
 
 

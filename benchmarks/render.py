@@ -110,7 +110,8 @@ def readme(held: dict) -> str:
         hours = f"{number(row['hours_of_recipe'])}, {row['steps_of_recipe']}"
         numbers = [f"{row['peak_gib']:.1f} GiB", f"{row['images_per_second']:.3g}", hours]
         needs.append([f"`{row['config']}`", row["batch"], *numbers])
-    return f"{held['machine']}:\n\n{table(rows)}\n{table(needs)}"
+    tables = [table(rows) for rows in (rows, needs) if len(rows) > 1]
+    return f"{held['machine']}:\n\n" + "\n".join(tables)
 
 
 def recipes(runs: list[dict]) -> str:

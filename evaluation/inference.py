@@ -4,6 +4,7 @@ import copy
 import math
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -19,6 +20,7 @@ from model.ops.bilinear import setting
 from model.ops.upsample_argmax import upsample_argmax
 from utils.base.errors import UserError, out_of_memory
 from utils.training.distributed import autocast
+from utils.training.replay import Replay
 
 
 def inference_copy(model: nn.Module, amp: torch.dtype | None = None) -> nn.Module:
@@ -36,9 +38,17 @@ def inference_copy(model: nn.Module, amp: torch.dtype | None = None) -> nn.Modul
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """A copy; on a GPU it is under way when this returns, from memory that a GPU reads itself."""
-    host = torch.tensor(array)
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+    """A uint8 array's copy; on a GPU it is under way when this returns."""
+    if device.type != "cuda":
+        return torch.tensor(array)
+    return pinned(array).to(device, non_blocking=True)
+
+
+def pinned(array: np.ndarray) -> torch.Tensor:
+    """A uint8 array's copy in memory that a GPU reads itself."""
+    host = torch.empty(array.shape, dtype=torch.uint8, pin_memory=True)
+    host.numpy()[...] = array
+    return host
 
 
 def to_host(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
@@ -142,7 +152,8 @@ class Predictor:
     ) -> None:
         self.model, self.device, self.amp = inference_copy(model, amp), device, amp
         self.windows_if_needed, self.options = windows_if_needed, options
-        self.first_shape: tuple[int, ...] = ()  # of an image
+        self.first: tuple | None = None  # shape of an image and size of its result
+        self.replay = Replay() if device.type == "cuda" else None  # of those that are as the first
 
     def train_ids(self, image: np.ndarray, *, size: tuple[int, int] | None = None) -> np.ndarray:
         """(H,W,3) uint8 RGB -> (H,W) uint8 train ids, or of another `size`."""
@@ -171,18 +182,22 @@ class Predictor:
             what = f"an image of {image.shape[0]}x{image.shape[1]}: {self.MOST:,} pixels at most"
             raise UserError(f"{what} can be scored. Cut it into parts")
         images = to_device(image, self.device)[None]
-        self.first_shape = self.first_shape or image.shape
-        cudnn, usual = torch.backends.cudnn, image.shape == self.first_shape
+        self.first = self.first or (image.shape, size)
+        cudnn, usual = torch.backends.cudnn, self.first == (image.shape, size)
         while True:
             try:
                 # Timing all of cuDNN's algorithms is worth it for one size, not for hundreds.
                 with setting(cudnn, "benchmark", usual), autocast(self.device, self.amp):
-                    return predict_logits(self.model, images, size=size, **self.options)
+                    predict = partial(predict_logits, self.model, size=size, **self.options)
+                    if usual and self.replay is not None:
+                        return self.replay(predict, images)
+                    return predict(images)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
             # Outside the handler, which keeps the failed call's tensors alive.
             self.options |= {"crop": self.smaller_crop(image.shape[:2]), "stride": None}
+            self.replay = None  # little memory is left for another graph
 
     def smaller_crop(self, size: tuple[int, int]) -> tuple[int, int]:
         """Half of the window that did not fit into memory; UserError where there must be none."""

@@ -20,7 +20,8 @@ from utils.base.errors import UserError
 from utils.data.batches import Batch, Batches
 from utils.training.distributed import World
 from utils.training.optim import AveragedWeights, build_optimizer
-from utils.training.step import Replay, training_step
+from utils.training.replay import Replay
+from utils.training.step import training_step
 
 pytestmark = [
     pytest.mark.gpu,
@@ -134,6 +135,23 @@ def test_replayed_steps_are_those_launched_one_by_one(amp, hard_threshold, capsy
         results.append([*losses, *(x.double().mean().item() for x in model.state_dict().values())])
     assert replay.graph is not None and "slower" not in capsys.readouterr().err
     assert results[0] == pytest.approx(results[1], rel=2e-2, abs=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"scales": (0.5, 1.0), "flip": True}, {"crop": (64, 64)}])
+def test_replayed_predictions_are_those_launched_one_by_one(options, capsys):
+    """Also after an image of another size."""
+    model = build_model("deeplabv3", num_classes=19)
+    randomize(model)
+    how = {"device": torch.device("cuda"), "amp": torch.bfloat16, **options}
+    replayed, launched = (Predictor(model.cuda(), **how) for _ in range(2))
+    launched.replay = None
+    noise = np.random.default_rng(0)
+    for number in range(1, 9):
+        size = (64, 128) if number == 6 else (96, 160)
+        image = noise.integers(0, 31 * number, (*size, 3), np.uint8)
+        ours, theirs = (x.logits(image, size=size) for x in (replayed, launched))
+        torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.02)
+    assert replayed.replay.graph is not None and "slower" not in capsys.readouterr().err
 
 
 def test_an_overflow_in_the_first_step_of_fp16_leaves_the_weights_finite():

@@ -16,7 +16,8 @@ from model.ops.upsample_cross_entropy import hard_pixels, upsample_cross_entropy
 from utils.data.augment import color_matrix
 from utils.data.batches import Batch
 from utils.training.optim import AveragedWeights, begin_momentum, build_optimizer
-from utils.training.step import Replay, training_step
+from utils.training.replay import Replay
+from utils.training.step import training_step
 
 
 def network(**options) -> nn.Module:

@@ -1,7 +1,5 @@
 """One update of the weights."""
 
-import sys
-from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 
@@ -12,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from utils.data.batches import Batch
 from utils.training.distributed import autocast
+from utils.training.replay import Replay
 
 
 def training_step(
@@ -23,7 +22,7 @@ def training_step(
     amp: torch.dtype | None = None,
     scaler: torch.amp.GradScaler | None = None,
     clip: float | None = None,
-    replay: "Replay | None" = None,
+    replay: Replay | None = None,
 ) -> torch.Tensor:
     """One update from micro-batches; the mean loss as a scalar that stays on the device.
 
@@ -81,49 +80,3 @@ def add_gradients(
     part = loss_sum / pixels
     (scaler.scale(part) if scaler else part).backward()
     return torch.stack([loss_sum.detach(), weight_sum])
-
-
-class Replay:
-    """Calls add_gradients, from the fourth time on as a CUDA graph: one launch for its hundreds.
-
-    The host may need longer for the launches of a small network than the GPU for the work
-    (docs/results.md). Whatever is not the batch must stay the same: the objects that hold weights
-    and gradients, options, shapes. What cannot be recorded is launched as before, and it is said.
-    """
-
-    WARM_UP = 3  # calls that compile, search for algorithms, fill caches
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self.forget()
-
-    def forget(self) -> None:
-        """Give back the graph's memory, all activations; the next call records it again."""
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.inputs: list[torch.Tensor] = []
-        self.sums: torch.Tensor | None = None
-
-    def __call__(self, add: Callable[[Batch], torch.Tensor], batch: Batch) -> torch.Tensor:
-        self.calls += 1
-        if self.calls > self.WARM_UP and self.graph is None:
-            self.record(add, batch)
-        if self.graph is None:
-            return add(batch)
-        torch._foreach_copy_(self.inputs, batch.tensors())
-        self.graph.replay()
-        return self.sums.clone()
-
-    def record(self, add: Callable[[Batch], torch.Tensor], batch: Batch) -> None:
-        """Nothing is computed here."""
-        own = batch.to(batch.images.device, copy=True)
-        try:
-            graph = torch.cuda.CUDAGraph()
-            # The loader's threads go on to allocate memory meanwhile.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self.sums = add(own)
-        except RuntimeError as error:
-            what = str(error).splitlines()[0]
-            print(f"steps are not recorded as a CUDA graph: slower ({what})", file=sys.stderr)
-            self.calls = -sys.maxsize
-            return
-        self.graph, self.inputs = graph, own.tensors()

@@ -1,0 +1,61 @@
+"""The same work again and again, launched at once."""
+
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from utils.data.batches import Batch
+
+Inputs = TypeVar("Inputs", Batch, torch.Tensor)
+
+
+class Replay:
+    """Calls work(batch), from the fourth time on as a CUDA graph: one launch for its hundreds.
+
+    The host may need longer for the launches of a small network than the GPU for the work
+    (docs/results.md). Whatever is not the batch must stay the same: the objects that hold weights
+    and gradients, options, shapes. What cannot be recorded is launched as before, and it is said.
+    """
+
+    WARM_UP = 3  # calls that compile, search for algorithms, fill caches
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Give back the graph's memory, all activations; the next call records it again."""
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.inputs: list[torch.Tensor] = []
+        self.result: torch.Tensor | None = None
+
+    def __call__(self, work: Callable[[Inputs], torch.Tensor], batch: Inputs) -> torch.Tensor:
+        self.calls += 1
+        if self.calls > self.WARM_UP and self.graph is None:
+            self.record(work, batch)
+        if self.graph is None:
+            return work(batch)
+        torch._foreach_copy_(self.inputs, tensors(batch))
+        self.graph.replay()
+        return self.result.clone()
+
+    def record(self, work: Callable[[Inputs], torch.Tensor], batch: Inputs) -> None:
+        """Nothing is computed here."""
+        own = batch.to(tensors(batch)[0].device, copy=True)
+        try:
+            graph = torch.cuda.CUDAGraph()
+            # The loader's threads go on to allocate memory meanwhile.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self.result = work(own)
+        except RuntimeError as error:
+            what = str(error).splitlines()[0]
+            print(f"work is not recorded as a CUDA graph: slower ({what})", file=sys.stderr)
+            self.calls = -sys.maxsize
+            return
+        self.graph, self.inputs = graph, tensors(own)
+
+
+def tensors(batch: Batch | torch.Tensor) -> list[torch.Tensor]:
+    return [batch] if isinstance(batch, torch.Tensor) else batch.tensors()
