@@ -77,41 +77,39 @@ def cells(row: dict, prefix: str = "") -> dict[str, Any]:
 
 
 def readme(held: dict) -> str:
-    """README.md: what a user gains, and what the configs need."""
+    """README.md: what a user gains, of the smallest and the largest network measured."""
     figures = defaultdict(list, {k: x["figures"] for k, x in held.items() if k != "machine"})
-    rows = [["", "peer", "peer", "here", "faster", "memory, peer and here"]]
+    rows = [["", "peer", "peer", "here", "faster"]]
 
-    def add(what: str, peer: str, theirs: float, ours: float, gain: float, memory: str) -> None:
-        rows.append([what, peer, milliseconds(theirs), milliseconds(ours), times(gain), memory])
+    def add(what: str, peer: str, theirs: float, ours: float, gain: float) -> None:
+        rows.append([what, peer, milliseconds(theirs), milliseconds(ours), times(gain)])
 
-    maps = [x for x in figures["argmax"] if x is figures["argmax"][0] or "checkpoint" in x["case"]]
-    pairs = [("logits to label map", "argmax", row) for row in maps]
-    pairs += [("loss and gradient", "cross_entropy", row) for row in figures["loss"][:1]]
-    for what, peer, row in pairs:
-        memory = "{extra_mib_torch:.0f}, {extra_mib_ours:.0f} MiB".format(**row)
-        both = (row["ms"]["torch"], row["ms"]["ours"])
-        add(f"{what}, {row['case']}", f"interpolate, {peer}", *both, row["gain"], memory)
+    ends = {row["network"] for row in (*figures["step"][:1], *figures["step"][-1:])}
+    for kind in ("training step", "prediction"):
+        for row in figures["step"]:
+            if row["kind"] == kind and row["network"] in ends:
+                backbone, stride = row["network"].split("-")
+                size = "x".join(map(str, row["size"]))
+                what = f"{kind}, ResNet-{backbone[6:]} stride {stride}, {row['images']} x {size}"
+                for name, side in row["sides"].items():
+                    if not name.startswith("ours"):
+                        both = (side["ms"], row["sides"]["ours"]["ms"])
+                        add(what, name, *both, side["ours_is_faster"])
+    pairs = [("logits to label map", "argmax"), ("loss and gradient", "cross_entropy")]
+    for (what, peer), section in zip(pairs, ("argmax", "loss"), strict=True):
+        for row in figures[section][:1]:
+            both = (row["ms"]["torch"], row["ms"]["ours"])
+            add(f"{what}, {row['case']}", f"interpolate, {peer}", *both, row["gain"])
     if whole := figures["evaluation"]:
         both = (whole[0]["ms_per_image"], whole[2]["ms_per_image"])
         what = "evaluating an image, network left out"
-        add(what, "fregu856, csEval", *both, whole[0]["packed_is"], "")
-    for row in figures["step"]:
-        backbone, stride = row["network"].split("-")
-        batch = f"{row['images']} x {row['size'][0]}x{row['size'][1]}"
-        what = f"{row['kind']}, ResNet-{backbone[6:]} stride {stride}, {batch}"
-        ours = row["sides"]["ours"]
-        for name, side in row["sides"].items():
-            if not name.startswith(("ours", "forward")):
-                memory = f"{side['extra_mib']}, {ours['extra_mib']} MiB"
-                add(what, name, side["ms"], ours["ms"], side["ours_is_faster"], memory)
-    titles = ["batch", "peak memory", "images/s", "hours for the whole recipe, its steps"]
-    needs = [["config", *titles]]
-    for row in figures["profile"]:
-        hours = f"{number(row['hours_of_recipe'])}, {row['steps_of_recipe']}"
-        numbers = [f"{row['peak_gib']:.1f} GiB", f"{row['images_per_second']:.3g}", hours]
-        needs.append([f"`{row['config']}`", row["batch"], *numbers])
-    tables = [table(rows) for rows in (rows, needs) if len(rows) > 1]
-    return f"{held['machine']}:\n\n" + "\n".join(tables)
+        add(what, "fregu856, csEval", *both, whole[0]["packed_is"])
+    versions = {}
+    for section in held.values():
+        versions |= section["versions"] if isinstance(section, dict) else {}
+    packages = {"torch": "torch", "SMP": "segmentation-models-pytorch"}
+    known = "".join(f", {k} {versions[x]}" for k, x in packages.items() if x in versions)
+    return f"{held['machine']}{known}:\n\n{table(rows)}"
 
 
 def recipes(runs: list[dict]) -> str:

@@ -31,8 +31,10 @@ def filled(page: str, pages: Path = REPOSITORY, folder: Path = RESULTS) -> str:
     text = (pages / page).read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise UserError(f"{page}: needs {BEGIN} and {END} once. Put them where the tables belong")
-    paths = sorted(folder.glob("recipes/*.json" if PAGES[page] is recipes else "*.json"))
-    tables = "\n".join(PAGES[page](json.loads(path.read_text("utf-8"))) for path in paths)
+    paths = folder.glob("recipes/*.json" if PAGES[page] is recipes else "*.json")
+    tables = "\n".join(
+        PAGES[page](json.loads(path.read_text("utf-8"))) for path in sorted(paths, reverse=True)
+    )
     return f"{text.split(BEGIN)[0]}{BEGIN}\n\n{tables}\n{END}{text.split(END)[1]}"
 
 
