@@ -79,7 +79,7 @@ def cells(row: dict, prefix: str = "") -> dict[str, Any]:
 def readme(held: dict) -> str:
     """README.md: what a user gains, of the smallest and the largest network measured."""
     figures = defaultdict(list, {k: x["figures"] for k, x in held.items() if k != "machine"})
-    rows = [["", "peer", "peer", "here", "faster"]]
+    rows = [["", "compared with", "its time", "here", "faster"]]
 
     def add(what: str, peer: str, theirs: float, ours: float, gain: float) -> None:
         rows.append([what, peer, milliseconds(theirs), milliseconds(ours), times(gain)])
@@ -102,8 +102,8 @@ def readme(held: dict) -> str:
             add(f"{what}, {row['case']}", f"interpolate, {peer}", *both, row["gain"])
     if whole := figures["evaluation"]:
         both = (whole[0]["ms_per_image"], whole[2]["ms_per_image"])
-        what = "evaluating an image, network left out"
-        add(what, "fregu856, csEval", *both, whole[0]["packed_is"])
+        what = "loss, label map, PNG and score of an image, network left out"
+        add(what, "fregu856/deeplabv3, then csEval", *both, whole[0]["packed_is"])
     versions = {}
     for section in held.values():
         versions |= section["versions"] if isinstance(section, dict) else {}
