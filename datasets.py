@@ -13,9 +13,9 @@ from utils.base.paths import resolve_data_folder
 from utils.data import cityscapes, voc
 from utils.data.dataset import DataSet, Dataset, Files, converted_labels
 from utils.data.described import described_data_set, described_names
-from utils.data.image_files import image_size, read_image, read_label, to_train_ids
+from utils.data.image_files import image_size, read_image, read_label
 from utils.data.label_table import LabelTable
-from utils.data.packed import PackedFile, packed_path
+from utils.data.packed import PackedDataset, packed_path
 from utils.data.sources import require_unchanged
 
 # Those that need code. find_data_set adds the described ones.
@@ -64,9 +64,7 @@ def build_dataset(
         )
         repeats = fine_repeats if split == "train_extra" else 1
         return JoinedDataset([*[first] * repeats, *others])
-    if data_set.prepare is not None:
-        how = {"advice": data_set.prepare_again(root)}
-        require_unchanged(converted_labels(root, split), root, data_set.classes, **how)
+    require_unchanged(converted_labels(root, split), data_set, root)
     path = packed_path(root, split)
     if not packed or not path.is_file():
         return SegmentationDataset(data_set.files(root, split), data_set.classes)
@@ -88,9 +86,6 @@ class SegmentationDataset(Dataset):
         self.classes = classes.without_instances() if self.kind == "ids" else classes
         self.has_labels = self.kind is not None
         self.checked = files[0].train_ids is not None  # preprocessing has seen every label file
-
-    def __len__(self) -> int:
-        return len(self.files)
 
     def image(self, index: int) -> np.ndarray:
         return read_image(self.files[index].image)
@@ -115,34 +110,6 @@ class SegmentationDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         image = self.image(index)
         return {"image": image, "name": self.names[index], **self.truth(index, image.shape[:2])}
-
-
-class PackedDataset(PackedFile, Dataset):
-    """The same samples, as views of a packed file; only the pixels that are used are read."""
-
-    has_labels = checked = True
-
-    def __init__(self, path: Path, classes: LabelTable) -> None:
-        super().__init__(path, classes)
-        if "instance" not in self.layout.planes:
-            self.classes = classes.without_instances()
-
-    @property
-    def source(self) -> str:
-        return f"packed file {self.path}"
-
-    def image(self, index: int) -> np.ndarray:
-        return self.planes(index)["image"]
-
-    def size(self, index: int) -> tuple[int, int]:
-        return self.image(index).shape[:2]
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """The arrays are read-only views of the file."""
-        planes = self.planes(index)
-        if "label" not in planes:
-            planes["label"] = to_train_ids(planes["instance"], self.classes, self.path)
-        return {"name": self.names[index], **planes}
 
 
 class JoinedDataset(Dataset):

@@ -11,7 +11,7 @@ from utils.base.find import find
 from utils.base.paths import read_bytes
 from utils.base.progress import progress
 from utils.base.threads import read_ahead
-from utils.data.cityscapes import find_labels, first_folder
+from utils.data.cityscapes import find_files, first_folder
 from utils.data.image_files import GREY, png_header, read_ids
 from utils.data.label_table import CITYSCAPES
 
@@ -23,7 +23,7 @@ CONVERT = "Map train ids to label ids: CITYSCAPES.ids[prediction], utils/data/la
 def find_truth(root: Path, split: str) -> dict[str, Path]:
     """Image name, <city>_<sequence>_<frame> -> its instance ids; label ids where there are none."""
     for kind in ("instances", "ids"):
-        if found := find_labels(root, split, kind):
+        if found := find_files(root, split, kind):
             return found
     what = f"{first_folder(root, 'gtFine', split)}: no */*_gtFine_labelIds.png"
     raise UserError(f"{what}. Name the data set's folder with --data_root")

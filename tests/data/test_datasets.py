@@ -13,11 +13,11 @@ import pytest
 from helpers import preprocess, write_cityscapes
 from PIL import ExifTags, Image
 
-from datasets import build_dataset
+from datasets import build_dataset, find_data_set
 from utils.base.errors import UserError
-from utils.data.class_weights import read_class_weights
 from utils.data.image_files import image_header, image_size, read_ids, read_image, write_png
 from utils.data.label_table import CITYSCAPES, IGNORE, ids_of_instances
+from utils.data.prepare import current_class_weights
 
 
 @pytest.fixture
@@ -156,10 +156,11 @@ def test_undefined_ids_are_named(tmp_path):
 
 
 def test_class_weights_are_read_in_train_id_order(cityscapes_root, tmp_path):
-    weights = read_class_weights(cityscapes_root, CITYSCAPES)
+    cityscapes = find_data_set("cityscapes", cityscapes_root)
+    weights = current_class_weights(cityscapes, cityscapes_root)
     assert weights.shape == (19,) and ((weights > 1) & (weights <= 50.5)).all()
     with pytest.raises(UserError, match="preprocess_data"):
-        read_class_weights(tmp_path, CITYSCAPES)
+        current_class_weights(cityscapes, tmp_path)
 
 
 def test_unknown_names_are_refused(tmp_path):

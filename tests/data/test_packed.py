@@ -15,13 +15,12 @@ import torch
 from helpers import fails, run, tiny, train
 
 import datasets
-from datasets import PackedDataset, SegmentationDataset, build_dataset
+from datasets import PackedDataset, SegmentationDataset, build_dataset, find_data_set
 from utils.base.errors import UserError
 from utils.data import packed as packing
 from utils.data.batches import Batches
-from utils.data.class_weights import read_class_weights
 from utils.data.packed import packed_path
-from utils.data.prepare import pack_split, weigh
+from utils.data.prepare import current_class_weights, pack_split, weigh
 
 
 @pytest.fixture
@@ -80,7 +79,7 @@ def test_images_of_unequal_sizes_pack_and_train(tmp_path):
         same_samples(*both("camvid", root, split))
     dataset = build_dataset("camvid", root, "train", packed=False)
     weigh(dataset, root, workers=2)
-    weights = read_class_weights(root, dataset.classes)
+    weights = current_class_weights(find_data_set("camvid", root), root)
     assert weights.dtype == np.float32
     labels = np.concatenate([
         cv2.imread(str(path), cv2.IMREAD_UNCHANGED).ravel()

@@ -13,7 +13,7 @@ from PIL import Image
 
 from datasets import build_dataset, find_data_set
 from utils.base.errors import UserError
-from utils.data import cityscapes
+from utils.data import cityscapes, sources
 from utils.data.check import check_data
 from utils.data.class_weights import WEIGHTS_FILE
 from utils.data.packed import packed_path
@@ -292,12 +292,12 @@ def test_converting_goes_on_where_a_first_run_was_stopped(tmp_path, monkeypatch)
         written.append(path)
         return real(path, pixels, **options)
 
-    real = cityscapes.write_png
-    monkeypatch.setattr(cityscapes, "write_png", write_and_stop)
+    real = sources.write_png
+    monkeypatch.setattr(sources, "write_png", write_and_stop)
     with pytest.raises(KeyboardInterrupt):
         cityscapes.prepare(root, workers=0, overwrite=False)
     first = [path.stat().st_mtime_ns for path in written]
-    monkeypatch.setattr(cityscapes, "write_png", real)
+    monkeypatch.setattr(sources, "write_png", real)
     time.sleep(0.02)
     preprocess(root)
     assert [path.stat().st_mtime_ns for path in written] == first

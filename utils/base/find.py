@@ -60,9 +60,8 @@ def folders(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
 def listing(folder: Path) -> list[str]:
     """Names of what lies in a folder, sorted; [] where there is none. UserError if it is closed."""
     try:
-        names = sorted(os.listdir(folder))
+        return sorted(x for x in os.listdir(folder) if not x.startswith(".") and x != "__MACOSX")
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise UserError(f"{folder}: {error.strerror}. Choose a folder that can be read") from error
-    return [name for name in names if not name.startswith(".") and name != "__MACOSX"]

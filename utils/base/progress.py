@@ -1,15 +1,19 @@
 """The progress line of every command."""
 
 import sys
+from collections.abc import Iterable
 
 from tqdm import tqdm
 
 
-def progress(total: int, *, start: int = 0, unit: str, label: str, enabled: bool = True) -> tqdm:
-    """A tqdm line with ETA on stderr; every half minute only, where stderr is no terminal."""
+def progress(
+    total: int, items: Iterable = (), *, start: int = 0, unit: str, label: str, enabled: bool = True
+) -> tqdm:
+    """A tqdm line with ETA on stderr, over `items` or by hand; every half minute only, where stderr
+    is no terminal."""
     pause = 0.2 if sys.stderr.isatty() else 30.0
     bar = "{desc} {percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
     return tqdm(
-        total=total, initial=start, unit=unit, desc=label, disable=not enabled,
+        items, total=total, initial=start, unit=unit, desc=label, disable=not enabled,
         mininterval=pause, maxinterval=pause, bar_format=bar, dynamic_ncols=True,
     )  # fmt: skip

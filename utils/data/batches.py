@@ -72,10 +72,8 @@ def read_all_train_ids(
     dataset: Dataset, *, workers: int, enabled: bool = True
 ) -> Iterator[np.ndarray]:
     """All labels, (H,W) uint8 train ids each, in order; UserError names the first faulty one."""
-    with progress(len(dataset), unit="image", label="labels", enabled=enabled) as bar:
-        for train_ids in read_ahead(dataset.train_ids, range(len(dataset)), workers=workers):
-            bar.update()
-            yield train_ids
+    labels = read_ahead(dataset.train_ids, range(len(dataset)), workers=workers)
+    yield from progress(len(dataset), labels, unit="image", label="labels", enabled=enabled)
 
 
 @dataclass

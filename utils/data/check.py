@@ -2,9 +2,8 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from filecmp import cmp
-from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -16,13 +15,22 @@ from utils.base.paths import read_bytes
 from utils.base.progress import progress
 from utils.base.threads import read_ahead
 from utils.data.batches import read_all_train_ids
-from utils.data.class_weights import histogram, read_pixels
+from utils.data.class_weights import WEIGHTS_FILE, histogram, read_noted
 from utils.data.dataset import DataSet, Dataset, FoundFiles, NoImages, converted_labels
 from utils.data.image_files import contradiction, decode_image, image_header, read_label
 from utils.data.label_table import LabelTable
-from utils.data.packed import PackedFile, packed_path
-from utils.data.prepare import require_current_weights
+from utils.data.packed import PackedDataset, packed_path
+from utils.data.prepare import current_class_weights
 from utils.data.sources import require_unchanged
+
+
+@contextmanager
+def collecting(lines: list[str]) -> Iterator[None]:
+    """A UserError within becomes one of the lines."""
+    try:
+        yield
+    except UserError as error:
+        lines.append(str(error))
 
 
 def check_data(data_set: DataSet, root: Path, *, workers: int) -> None:
@@ -30,22 +38,17 @@ def check_data(data_set: DataSet, root: Path, *, workers: int) -> None:
     files = faults = 0
     for split in data_set.splits:
         found, lines = {}, []
-        try:
+        with collecting(lines), suppress(NoImages):  # not every split must be there
             found = (data_set.downloaded or data_set.find)(root, split)
-        except NoImages:  # not every split must be there
-            pass
-        except UserError as error:  # two files of one name, say
-            lines = [str(error)]
-        path = packed_path(root, split)
-        lines = chain(lines, split_faults(data_set, root, split, found, workers=workers))
         before = faults
-        for line in chain(lines, packed_faults(data_set, root, split)):
+        more = split_faults(data_set, root, split, found, workers=workers)
+        for line in chain(lines, more, packed_faults(data_set, root, split)):
             tqdm.write(line)  # above the progress line
             faults += 1
         for line in outdated(data_set, root, split) if faults == before else ():
             tqdm.write(line)
             faults += 1
-        files += sum(map(len, found.values())) + path.is_file()
+        files += sum(map(len, found.values())) + packed_path(root, split).is_file()
         warn_of_val_images(data_set, root, split)
     if not files and not faults:
         raise UserError(f"{root}: no {data_set.name} files. Name their folder with --data_root")
@@ -76,49 +79,46 @@ def split_faults(
         what = f"{surplus} too many" if surplus > 0 else f"{-surplus} missing. Unpack them"
         yield f"{root}: {images} {split} images, {data_set.name} has {expected}: {what}"
     names = list(dict.fromkeys(name for paths in found.values() for name in paths))
-    tagged: list[str] = []
+    tagged = 0
 
-    def read(name: str) -> list[str]:
-        sample = f"{root}: {split} image {name}"
-        return sample_faults(name, found, data_set.classes, sample, tagged)
+    def read(name: str) -> tuple[list[str], bool]:
+        return sample_faults(name, found, data_set.classes, f"{root}: {split} image {name}")
 
-    with progress(len(names), unit="image", label=f"check {split}", enabled=bool(names)) as bar:
-        for lines in read_ahead(read, names, workers=workers, ahead=4 * workers):
-            yield from lines
-            bar.update()
+    samples = read_ahead(read, names, workers=workers, ahead=4 * workers)
+    how = {"unit": "image", "label": f"check {split}", "enabled": bool(names)}
+    for lines, is_tagged in progress(len(names), samples, **how):
+        yield from lines
+        tagged += is_tagged
     if tagged:
-        what = f"{len(tagged)} {split} images have an EXIF orientation"
+        what = f"{tagged} {split} images have an EXIF orientation"
         tqdm.write(f"{root}: {what}, which every command follows: labels must be upright too")
 
 
 def sample_faults(
-    name: str, found: FoundFiles, classes: LabelTable, sample: str, tagged: list[str]
-) -> list[str]:
-    """A line for each fault of one sample; `tagged` collects images with an EXIF orientation."""
-    lines, sizes, planes = [], {}, {}
+    name: str, found: FoundFiles, classes: LabelTable, sample: str
+) -> tuple[list[str], bool]:
+    """A line for each fault of one sample, and whether its image has an EXIF orientation."""
+    lines, planes, first, tagged = [], {}, None, False
     for kind, paths in found.items():
         if name not in paths:
             lines.append(f"{sample} has no {kind} file")
             continue
         path = paths[name]
-        try:
+        with collecting(lines):
             if kind == "image":
                 content = read_bytes(path)
-                sizes[path] = decode_image(content, path).shape[:2]
-                if image_header(content, path)[1] != 1:
-                    tagged.append(name)
+                size = decode_image(content, path).shape[:2]
+                tagged = image_header(content, path)[1] != 1
             else:
                 planes[kind] = read_label(path, kind, classes)
-                sizes[path] = planes[kind]["label"].shape
-        except UserError as error:
-            lines.append(str(error))
-    for path, (height, width) in sizes.items():
-        first = next(iter(sizes.values()))
-        if (height, width) != first:
-            lines.append(f"{path}: {width} x {height} pixels, its image {first[1]} x {first[0]}")
+                size = planes[kind]["label"].shape
+            first = first or size
+            if size != first:
+                what = f"{size[1]} x {size[0]} pixels, its image {first[1]} x {first[0]}"
+                lines.append(f"{path}: {what}")
     if not lines and {"ids", "instances"} <= planes.keys():
         lines += contradiction(found["ids"][name], planes["instances"]["instance"])
-    return lines
+    return lines, tagged
 
 
 def packed_faults(data_set: DataSet, root: Path, split: str) -> Iterator[str]:
@@ -127,35 +127,29 @@ def packed_faults(data_set: DataSet, root: Path, split: str) -> Iterator[str]:
     if not path.is_file():
         return
     try:
-        packed = PackedFile(path, data_set.classes)
+        packed = PackedDataset(path, data_set.classes)
     except UserError as error:
         yield str(error)
         return
-    with progress(len(packed.names), unit="image", label=f"check {path.name}") as bar:
-        for name in packed.damaged():
-            if name:
-                advice = "--pack true --overwrite true writes it again"
-                yield f"{path}: image {name} damaged (checksum); {advice}"
-            bar.update()
+    how = {"unit": "image", "label": f"check {path.name}"}
+    for name in filter(None, progress(len(packed.names), packed.damaged(), **how)):
+        advice = "--pack true --overwrite true writes it again"
+        yield f"{path}: image {name} damaged (checksum); {advice}"
 
 
-def outdated(data_set: DataSet, root: Path, split: str) -> Iterator[str]:
+def outdated(data_set: DataSet, root: Path, split: str) -> list[str]:
     """A line for each derived file that was made from other files or ids; reads all sources."""
-    labels, path = converted_labels(root, split), packed_path(root, split)
-    how = {"advice": data_set.prepare_again(root), "thorough": True}
-    attempts = []
-    if data_set.prepare is not None:
-        attempts.append(partial(require_unchanged, labels, root, data_set.classes, **how))
-    if path.is_file():
-        packed = PackedFile(path, data_set.classes)
-        attempts.append(partial(packed.require_current, data_set, root, split, thorough=True))
-    if split == "train":
-        attempts.append(partial(require_current_weights, data_set, root, thorough=True))
-    for attempt in attempts:
-        try:
-            attempt()
-        except UserError as error:
-            yield str(error)
+    lines: list[str] = []
+    with collecting(lines):
+        require_unchanged(converted_labels(root, split), data_set, root, thorough=True)
+    with collecting(lines):
+        if (path := packed_path(root, split)).is_file():
+            packed = PackedDataset(path, data_set.classes)
+            packed.require_current(data_set, root, split, thorough=True)
+    with collecting(lines):
+        if split == "train" and (root / WEIGHTS_FILE).is_file():
+            current_class_weights(data_set, root, thorough=True)
+    return lines
 
 
 def require_labels(
@@ -174,13 +168,14 @@ def require_labels(
             pixels = sum(counts)
         elif split == "val":  # its first labelled image is enough
             pixels = next(filter(np.any, counts), np.zeros(len(names)))
-        elif (pixels := read_pixels(root, dataset.classes)) is None:
+        elif (pixels := read_noted(root, dataset.classes, "pixels")) is None:
             continue
-        absent = [name for name, number in zip(names, pixels, strict=True) if not number]
-        if len(names) - len(absent) < least:
-            known = ", ".join(name for name in names if name not in absent) or "no class"
+        present = [name for name, number in zip(names, pixels, strict=True) if number]
+        if len(present) < least:
+            known = ", ".join(present) or "no class"
             what = f"{split} pixels of {known} only; 255 is ignored where no class has it"
             advice = "Check the ids in the label files and the description of the data set"
             raise UserError(f"{root}: {what}. {advice}")
+        absent = [name for name in names if name not in present]
         if absent and enabled and split == "training":
             print(f"warning: no training pixel of {', '.join(absent)}", file=sys.stderr)

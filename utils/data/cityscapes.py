@@ -4,31 +4,20 @@ Its label ids become train ids once (utils/preprocess_data.py); val reads instan
 label ids and train ids follow.
 """
 
-import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from utils.base.errors import UserError
+from utils.base.errors import UserError, warn
 from utils.base.find import find_named
-from utils.base.paths import make_folder
-from utils.base.progress import progress
 from utils.base.threads import read_ahead
 from utils.data.class_weights import WEIGHTS_FILE, histogram, write_class_weights
-from utils.data.dataset import (
-    DataSet,
-    FoundFiles,
-    NoImages,
-    Server,
-    complete_files,
-    converted_labels,
-    train_id_path,
-)
-from utils.data.image_files import contradiction, read_ids, read_train_ids, write_png
+from utils.data.dataset import DataSet, FoundFiles, NoImages, Server, complete_files, train_id_path
+from utils.data.image_files import contradiction, read_ids, read_train_ids
 from utils.data.label_table import CITYSCAPES
-from utils.data.sources import names_below, noting, unchanged, up_to_date
+from utils.data.sources import compare, convert, noting
 
 FOLDERS = {  # split -> folder of its images and labels, kind of its labels
     "train": ("train", "gtFine"),
@@ -36,7 +25,7 @@ FOLDERS = {  # split -> folder of its images and labels, kind of its labels
     "test": ("test", "gtFine"),
     "coarse": ("train_extra", "gtCoarse"),
 }
-ENDINGS = {"ids": "labelIds", "instances": "instanceIds"}
+ENDINGS = {"image": "", "ids": "_labelIds", "instances": "_instanceIds"}
 PUBLISHED_BROKEN = "troisdorf_000000_000073"  # image of train_extra
 UNPACK = "Unpack gtFine"
 
@@ -51,7 +40,7 @@ def find(root: Path, split: str) -> FoundFiles:
     """What training and evaluation read: of train the files that prepare writes, of val instance
     ids, or label ids where no instance ids were unpacked."""
     if split == "train":
-        images = find_images(root, split)
+        images = find_files(root, split, "image")
         return {"image": images, "train_ids": {x: train_id_path(root, x) for x in images}}
     found = downloaded(root, split)
     if "instances" in found:
@@ -61,91 +50,65 @@ def find(root: Path, split: str) -> FoundFiles:
 
 def downloaded(root: Path, split: str) -> FoundFiles:
     """Images, label ids, instance ids unless none were unpacked, and what prepare wrote of them."""
-    kinds = {"test": (), "coarse": ("ids",)}.get(split, ("ids", "instances"))
-    images = find_images(root, split)
-    found = {"image": images} | {kind: find_labels(root, split, kind) for kind in kinds}
+    kinds = {"test": ("image",), "coarse": ("image", "ids")}.get(split, ENDINGS)
+    found = {kind: find_files(root, split, kind) for kind in kinds}
     if found.get("ids") and not found.get("instances", True):
         del found["instances"]
-    names = images | found.get("ids", {})
-    written = {x: path for x in names if (path := train_id_path(root, x)).is_file()}
-    return found | ({"train_ids": written} if split == "train" and written else {})
+    paths = {x: train_id_path(root, x) for x in found["image"] | found.get("ids", {})}
+    written = {x: path for x, path in paths.items() if split == "train" and path.is_file()}
+    return found | ({"train_ids": written} if written else {})
 
 
-def find_files(root: Path, split: str, top: str, ending: str) -> dict[str, Path]:
-    """Image name -> file of the split, sorted; `top`: leftImg8bit, gtFine or gtCoarse."""
-    paths = find_named(first_folder(root, top, FOLDERS[split][0]), f"*/{{name}}_{ending}.png")
+def find_files(root: Path, split: str, kind: str) -> dict[str, Path]:
+    """Image name -> file of the split, sorted; kind: one of ENDINGS. NoImages where none is."""
+    part, labels = FOLDERS[split]
+    top = "leftImg8bit" if kind == "image" else labels
+    folder, ending = first_folder(root, top, part), f"{top}{ENDINGS[kind]}.png"
+    paths = find_named(folder, f"*/{{name}}_{ending}")
     paths.pop(PUBLISHED_BROKEN, None)
-    return paths
-
-
-def find_images(root: Path, split: str) -> dict[str, Path]:
-    images = find_files(root, split, "leftImg8bit", "leftImg8bit")
-    if not images:
-        folder = first_folder(root, "leftImg8bit", FOLDERS[split][0])
+    if kind == "image" and not paths:
         raise NoImages(
-            f"{root}: no images {folder}/*/*_leftImg8bit.png. "
+            f"{root}: no images {folder}/*/*_{ending}. "
             "Name the data set's folder with --data_root, or try without data: make demo"
         )
-    return images
-
-
-def find_labels(root: Path, split: str, kind: str) -> dict[str, Path]:
-    """Label files; kind: ids or instances."""
-    labels = FOLDERS[split][1]
-    return find_files(root, split, labels, f"{labels}_{ENDINGS[kind]}")
+    return paths
 
 
 def prepare(root: Path, *, workers: int, overwrite: bool) -> bool:
     """Write train ids of train and val below root/meta, and the class weights of train."""
     labels: dict[str, dict[str, Path]] = {}
     for split in ("train", "val"):
-        found = {"image": find_images(root, split), "ids": find_labels(root, split, "ids")}
+        found = {kind: find_files(root, split, kind) for kind in ("image", "ids")}
         labels[split] = {x.name: x.ids for x in complete_files(found, root, split, UNPACK)}
-    sources = labels["train"] | labels["val"]
-    outputs = {name: train_id_path(root, name) for name in sources}
-    records, pending = {}, set(sources if overwrite else ())
-    for split, paths in labels.items():
-        derived = converted_labels(root, split)
-        made = {path: outputs[name] for name, path in paths.items()}
-        known, old = up_to_date(derived, root, made, CITYSCAPES)
-        records[split] = noting(derived, root, paths.values(), CITYSCAPES, known=known)
-        pending |= {name for name, path in paths.items() if path in old}
-    weights, weighed = root / WEIGHTS_FILE, [outputs[name] for name in labels["train"]]
-    noted = unchanged(weights, root, CITYSCAPES)
-    if not (noted or {}).keys() >= {*names_below(root, weighed)}:  # a converted label was changed
-        pending |= labels["train"].keys() if noted else set()
-    elif not pending and weights.is_file():
-        print(f"{root / 'meta'}: up to date, nothing to do")
-        return True
-    make_folder(train_id_path(root, "").parent)
-    instances, contradicting = find_labels(root, "val", "instances"), []
+    instances = find_files(root, "val", "instances")
+    weights, outputs = root / WEIGHTS_FILE, {x: train_id_path(root, x) for x in labels["train"]}
+    changed, _ = compare(weights, root, CITYSCAPES, outputs.values())
 
-    def convert(name: str) -> np.ndarray:
-        """Write one image's train ids if it is pending; their (256,) int64 pixel counts."""
-        if name not in pending:
-            return histogram(read_ids(outputs[name], np.uint8))
-        train_ids = read_train_ids(sources[name], CITYSCAPES)
-        write_png(outputs[name], train_ids, filtered=False)
+    def read(name: str) -> np.ndarray:
+        path = labels["train"].get(name) or labels["val"][name]
         with suppress(UserError):  # a damaged file: evaluation and --check name it
             if name in instances:
-                ids = read_ids(instances[name], np.uint16)
-                contradicting.extend(contradiction(sources[name], ids))
-        return histogram(train_ids)
+                for line in contradiction(path, read_ids(instances[name], np.uint16)):
+                    warn(f"{line}; scores follow instanceIds")
+        return read_train_ids(path, CITYSCAPES)
 
-    total = np.zeros(256, np.int64)
-    counts = read_ahead(convert, sources, workers=workers, ahead=2 * workers)
-    bar = progress(len(sources), unit="image", label="preprocess")
-    with records["train"], records["val"], bar:
-        for name, count in zip(sources, counts, strict=True):
-            if name in labels["train"]:
-                total += count
-            bar.update()
-    with noting(weights, root, weighed, CITYSCAPES):
-        write_class_weights(root, total, CITYSCAPES.names, images=len(weighed))
-    print(f"{root / 'meta'}: {len(pending)} label images, class_weights.json")
-    if contradicting:
-        what = f"{len(contradicting)} such files; scores follow instanceIds"
-        print(f"warning: {contradicting[0]}; {what}", file=sys.stderr)
+    written: dict[str, np.ndarray] = {}
+    for split, paths in labels.items():
+        again = overwrite or (split == "train" and bool(changed))  # a converted label was
+        how = {"workers": workers, "overwrite": again}
+        written |= convert(root, split, paths, CITYSCAPES, read, **how)
+    if not written and changed == [] and weights.is_file():
+        print(f"{root / 'meta'}: up to date, nothing to do")
+        return True
+
+    def count(name: str) -> np.ndarray:
+        """(256,) int64 pixel counts."""
+        return written[name] if name in written else histogram(read_ids(outputs[name], np.uint8))
+
+    with noting(weights, root, outputs.values(), CITYSCAPES):
+        total = sum(read_ahead(count, outputs, workers=workers, ahead=2 * workers))
+        write_class_weights(root, total, CITYSCAPES.names, images=len(outputs))
+    print(f"{root / 'meta'}: {len(written)} label images, class_weights.json")
     return True
 
 

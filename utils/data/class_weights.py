@@ -9,7 +9,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from utils.base.errors import UserError
 from utils.base.paths import make_folder, write_json
 from utils.data.label_table import LabelTable
 
@@ -39,26 +38,14 @@ def write_class_weights(
     write_json(root / WEIGHTS_FILE, content)
 
 
-def read_pixels(root: Path, classes: LabelTable) -> np.ndarray | None:
-    """(K,) training pixels of each class, as write_class_weights noted them; None without that."""
+def read_noted(root: Path, classes: LabelTable, what: str) -> np.ndarray | None:
+    """(K,) float "pixels" or "class_weights" of write_class_weights' file; None where it is not
+    there, damaged, or of other classes."""
     try:
-        pixels = json.loads((root / WEIGHTS_FILE).read_text(encoding="utf-8"))["pixels"]
-        return np.array([pixels[name] for name in classes.names], np.int64)
+        content = json.loads((root / WEIGHTS_FILE).read_text(encoding="utf-8"))[what]
+        return np.array([content[name] for name in classes.names], float)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def read_class_weights(root: Path, classes: LabelTable) -> np.ndarray:
-    """The (K,) float32 ENet class weights that utils/preprocess_data.py wrote."""
-    path = root / WEIGHTS_FILE
-    try:
-        weights = json.loads(path.read_text(encoding="utf-8"))["class_weights"]
-        return np.array([weights[name] for name in classes.names], np.float32)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: no class weights, or of other classes. Run utils/preprocess_data.py with the "
-            "same --dataset and --data_root, or train with --class_weights false"
-        ) from error
 
 
 def histogram(cells: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:

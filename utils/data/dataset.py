@@ -29,6 +29,11 @@ class Files:
     train_ids: Path | None = None
     instances: Path | None = None  # instance ids
 
+    @property
+    def paths(self) -> list[Path]:
+        """The image, then its labels."""
+        return [x for x in (self.image, self.ids, self.train_ids, self.instances) if x is not None]
+
 
 @dataclass(frozen=True)
 class Server:
@@ -63,9 +68,11 @@ class DataSet:
     prepare: Callable[..., bool] | None = None
     server: Server | None = None
 
-    def prepare_again(self, root: Path) -> str:
+    def prepare_again(self, root: Path, derived: Path) -> str:
+        """The command that makes a derived file anew."""
         place = f"--dataset {self.name} --data_root {quote(str(root))}"
-        return f"Run python utils/preprocess_data.py {place}"
+        option = " --pack true" if derived.suffix == ".pack" else ""
+        return f"Run python utils/preprocess_data.py {place}{option}"
 
     def files(self, root: Path, split: str) -> list[Files]:
         """The samples of a split of `splits`; UserError for missing files."""

@@ -5,7 +5,7 @@ import warnings
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -44,12 +44,8 @@ def png_header(content: bytes, path: Any, *, advice: str = CHECK) -> PngHeader:
 
     OpenCV would allocate them first: up to 2 GiB, and seconds, for one flipped bit.
     """
-    if content[:16] != PNG_START or len(content) < 33:
-        raise UserError(f"{path}: not a whole PNG image. {advice}")
-    width, height, bits, color = struct.unpack_from(">IIBB", content, 16)
-    require_pixels(width, height, path)
-    place, kind, turn, pixels = 8, b"", 1, False
-    while kind != b"IEND":
+    place, turn, pixels = 8 if content.startswith(PNG_START) else len(content), 1, False
+    while content[place : place + 12] != PNG_END:  # anything may follow it
         if place + 12 > len(content):
             raise UserError(f"{path}: not a whole PNG image. {advice}")
         kind, start = content[place + 4 : place + 8], place + 8
@@ -57,12 +53,12 @@ def png_header(content: bytes, path: Any, *, advice: str = CHECK) -> PngHeader:
         pixels |= kind == b"IDAT"
         if kind == b"eXIf" and not pixels:  # behind them nobody looks for it
             turn = exif_turn(content[start : place - 4])
-    if content[place - 12 : place] != PNG_END:  # anything may follow it
-        raise UserError(f"{path}: not a whole PNG image. {advice}")
+    width, height, bits, color = struct.unpack_from(">IIBB", content, 16)
+    require_pixels(height, width, path)
     return PngHeader((width, height) if turn > 4 else (height, width), bits, color, turn)
 
 
-def require_pixels(width: int, height: int, path: Any) -> None:
+def require_pixels(height: int, width: int, path: Any) -> None:
     if not 0 < width * height <= MOST_PIXELS:
         what = f"{width} x {height} pixels, the limit is {MOST_PIXELS:,}"
         raise UserError(f"{path}: {what}. Give an image of a size within it")
@@ -116,17 +112,21 @@ def image_header(content: bytes, path: Path) -> tuple[tuple[int, int], int]:
         if header.bits > 8:
             raise UserError(f"{path}: {header.bits} bits per channel. Give an 8-bit image")
         return header.size, header.turn
-    try:
-        with JpegImageFile(BytesIO(content)) as image:  # Image.open has another limit, and warns
-            size, mode, turn = image.size, image.mode, exif_turn(image.info.get("exif", b""))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path}: not a whole PNG or JPEG image. {CHECK}") from error
-    require_pixels(*size, path)
-    if mode not in ("L", "RGB"):
-        raise UserError(f"{path}: {size[0]} x {size[1]} pixels, {mode}. Give an RGB image")
-    if jpeg_is_cut(content):
-        raise UserError(f"{path}: not a whole PNG or JPEG image. {CHECK}")
-    return size if turn > 4 else size[::-1], turn
+    with suppress(OSError, SyntaxError, ValueError):  # Pillow's
+        size, turn, mode = pillow_header(BytesIO(content), JpegImageFile)
+        require_pixels(*size, path)
+        if mode not in ("L", "RGB"):
+            raise UserError(f"{path}: {size[1]} x {size[0]} pixels, {mode}. Give an RGB image")
+        if not jpeg_is_cut(content):
+            return size, turn
+    raise UserError(f"{path}: not a whole PNG or JPEG image. {CHECK}")
+
+
+def pillow_header(file: IO[bytes], opener: type) -> tuple[tuple[int, int], int, str]:
+    """Height and width, upright, EXIF orientation and Pillow's mode of a file."""
+    with opener(file) as image:  # Image.open has another limit, and warns
+        turn = exif_turn(image.info.get("exif", b""))
+        return image.size if turn > 4 else image.size[::-1], turn, image.mode
 
 
 def jpeg_is_cut(content: bytes) -> bool:
@@ -147,9 +147,7 @@ def image_size(path: Path) -> tuple[int, int]:
     """Height and width of what read_image gives; of most files only the beginning is read."""
     with suppress(OSError, SyntaxError, ValueError), path.open("rb") as file:
         opener = PngImageFile if file.peek(8).startswith(PNG_START[:8]) else JpegImageFile
-        with opener(file) as image:
-            turned = exif_turn(image.info.get("exif", b"")) > 4
-            return image.size if turned else image.size[::-1]
+        return pillow_header(file, opener)[0]
     return image_header(read_bytes(path), path)[0]  # Pillow takes no long comment, say
 
 

@@ -49,9 +49,8 @@ class LabelTable:
 
     def plain(self) -> dict[str, Any]:
         """What predictions need, for a checkpoint: from_plain makes a table of it again."""
-        kept = {name: getattr(self, name).tolist() for name in ARRAYS}
-        more = {"num_ids": self.num_ids, "palette": self.palette, "meaning": self.meaning}
-        return {"names": list(self.names), **kept, **more}
+        kept = {name: getattr(self, name) for name in ("num_ids", "palette", "meaning")}
+        return {"names": list(self.names), **kept} | {x: getattr(self, x).tolist() for x in ARRAYS}
 
     @classmethod
     def from_plain(cls, content: dict[str, Any]) -> "LabelTable":
@@ -63,19 +62,17 @@ class LabelTable:
     def difference(self, names: Sequence[str], plain: dict[str, Any] | None) -> str:
         """How this table differs from that of a checkpoint, "" if it does not. plain: None of an
         older one, which knows its classes' names alone."""
+        what = "{} {} is {} in the data set and {} in the checkpoint"
         for number, pair in enumerate(zip_longest(self.names, names)):
             if pair[0] != pair[1]:
-                now, then = (f"'{name}'" if name else "missing" for name in pair)
-                return f"class {number} is {now} in the data set and {then} in the checkpoint"
+                return what.format("class", number, *(f"'{x}'" if x else "missing" for x in pair))
         if plain is None or plain["meaning"] == self.meaning:
             return ""
         for number, pair in enumerate(zip(self.id_to_train, plain["id_to_train"], strict=True)):
             if pair[0] != pair[1] and min(pair) < INVALID:
-                now, then = (names[x] if x < INVALID else "no class" for x in pair)
-                return f"id {number} is {now} in the data set and {then} in the checkpoint"
-        return (
-            "colours of label files mean other classes" if self.color_to_train is not None else ""
-        )
+                words = (names[x] if x < INVALID else "no class" for x in pair)
+                return what.format("id", number, *words)
+        return "" if self.color_to_train is None else "colours of label files mean other classes"
 
     @property
     def num_classes(self) -> int:

@@ -31,6 +31,7 @@ from utils.base.paths import make_folder
 from utils.base.progress import progress
 from utils.base.threads import read_ahead
 from utils.data.dataset import DataSet, Dataset, NoImages
+from utils.data.image_files import to_train_ids
 from utils.data.label_table import LabelTable
 from utils.data.sources import require_unchanged
 
@@ -136,12 +137,14 @@ def pack(path: Path, layout: Layout, dataset: Dataset, *, workers: int) -> None:
         raise UserError(f"{partial}: {error.strerror}. Free space and run this again") from error
 
 
-class PackedFile:
-    """A packed split, opened: views of its pixels, nothing decoded and nothing copied."""
+class PackedDataset(Dataset):
+    """A packed split, opened: read-only views of its pixels, nothing decoded and nothing copied."""
+
+    has_labels = checked = True
 
     def __init__(self, path: Path, classes: LabelTable) -> None:
         """UserError unless the file is whole and holds these classes."""
-        self.path, self.classes = path, classes
+        self.path, self.source = path, f"packed file {path}"
         try:
             with path.open("rb") as file:
                 self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -149,6 +152,7 @@ class PackedFile:
             raise UserError(f"{path}: cannot be opened ({error}). {REPACK}") from error
         header = read_header(self.bytes, path)
         self.layout = Layout(header)
+        self.classes = classes if "instance" in header["planes"] else classes.without_instances()
         self.names = [image["name"] for image in self.layout.images]
         if len(self.bytes) != self.layout.size:
             what = f"{len(self.bytes)} bytes instead of {self.layout.size}"
@@ -156,28 +160,36 @@ class PackedFile:
         if header["classes"] != list(classes.names):
             raise UserError(f"{path}: packed with other classes. {REPACK}")
 
-    def planes(self, index: int) -> dict[str, np.ndarray]:
-        """{"image": (H,W,3) uint8, "label": (H,W) uint8, "instance": (H,W) uint16}, read only;
-        "label" or "instance" may be missing."""
-        size, place, views = self.layout.images[index]["size"], self.layout.starts[index], {}
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        size, place = self.size(index), self.layout.starts[index]
+        sample: dict[str, Any] = {"name": self.names[index]}
         for plane in self.layout.planes:
             dtype, more = PLANES[plane]
-            views[plane] = np.ndarray((*size, *more), dtype, self.bytes, place)
-            place += views[plane].nbytes
-        return views
+            sample[plane] = np.ndarray((*size, *more), dtype, self.bytes, place)
+            place += sample[plane].nbytes
+        if "label" not in sample:
+            sample["label"] = to_train_ids(sample["instance"], self.classes, self.path)
+        return sample
+
+    def image(self, index: int) -> np.ndarray:
+        dtype, more = PLANES["image"]  # the first plane
+        shape = (*self.size(index), *more)
+        return np.ndarray(shape, dtype, self.bytes, self.layout.starts[index])
+
+    def size(self, index: int) -> tuple[int, int]:
+        return tuple(self.layout.images[index]["size"])
 
     def require_current(
         self, data_set: DataSet, root: Path, split: str, *, thorough: bool = False
     ) -> None:
         """UserError where the split must be packed again; see require_unchanged."""
-        advice, sources = f"{data_set.prepare_again(root)} --pack true", None
+        advice, sources = data_set.prepare_again(root, self.path), []
         with suppress(NoImages):  # unpacked files may be gone
             found = data_set.find(root, split)
             sources = [path for paths in found.values() for path in paths.values()]
             if self.names != [*found["image"]]:
                 raise UserError(f"{self.path}: other images or another order today. {advice}")
-        how = {"sources": sources, "advice": advice, "thorough": thorough}
-        if require_unchanged(self.path, root, self.classes, **how):
+        if require_unchanged(self.path, data_set, root, sources, thorough=thorough):
             return
         for image in self.layout.images:  # packed before there were records
             for name, size in image["sources"].items():

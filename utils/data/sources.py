@@ -8,18 +8,24 @@ of the others is not as noted, as after copying a data set.
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from utils.base.errors import UserError
-from utils.base.paths import read_bytes, write_text
+from utils.base.paths import make_folder, read_bytes, write_text
 from utils.base.progress import progress
 from utils.base.threads import read_ahead
+from utils.data.class_weights import histogram
+from utils.data.dataset import DataSet, converted_labels, train_id_path
+from utils.data.image_files import write_png
 from utils.data.label_table import LabelTable
 
-Noted = dict[str, list[int]]  # path below the data set's folder -> stamp and CRC-32
+Noted = dict[str, list[int]]  # name_below of a file -> size, times, inode [, CRC-32]
+Paths = Collection[Path]
+DAMAGED = -1  # meaning of a record that cannot be read
 THREADS = 4
 MANY = 1000  # files whose reading deserves a progress line
 
@@ -28,11 +34,10 @@ def record_of(derived: Path) -> Path:
     return derived.with_name(f"{derived.name}.sources.json")
 
 
-def names_below(root: Path, paths: Iterable[Path]) -> list[str]:
-    """As in a record, where files that lie elsewhere have absolute names. Path.relative_to would
-    take seconds for 100,000 files."""
-    start = f"{root.as_posix().rstrip('/')}/"
-    return [path.as_posix().removeprefix(start) for path in paths]
+def name_below(root: Path, path: Path) -> str:
+    """As in a record, where a file that lies elsewhere has its absolute name. Path.relative_to
+    would take seconds for 100,000 files."""
+    return path.as_posix().removeprefix(f"{root.as_posix().rstrip('/')}/")
 
 
 def stamps(root: Path, names: Iterable[str]) -> Noted:
@@ -42,144 +47,121 @@ def stamps(root: Path, names: Iterable[str]) -> Noted:
     for name in names:
         with suppress(OSError):
             status = os.stat(os.path.join(root, name))
-            times = [status.st_mtime_ns, status.st_ctime_ns]
-            found[name] = [status.st_size, *times, status.st_ino]
+            found[name] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
     return found
 
 
-def checksums(paths: list[Path]) -> list[int]:
-    with progress(len(paths), unit="file", label="compare", enabled=len(paths) > MANY) as bar:
-        found = []
-        for number in read_ahead(lambda path: zlib.crc32(read_bytes(path)), paths, workers=THREADS):
-            found.append(number)
-            bar.update()
-    return found
+def checksums(root: Path, names: list[str]) -> dict[str, int]:
+    numbers = read_ahead(lambda x: zlib.crc32(read_bytes(root / x)), names, workers=THREADS)
+    how = {"unit": "file", "label": "compare", "enabled": len(names) > MANY}
+    return dict(zip(names, progress(len(names), numbers, **how), strict=True))
+
+
+def write_record(derived: Path, classes: LabelTable, files: Noted) -> None:
+    content = {"meaning": classes.meaning, "files": files}
+    write_text(record_of(derived), json.dumps(content, separators=(",", ":")) + "\n")
+
+
+def read_record(derived: Path) -> tuple[int | None, Noted]:
+    """What ids meant and the files; None and {} where there is none: made before there were
+    records, or by an interrupted run."""
+    try:
+        content = json.loads(record_of(derived).read_bytes())
+        return content["meaning"], content["files"]
+    except (FileNotFoundError, NotADirectoryError):
+        return None, {}
+    except (ValueError, KeyError, TypeError):
+        return DAMAGED, {}
+
+
+def compare(
+    derived: Path, root: Path, classes: LabelTable, sources: Paths = (), *, thorough: bool = False
+) -> tuple[list[str] | None, Noted]:
+    """Names of files that are changed, new, gone or no longer listed since `derived` was made, with
+    the record's before them where ids meant other classes; None without a record. And what the
+    record of a new one would hold.
+
+    sources: those that it should have today, if they are known. They may be removed folder by
+    folder: one that is gone counts where others of its folder are left. thorough: all contents are
+    compared. Where only stamps differ they are noted anew.
+    """
+    meaning, files = read_record(derived)
+    today = dict.fromkeys(name_below(root, path) for path in sources)
+    known = files | today
+    now = stamps(root, known)
+    fresh = checksums(root, [x for x in now if thorough or now[x] != files.get(x, [])[:4]])
+    noted = files | {name: [*now[name], fresh[name]] for name in fresh}
+    changed = [name for name in fresh if noted[name][4:] != files.get(name, [])[4:]]
+    left = {os.path.dirname(name) for name in now}
+    changed += [name for name in known if name not in now and os.path.dirname(name) in left]
+    changed += [name for name in now if today and name not in today]
+    if meaning != classes.meaning:
+        changed = [record_of(derived).name, *today]
+    elif not changed and noted != files:
+        with suppress(UserError):  # a data set that takes no changes
+            write_record(derived, classes, noted)
+    return None if meaning is None else changed, {x: noted[x] for x in now if x in today}
 
 
 @contextmanager
 def noting(
-    derived: Path,
+    derived: Path, root: Path, sources: Paths, classes: LabelTable
+) -> Iterator[tuple[list[str] | None, Noted]]:
+    """Within, `derived` is made; then its record is written. Yields what compare gives.
+
+    A source that changes meanwhile is noted as it was before, so that `derived` counts as old.
+    """
+    changed, noted = compare(derived, root, classes, sources)
+    yield changed, noted
+    if changed != []:
+        write_record(derived, classes, noted)
+
+
+def convert(
     root: Path,
-    sources: Iterable[Path],
+    split: str,
+    labels: dict[str, Path],
     classes: LabelTable,
+    read: Callable[[str], np.ndarray],
     *,
-    known: Noted | None = None,
-    partial: Path | None = None,
-) -> Iterator[None]:
-    """Within, `derived` is made; then its record is written.
+    workers: int,
+    overwrite: bool,
+) -> dict[str, np.ndarray]:
+    """Write read(name), (H,W) uint8 train ids, to the train_id_path of each of a split's labels,
+    where it is not there, or of another content; the (256,) pixel counts of those written."""
+    make_folder(train_id_path(root, "").parent)
+    with noting(converted_labels(root, split), root, labels.values(), classes) as (changed, _):
+        again = set(changed or ())
 
-    A source that changes meanwhile is left out, so that it counts as new. known: entries that
-    unchanged gave. partial: where an interrupted run left what it had made, removed unless it
-    began with the same sources.
-    """
-    before = stamps(root, names_below(root, sources))
-    begun = {"meaning": classes.meaning, "files": before}
-    record_of(derived).unlink(missing_ok=True)
-    if partial is not None and read_record(partial) != begun:
-        partial.unlink(missing_ok=True)
-        write_record(partial, begun)
-    yield
-    files = {name: entry for name, entry in (known or {}).items() if name in before}
-    now = stamps(root, (name for name in before if name not in files))
-    same = [name for name in now if now[name] == before[name]]
-    numbers = checksums([root / name for name in same])
-    files |= {name: [*now[name], crc] for name, crc in zip(same, numbers, strict=True)}
-    write_record(derived, begun | {"files": files})
-    if partial is not None:
-        record_of(partial).unlink()
+        def current(name: str) -> bool:
+            output, label = train_id_path(root, name), labels[name]
+            if changed is None and output.is_file():  # neither written nor put there later
+                times = label.stat()
+                return output.stat().st_mtime >= max(times.st_mtime, times.st_ctime)
+            return output.is_file() and name_below(root, label) not in again
 
+        def write(name: str) -> np.ndarray:
+            train_ids = read(name)
+            write_png(train_id_path(root, name), train_ids, filtered=False)
+            return histogram(train_ids)
 
-def write_record(derived: Path, content: dict[str, Any]) -> None:
-    write_text(record_of(derived), json.dumps(content, separators=(",", ":")) + "\n")
-
-
-def read_record(derived: Path) -> dict[str, Any] | None:
-    """None where there is none: made before there were records, or by an interrupted run. A
-    damaged one is of no classes and no files."""
-    with suppress(ValueError, KeyError, TypeError):
-        content = json.loads(record_of(derived).read_bytes()) if record_of(derived).exists() else {}
-        return {name: content[name] for name in ("meaning", "files")} if content else None
-    return {"meaning": None, "files": {}}
-
-
-def changed_files(
-    derived: Path, root: Path, content: dict[str, Any], *, thorough: bool = False
-) -> list[str]:
-    """Those of a record whose content is another one today, or that are gone from a folder where
-    others are left; sources may be removed folder by folder.
-
-    thorough: all contents are compared. Where only stamps differ they are noted anew.
-    """
-    files, now = content["files"], stamps(root, content["files"])
-    suspects = [name for name in now if thorough or now[name] != files[name][:4]]
-    read = [name for name in suspects if now[name][0] == files[name][0]]
-    numbers = dict(zip(read, checksums([root / name for name in read]), strict=True))
-    changed = [name for name in suspects if numbers.get(name) != files[name][4]]
-    left = {os.path.dirname(name) for name in now}
-    changed += [name for name in files if name not in now and os.path.dirname(name) in left]
-    if not changed and any(now[name] != files[name][:4] for name in suspects):
-        files |= {name: [*now[name], files[name][4]] for name in now}
-        with suppress(UserError):  # a data set that takes no changes
-            write_record(derived, content)
-    return changed
-
-
-def unchanged(derived: Path, root: Path, classes: LabelTable) -> Noted | None:
-    """The entries whose files are as noted; none where ids mean other classes today. None without
-    a record."""
-    content = read_record(derived)
-    if content is None:
-        return None
-    if content["meaning"] != classes.meaning:
-        return {}
-    changed = set(changed_files(derived, root, content))
-    return {name: entry for name, entry in content["files"].items() if name not in changed}
-
-
-def up_to_date(
-    derived: Path, root: Path, made: dict[Path, Path], classes: LabelTable
-) -> tuple[Noted, set[Path]]:
-    """Of derived files, one for each source: unchanged's entries, and the sources whose file, its
-    value in `made`, must be made again."""
-    known = unchanged(derived, root, classes)
-
-    def current(source: Path, output: Path) -> bool:
-        if known is not None:
-            return names_below(root, [source])[0] in known
-        status = source.stat()  # before there were records: neither written nor put there later
-        return output.stat().st_mtime >= max(status.st_mtime, status.st_ctime)
-
-    return known or {}, {
-        x for x, path in made.items() if not path.is_file() or not current(x, path)
-    }
+        pending = [name for name in labels if overwrite or not current(name)]
+        counts = read_ahead(write, pending, workers=workers, ahead=2 * workers)
+        bar = progress(len(pending), counts, unit="image", label=f"convert {split}")
+        return dict(zip(pending, bar, strict=True))
 
 
 def require_unchanged(
-    derived: Path,
-    root: Path,
-    classes: LabelTable,
-    *,
-    advice: str,
-    sources: Iterable[Path] | None = None,
-    thorough: bool = False,
+    derived: Path, data_set: DataSet, root: Path, sources: Paths = (), *, thorough: bool = False
 ) -> bool:
-    """UserError where `derived` must be made again; whether there is a record.
-
-    sources: those that it should have today.
-    """
-    content = read_record(derived)
-    if content is None:
+    """UserError where `derived` must be made again, see compare; whether there is a record."""
+    if not record_of(derived).exists():
         return False
-    if content["meaning"] != classes.meaning:
-        what = "made when ids meant other classes, or its record is damaged"
-        raise UserError(f"{derived}: {what}. {advice}")
-    changed, noted = changed_files(derived, root, content, thorough=thorough), content["files"]
-    if sources is not None:
-        today = dict.fromkeys(names_below(root, sources))
-        changed += [name for name in today if name not in noted]
-        changed += [name for name in noted if name not in today and (root / name).exists()]
-    if changed:
+    if changed := compare(derived, root, data_set.classes, sources, thorough=thorough)[0]:
         count = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         what = f"{root / changed[0]}{count}: changed, new, gone or no longer listed"
-        raise UserError(f"{what} since {derived} was made. {advice}")
+        what = f"{what} since {derived} was made"
+        if changed[0] == record_of(derived).name:
+            what = f"{derived}: made when ids meant other classes, or its record is damaged"
+        raise UserError(f"{what}. {data_set.prepare_again(root, derived)}")
     return True

@@ -109,7 +109,6 @@ def generate(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         written = pool.map(write_scene, tasks)
-        with progress(len(tasks), unit="image", label="synthetic") as bar:
-            for _ in written:
-                bar.update()
+        for _ in progress(len(tasks), written, unit="image", label="synthetic"):
+            pass
     write_json(marker, made | {"complete": True})

@@ -11,20 +11,10 @@ import numpy as np
 
 from utils.base.errors import UserError
 from utils.base.find import find_named
-from utils.base.paths import make_folder, read_bytes, read_names
-from utils.base.progress import progress
-from utils.base.threads import read_ahead
-from utils.data.dataset import (
-    DataSet,
-    FoundFiles,
-    NoImages,
-    Server,
-    converted_labels,
-    train_id_path,
-)
-from utils.data.image_files import write_png
+from utils.base.paths import read_bytes, read_names
+from utils.data.dataset import DataSet, FoundFiles, NoImages, Server, train_id_path
 from utils.data.label_table import VOC
-from utils.data.sources import noting, up_to_date
+from utils.data.sources import convert
 
 FOLDERS = (".", "VOCdevkit/VOC2012", "VOC2012", "VOCdevkit/VOC2007", "VOC2007")
 SEE_DOCS = "docs/voc.md says how to get it"
@@ -129,20 +119,9 @@ def prepare(root: Path, *, workers: int, overwrite: bool) -> bool:
         return False
     names = sbd_names(sbd, voc_folder(root))
     mats = {name: sbd / "cls" / f"{name}.mat" for name in names}
-    derived = converted_labels(root, "trainaug")
-    made = {path: train_id_path(root, name) for name, path in mats.items()}
-    known, old = up_to_date(derived, root, made, VOC)
-    pending = [name for name, path in mats.items() if overwrite or path in old]
-    make_folder(train_id_path(root, "").parent)
-
-    def convert(name: str) -> None:
-        write_png(train_id_path(root, name), read_mat(mats[name]), filtered=False)
-
-    record = noting(derived, root, mats.values(), VOC, known=known)
-    with record, progress(len(pending), unit="image", label="SBD") as bar:
-        for _ in read_ahead(convert, pending, workers=workers):
-            bar.update()
-    print(f"{root / 'meta'}: {len(pending)} of {len(names)} SBD label images written")
+    how = {"workers": workers, "overwrite": overwrite}
+    written = convert(root, "trainaug", mats, VOC, lambda name: read_mat(mats[name]), **how)
+    print(f"{root / 'meta'}: {len(written)} of {len(names)} SBD label images written")
     return False
 
 
