@@ -48,7 +48,8 @@ IMAGES = {".png", ".jpg", ".jpeg"}
 VIDEOS = {".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg"}
 # What is written of an image, which may hold folders -> what reads it.
 Readers = dict[str, Callable[[], np.ndarray]]
-Videos = dict[str, Path | int]  # the same of a video: its file, or the number of a camera
+# The same of a video: its file, the number of a camera, or the images that it is made of.
+Videos = dict[str, Path | int | Readers]
 DEMO_VIDEO = re.compile(r"stuttgart_\d\d_\d{6}_\d{6}_leftImg8bit\.png")
 
 
@@ -88,28 +89,27 @@ def main() -> None:
     output = config.output or resolve_log_root(config.log_root) / "predictions"
     output = Path(os.path.realpath(output))
     images, videos = find_sources(config.source, output) if config.source else ({}, {})
-    sequences, pictures = as_sequences(images, videos, config.video)
+    pictures = without_sequences(images, videos, config.video)
     trained = Trained.open(config)
-    name, root, classes = trained.state["config"]["dataset"], trained.root(), trained.classes
+    name, root, classes = trained.dataset_name, trained.root, trained.classes
     if config.split is not None:
         data_set, dataset = find_data_set(name, root), build_dataset(name, root, config.split)
-        trained.require_classes(dataset.classes, name)
+        trained.require_classes(dataset.classes)
         pictures = {x: partial(dataset.image, index) for index, x in enumerate(dataset.names)}
     print(f"checkpoint {trained.path} (step {trained.state['step']})")
 
     predictor = trained.predictor(windows_if_needed=True)
     work = Work(output, predictor, trained.task, classes, config)
     with hold(output):
-        for title, members in sequences.items():
-            work.attempt(title, work.sequence, title, members)
         for title, source in videos.items():
-            work.attempt(source, work.video, title, source)
+            named = title if isinstance(source, dict) else source
+            work.attempt(named, work.video, title, source)
         if pictures:
             work.pictures(pictures)
         if work.left_out:
-            total = len(pictures) + len(videos) + sum(map(len, sequences.values()))
-            what = f"{work.left_out} of {total} files could not be predicted, named above"
-            start = " ".join((config.source or [])[:3]) or root
+            counts = [len(x) if isinstance(x, dict) else 1 for x in (pictures, *videos.values())]
+            what = f"{work.left_out} of {sum(counts)} files could not be predicted, named above"
+            start = " ".join(config.source[:3]) or root
             raise UserError(f"{start}: {what}. Replace or rename them")
         if config.split == "test" and data_set.server is not None and not dataset.has_labels:
             archive = write_submission(output / "labels", dataset, output, data_set.server)
@@ -129,8 +129,7 @@ def find_sources(sources: list[str], output: Path) -> tuple[dict[str, Path], Vid
             if path.is_dir() and output.is_relative_to(os.path.realpath(path)):
                 raise UserError(f"{output}: in the folder of the images. Choose another --output")
             roots.append(os.path.abspath(path if path.is_dir() else path.parent))
-            inner = find(path, "**/*") if path.is_dir() else ()
-            files |= {os.path.abspath(file): file for file in inner or (path,)}
+            files |= {os.path.abspath(file): file for file in find(path, "**/*") or (path,)}
     root, pictures = os.path.commonpath(roots), {}
     videos: Videos = {}
     for absolute, file in sorted(files.items(), key=lambda item: by_number(item[1])):
@@ -154,11 +153,8 @@ def by_number(path: Path) -> list[str | int]:
     return [int(x) if x.isdecimal() else x for x in re.split(r"(\d+)", path.as_posix())]
 
 
-def as_sequences(
-    images: dict[str, Path], videos: Videos, video: bool | None
-) -> tuple[dict[str, Readers], Readers]:
-    """Images that become videos, by the videos' names, and the others."""
-    sequences: dict[str, Readers] = {}
+def without_sequences(images: dict[str, Path], videos: Videos, video: bool | None) -> Readers:
+    """The images that stay images; those that become videos are added to `videos`."""
     others: Readers = {}
     origins: dict[str, object] = {**videos}
     for name, path in images.items():
@@ -169,9 +165,9 @@ def as_sequences(
             if origins.setdefault(title, folder) != folder:
                 what = f"its video would be written as that of {origins[title]}"
                 raise UserError(f"{folder}: {what}. Rename one")
-            group = sequences.setdefault(title, {})
+            group = videos.setdefault(title, {})
         group[name] = partial(read_image, path)
-    return sequences, others
+    return others
 
 
 @dataclass
@@ -186,12 +182,9 @@ class Work(Faults):
 
     def read(self, pictures: Readers) -> Iterator[tuple[str, np.ndarray]]:
         """Those images that can be read, read ahead by threads."""
-
-        def read_one(name: str) -> np.ndarray | None:
-            return self.attempt(name, pictures[name])
-
-        results = read_ahead(read_one, pictures, workers=self.config.workers)
-        pairs = zip(pictures, results, strict=True)
+        workers = self.config.workers
+        images = read_ahead(lambda x: self.attempt(x, pictures[x]), pictures, workers=workers)
+        pairs = zip(pictures, images, strict=True)
         return ((name, image) for name, image in pairs if image is not None)
 
     def pictures(self, pictures: Readers) -> None:
@@ -200,11 +193,11 @@ class Work(Faults):
             (name, image, self.attempt(name, self.predictor.train_ids, image))
             for name, image in self.read(pictures)
         )
+        threads = {"workers": self.config.workers}
+        counts = read_ahead(lambda x: self.attempt(x[0], self.write, *x), predicted, **threads)
         with progress(len(pictures), unit="image", label="predict") as bar:
-            for done in read_ahead(
-                lambda x: self.attempt(x[0], self.write, *x), predicted, workers=self.config.workers
-            ):
-                bar.update(done or 0)
+            for written in counts:
+                bar.update(written or 0)
         print(f"{bar.n} images: {self.output}")
 
     def write(self, name: str, image: np.ndarray, prediction: np.ndarray | None) -> int:
@@ -224,26 +217,21 @@ class Work(Faults):
         make_folder(path.parent)
         return path
 
-    def sequence(self, name: str, pictures: Readers) -> None:
-        """A video of images."""
-        frames = islice((image for _, image in self.read(pictures)), self.config.frames)
-        total = min(len(pictures), self.config.frames or len(pictures))
-        self.encode(name, frames, total, self.config.fps)
-
-    def video(self, name: str, source: Path | int) -> None:
-        """A video of a video, or of a camera's frames."""
-        frames, rate, number = read_video(source)
+    def video(self, name: str, source: Path | int | Readers) -> None:
+        """A video of a video, of a camera's frames or of images."""
+        if made := isinstance(source, dict):
+            frames = (image for _, image in self.read(source))
+            rate, number = self.config.fps, len(source)
+        else:
+            frames, rate, number = read_video(source)
+        frames = islice(frames, self.config.frames)
         total = min(filter(None, (number, self.config.frames)), default=None)
-        done = self.encode(name, islice(frames, self.config.frames), total, rate)
-        if done < 0.9 * (total or 1):
-            raise UserError(f"{source}: only {done} frames can be read of {total}")
-
-    def encode(self, name: str, frames: Iterator[np.ndarray], total: int | None, fps: float) -> int:
         path = self.place(f"{name}{ENDING}")
-        done = write_video(path, frames, total, fps, self.predictor, self.classes)
+        done = write_video(path, frames, total, rate, self.predictor, self.classes)
         if done:
             print(f"{done} frames: {path}")
-        return done
+        if not made and done < 0.9 * (total or 1):  # of images each is named that cannot be read
+            raise UserError(f"{source}: only {done} frames can be read of {total}")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from model import describe, model_class
 from model.normalize import FromPixels
 from utils.base.errors import UserError, out_of_memory, run_command
 from utils.base.lock import hold
-from utils.base.parser import parse
+from utils.base.parser import chosen, parse
 from utils.data.batches import Batch, Batches, dropout_seed, read_all_train_ids
 from utils.data.check import require_labels, warn_of_val_images
 from utils.data.class_uniform import ClassUniform
@@ -89,10 +89,7 @@ class Job:
 
 
 def train(config: Config) -> int | None:
-    """The whole training, new or from the checkpoint that --resume names.
-
-    Returns the number of the signal that stopped it, None where it came to its end.
-    """
+    """The whole training, new or resumed; the number of the signal that stopped it, or None."""
     network_options(config, num_classes=1)  # an option that the architecture lacks ends it here
     world = distributed.start(config.device)
     folder, checkpoint = find_run(config, world)
@@ -167,8 +164,7 @@ def build_criterion(config: Config, train_set: Dataset, task: Task, world: World
     if config.class_weights:
         data_set = find_data_set(config.dataset, config.data_root)
         class_weights = torch.from_numpy(current_class_weights(data_set, config.data_root))
-    names = ("label_smoothing", "hard_threshold", "hard_min_kept")
-    options = {name: getattr(config, name) for name in names}
+    options = chosen(config, "label_smoothing hard_threshold hard_min_kept")
     return task.criterion(class_weights=class_weights, **options).to(world.device)
 
 
@@ -177,18 +173,12 @@ def build_batches(config: Config, train_set: Dataset, task: Task, world: World) 
     if config.class_uniform > 0:
         labels = read_all_train_ids(train_set, workers=config.workers, enabled=world.is_main)
         class_uniform = ClassUniform(labels, share=config.class_uniform, seed=config.seed)
+    names = "batch_size crop scale flip photometric max_class_share seed workers"
     return Batches(
         train_set,
-        batch_size=config.batch_size,
-        crop=config.crop,
-        scale=config.scale,
-        flip=config.flip,
+        **chosen(config, names),
         planes=task.planes,
-        photometric=config.photometric,
-        max_class_share=config.max_class_share,
         class_uniform=class_uniform,
-        seed=config.seed,
-        workers=config.workers,
         device=world.device,
         rank=world.rank,
         world_size=world.size,
@@ -222,9 +212,8 @@ def predict_largest(job: Job) -> None:
     """Predict the largest val image: better out of memory now than at the first evaluation."""
     sizes = [job.val_set.size(index) for index in range(len(job.val_set))]
     largest = max(range(len(sizes)), key=lambda index: math.prod(sizes[index]))
-    predictor = Predictor(
-        job.run.model, device=job.world.device, amp=job.amp, scales=job.config.eval_scales
-    )
+    how = {"amp": job.amp, "scales": job.config.eval_scales}
+    predictor = Predictor(job.run.model, device=job.world.device, **how)
     predictor.train_ids(job.val_set[largest]["image"])
 
 
@@ -282,16 +271,8 @@ def update(
     """One update of the weights; the step's row of metrics.csv, {} where none is due."""
     run, config = job.run, job.config
     torch.manual_seed(dropout_seed(config.seed, step, job.world.rank))
-    loss = training_step(
-        job.trained,
-        job.criterion,
-        run.optimizer,
-        micro_batches,
-        amp=job.amp,
-        scaler=run.scaler,
-        clip=config.clip_grad,
-        replay=job.replay,
-    )
+    how = {"amp": job.amp, "scaler": run.scaler, "clip": config.clip_grad, "replay": job.replay}
+    loss = training_step(job.trained, job.criterion, run.optimizer, micro_batches, **how)
     run.add_loss(step, loss)
     if run.ema is not None:
         run.ema.update(step)
@@ -323,10 +304,8 @@ def require_finite(job: Job, row: dict[str, float]) -> None:
     if not math.isfinite(row["loss"]):
         bad = int(run.bad_step)
         images = ", ".join(job.batches.names(bad * job.config.accumulate - 1))
-        raise UserError(
-            f"{job.folder}: loss {row['loss']} at step {bad}, learning rate {row['lr']:.1e}, "
-            f"images {images}. {ADVICE_ON_DIVERGENCE}"
-        )
+        what = f"loss {row['loss']} at step {bad}, learning rate {row['lr']:.1e}, images {images}"
+        raise UserError(f"{job.folder}: {what}. {ADVICE_ON_DIVERGENCE}")
     if run.scaler is not None and run.scaler.get_scale() < 1:
         what = f"fp16 overflows in step after step until step {run.step}"
         raise UserError(f"{job.folder}: {what}. Take --precision bf16 or fp32")
@@ -340,18 +319,9 @@ def validate(job: Job, log: RunLogger, stop: StopRequest) -> Scores | None:
         job.replay.forget()  # whole images need that memory
     distributed.copy_buffers_from_main(model, world)
     sheet = ContactSheet(job.val_set)
-    scores = evaluate(
-        model,
-        job.val_set,
-        world=world,
-        task=job.task,
-        scales=config.eval_scales,
-        class_weights=job.criterion.class_weights,
-        amp=job.amp,
-        workers=config.workers,
-        on_image=sheet.add,
-        stop=stop,
-    )
+    how = {"scales": config.eval_scales, "amp": job.amp, "workers": config.workers}
+    how |= {"class_weights": job.criterion.class_weights, "on_image": sheet.add, "stop": stop}
+    scores = evaluate(model, job.val_set, world=world, task=job.task, **how)
     if scores is not None:
         run.note(scores.miou)
         if world.is_main:
@@ -378,12 +348,10 @@ def main() -> None:
     except (RuntimeError, MemoryError, cv2.error) as error:
         if not out_of_memory(error):
             raise
-        crops = f"{config.batch_size} crops of {config.crop[0]}x{config.crop[1]}"
-        raise UserError(
-            f"out of memory with {crops}, {' '.join(describe(network_options(config, 1)))}; "
-            "checkpoints are whole. Lower --batch_size and raise --accumulate as much, lower "
-            "--crop, or take --output_stride 16"
-        ) from error
+        what = f"{config.batch_size} crops of {config.crop[0]}x{config.crop[1]}, "
+        what += f"{' '.join(describe(network_options(config, 1)))}; checkpoints are whole"
+        advice = "Lower --batch_size and raise --accumulate as much, lower --crop, or take"
+        raise UserError(f"out of memory with {what}. {advice} --output_stride 16") from error
     if number is not None:
         sys.exit(128 + number)
 

@@ -52,20 +52,13 @@ def draw_weights(images: int, draws: int) -> np.ndarray:
     return np.random.default_rng(0).multinomial(images, even, size=draws).astype(np.float64)
 
 
-def estimate(value: np.ndarray, drawn: np.ndarray) -> Estimate:
-    """Percentile interval of (draws,) values; the p-value follows from the share beyond zero."""
+def estimate(one: ImageCounts, minus: ImageCounts | None = None, *, draws: int = DRAWS) -> Estimate:
+    """mIoU of a data set's images, as a sample of all such images, minus that of another network on
+    the same ones, drawn together. Percentile interval; p follows from the share beyond zero."""
+    weights = draw_weights(len(one.hits), draws)
+    value, drawn = one.miou(), one.miou(weights)
+    if minus is not None:
+        value, drawn = value - minus.miou(), drawn - minus.miou(weights)
     low, high = np.quantile(drawn, (0.025, 0.975)).tolist()
     beyond = min((drawn <= 0).sum(), (drawn >= 0).sum())
     return Estimate(float(value), low, high, min(1.0, 2 * (beyond + 1) / (len(drawn) + 1)))
-
-
-def miou_interval(counts: ImageCounts, *, draws: int = DRAWS) -> Estimate:
-    """mIoU of a data set's images, as a sample of all such images."""
-    weights = draw_weights(len(counts.hits), draws)
-    return estimate(counts.miou(), counts.miou(weights))
-
-
-def miou_difference(one: ImageCounts, other: ImageCounts, *, draws: int = DRAWS) -> Estimate:
-    """mIoU of `one` minus that of `other` on the same images, drawn together."""
-    weights = draw_weights(len(one.hits), draws)
-    return estimate(one.miou() - other.miou(), one.miou(weights) - other.miou(weights))

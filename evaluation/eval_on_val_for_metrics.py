@@ -61,17 +61,16 @@ def main() -> None:
 
 def score(config: EvalConfig, log_root: Path) -> None:
     trained = Trained.open(config, together=True)
-    root = trained.root(config.dataset)
-    dataset = trained.dataset(config.split, config.dataset)
+    root, dataset = trained.root, trained.dataset(config.split)
     world, task, classes = trained.world, trained.task, dataset.classes
     if world.is_main:
         print(f"checkpoint {trained.path} (step {trained.state['step']})")
         print(f"on {len(dataset)} images of {root}, {dataset.source}")
     weights = None
     if trained.state["config"]["class_weights"] and config.split == "val":
-        data_set = find_data_set(config.dataset or trained.state["config"]["dataset"], root)
         try:
-            weights = torch.from_numpy(current_class_weights(data_set, root)).to(world.device)
+            found = current_class_weights(find_data_set(trained.dataset_name, root), root)
+            weights = torch.from_numpy(found).to(world.device)
         except UserError as error:  # of a val split alone, say; only the loss needs them
             print(f"the loss is without class weights: {error}")
 

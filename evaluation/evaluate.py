@@ -1,6 +1,6 @@
 """Predict every image of a data set and score the predictions."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -25,16 +25,13 @@ def evaluate(
     *,
     world: World,
     task: Task = TASKS["semantic"],
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    crop: tuple[int, int] | None = None,
-    stride: tuple[int, int] | None = None,
     class_weights: torch.Tensor | None = None,
     amp: torch.dtype | None = None,
     workers: int = 2,
     border: int = 0,
     on_image: OnImage | None = None,
     stop: StopRequest | None = None,
+    **options: Any,
 ) -> Scores | None:
     """Scores over the whole split, at the labels' own size; every image counts exactly once.
 
@@ -42,14 +39,12 @@ def evaluate(
     every size-th image, add up integers and gather rows of instances, so any number of them gives
     the same scores. `workers` threads read ahead, as many count and call on_image(sample, counts,
     prediction) with an image, its counts and its (H,W) uint8 predicted train ids, in any order.
-    scales, flip, crop, stride: predict_logits'. amp: what autocast computes in, None for float32.
-    border: width in pixels of the zone for boundary IoU, 0 for none. stop: looked at after every
-    image; None comes back where it was asked. UserError where an image does not fit into memory.
+    amp: what autocast computes in, None for float32. border: width in pixels of the zone for
+    boundary IoU, 0 for none. stop: looked at after every image; None comes back where it was asked.
+    options: predict_logits'. UserError where an image does not fit into memory.
     """
     classes = dataset.classes
-    predictor = Predictor(
-        model, device=world.device, amp=amp, scales=scales, flip=flip, crop=crop, stride=stride
-    )
+    predictor = Predictor(model, device=world.device, amp=amp, **options)
     losses = torch.zeros(2, dtype=torch.float64, device=world.device)
     indices = range(world.rank, len(dataset), world.size)
     threads = {"workers": workers, "ahead": workers + 2}

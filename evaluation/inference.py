@@ -2,7 +2,6 @@
 
 import copy
 import math
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
@@ -18,7 +17,7 @@ from model.layers import fold
 from model.normalize import normalize
 from model.ops.bilinear import setting
 from model.ops.upsample_argmax import upsample_argmax
-from utils.base.errors import UserError, out_of_memory
+from utils.base.errors import UserError, out_of_memory, warn
 from utils.training.distributed import autocast
 from utils.training.replay import Replay
 
@@ -164,8 +163,8 @@ class Predictor:
 
     def in_tiles(self, image: np.ndarray) -> np.ndarray:
         """train_ids of an image of any size, in memory for a tile."""
-        done = f"is predicted in tiles of {self.TILE}x{self.TILE}"
-        print(f"warning: an image of {image.shape[0]}x{image.shape[1]} {done}", file=sys.stderr)
+        height, width = image.shape[:2]
+        warn(f"an image of {height}x{width} is predicted in tiles of {self.TILE}x{self.TILE}")
         result = np.empty(image.shape[:2], np.uint8)
         step = self.TILE - 2 * self.MARGIN
         tops, lefts = (window_starts(x, min(self.TILE, x), step) for x in image.shape[:2])
@@ -209,7 +208,7 @@ class Predictor:
             raise UserError(f"out of memory with {what}. Predict it in {advice}")
         height, width = (-(-side // 64) * 32 for side in crop)
         done = f"predicted in windows of {height}x{width}: results differ a little"
-        print(f"warning: too little memory for {what} at once, {done}", file=sys.stderr)
+        warn(f"too little memory for {what} at once, {done}")
         return height, width
 
 

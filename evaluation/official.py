@@ -35,10 +35,8 @@ def official_results(scores: Scores) -> dict[str, Any]:
 
 
 def run_referee(predictions: list[Path], instances: list[Path]) -> dict[str, Any]:
-    """The referee's own results for pairs of label id and *_instanceIds.png files.
-
-    Prints its progress and tables. UserError where one of both is missing.
-    """
+    """The referee's own results for pairs of label id and *_instanceIds.png files, and its tables
+    on the screen. UserError where one of both is missing."""
     truths = [Path(str(path).replace("_instanceIds", "_labelIds")) for path in instances]
     needed = [Path(str(path).replace("_labelIds", "_instanceIds")) for path in truths]
     for path in (*truths, *needed):
@@ -52,10 +50,8 @@ def run_referee(predictions: list[Path], instances: list[Path]) -> dict[str, Any
 
 
 def largest_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[float, int]:
-    """Of all numbers of the referee's results: the largest difference, and how many there are.
-
-    Infinite where a number is missing or only one of the two is nan.
-    """
+    """Of all numbers of the referee's results: the largest difference, infinite where a number is
+    missing or only one of the two is nan, and how many there are."""
     pairs = list(compare(ours, theirs))
     return max(pairs), len(pairs)
 

@@ -91,10 +91,8 @@ def count_pairs(pairs: list[Pair], *, border: int = 0, workers: int = 1) -> Coun
     """Counts of all pairs; `workers` threads hold one pair of images each."""
     counts: list[Counts] = []
     confusion = np.zeros((CITYSCAPES.num_ids,) * 2, np.int64)
-    count = partial(count_pair, border=border)
-    parts = read_ahead(
-        count, pairs, workers=workers, ahead=workers, describe=lambda pair: str(pair[0])
-    )
+    how = {"workers": workers, "ahead": workers, "describe": lambda pair: str(pair[0])}
+    parts = read_ahead(partial(count_pair, border=border), pairs, **how)
     with progress(len(pairs), unit="image", label="score") as bar:
         for pair, part in zip(pairs, parts, strict=True):
             counts.append(part)

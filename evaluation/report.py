@@ -24,7 +24,7 @@ if __name__ == "__main__":  # run by path, Python looks for modules in evaluatio
 import cv2
 import numpy as np
 
-from evaluation.bootstrap import Estimate, ImageCounts, miou_difference, miou_interval
+from evaluation.bootstrap import Estimate, ImageCounts, estimate
 from evaluation.counts import Counts
 from evaluation.metrics import Scores
 from evaluation.plots import plot_confusion
@@ -106,11 +106,10 @@ def name_of(path: Path) -> str:
     return path.parents[1].name if path.parent.name == "checkpoints" else path.stem
 
 
-def in_percent(estimate: Estimate, *, sign: str = "") -> str:
+def in_percent(miou: Estimate, *, sign: str = "") -> str:
     """In per cent, with the interval; of a difference the p-value as well."""
-    figures = estimate.value, estimate.low, estimate.high
-    value, low, high = (format(100 * x, f"{sign}.2f") for x in figures)
-    p = f", p = {estimate.p:.3f}" if sign else ""
+    value, low, high = (format(100 * x, f"{sign}.2f") for x in (miou.value, miou.low, miou.high))
+    p = f", p = {miou.p:.3f}" if sign else ""
     return f"{value} % (95 % interval {low} to {high}{p})"
 
 
@@ -168,7 +167,7 @@ def origin(result: Result) -> str:
     facts = {
         "checkpoint": f"{trained.path}, step {trained.state['step']}",
         "command": shlex.join(["python", *now["command"]]),
-        "data": f"{trained.root()}, {result.dataset.source}",
+        "data": f"{trained.root}, {result.dataset.source}",
         "prediction": json.dumps(trained.options | {"precision": str(trained.amp or "float32")}),
         "speed": f"{images / result.seconds:.2f} images/s, files and scores included",
         "peak memory": f"{peak_memory_gib(trained.world.device):.2f} GiB",
@@ -196,7 +195,7 @@ def main() -> None:
     config = parse(ReportConfig, __doc__)
     names = [config.checkpoint, config.compare][: 2 if config.compare else 1]
     trained = [Trained.open(config, name) for name in names]
-    datasets = [x.dataset(config.split, config.dataset) for x in trained]
+    datasets = [x.dataset(config.split) for x in trained]
     if datasets[0].names != datasets[-1].names:
         what = f"has other images than {trained[0].path}"
         raise UserError(f"{trained[1].path}: {what}. Give both one --data_root")
@@ -205,8 +204,8 @@ def main() -> None:
     require_file_name(output)
     result = score(trained[0], datasets[0], keep=config.worst)
     other = score(trained[1], datasets[1], keep=0) if config.compare else None
-    interval = in_percent(miou_interval(result.counts))
-    difference = None if other is None else miou_difference(result.counts, other.counts)
+    interval = in_percent(estimate(result.counts))
+    difference = None if other is None else estimate(result.counts, other.counts)
     write_text(output, page(result, other, interval, difference))
     print(f"mIoU {interval}")
     if difference is not None:

@@ -95,12 +95,11 @@ def main() -> None:
     scores = compute_scores(counts, classes)
     results = official_results(scores) | ({"subset": note} if note else {})
     say(scores.table(), note)
-    faults, (json_file, picture) = Faults(), (options.json, options.confusion)
-    if json_file:
-        faults.attempt(json_file, write_json, json_file, results | {"scores": scores.plain()})
+    faults, (file, picture) = Faults(), (options.json, options.confusion)
+    if file:
+        faults.attempt(file, write_json, file, results | {"scores": scores.plain()})
     if picture:
-        confusion = scores.counts.confusion
-        faults.attempt(picture, plot_confusion, confusion, CITYSCAPES, picture)
+        faults.attempt(picture, plot_confusion, counts.confusion, CITYSCAPES, picture)
     if options.check_official == "true":
         official = run_referee(*map(list, zip(*pairs, strict=True)))
         difference, numbers = largest_difference(results, official)

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from datasets import build_dataset, find_data_set, resolve_data_root
-from evaluation.evaluate import OnImage, evaluate
+from evaluation.evaluate import evaluate
 from evaluation.inference import Predictor
 from evaluation.metrics import Scores
 from evaluation.task import TASKS, Task
 from model import at_output_stride, build_model, model_class
 from utils.base.environment import usual_workers
-from utils.base.errors import UserError
-from utils.base.parser import Factors, check, valid_scales
+from utils.base.errors import UserError, warn
+from utils.base.parser import Factors, check, chosen, valid_scales
 from utils.base.paths import resolve_log_root
 from utils.data.dataset import Dataset
 from utils.data.label_table import LabelTable
@@ -74,11 +74,8 @@ class ScoringOptions(PredictionOptions):
 
 
 def load_model(path: Path, *, output_stride: int | None = None) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of a checkpoint in evaluation mode, on the CPU, and the rest of the file.
-
-    Its averaged weights, where the training kept any. output_stride: another than it was trained
-    with; weights do not depend on it.
-    """
+    """The network of a checkpoint in evaluation mode on the CPU, with averaged weights where there
+    are any, and the rest of the file. output_stride: another one than in training."""
     state = load_checkpoint(path, needs=("network", "model", "config", "classes"))
     if output_stride is not None:
         try:
@@ -97,6 +94,8 @@ class Trained:
     """A checkpoint in use; the model is on `world`'s device."""
 
     path: Path
+    dataset_name: str  # of what it works on: the command's, else the one it was trained on
+    root: Path  # the data set's folder
     model: nn.Module
     state: dict[str, Any]  # the rest of the file
     world: World
@@ -108,10 +107,8 @@ class Trained:
     def open(
         cls, options: PredictionOptions, checkpoint: str | None = None, *, together: bool = False
     ) -> "Trained":
-        """options.checkpoint, or another one under the same options.
-
-        together: torchrun's processes share the work; else there must be one only.
-        """
+        """options.checkpoint, or another one under the same options. together: torchrun's processes
+        share the work; else there must be one only."""
         world = distributed.start(options.device)
         if world.size > 1 and not together:
             name = Path(sys.argv[0]).name
@@ -119,30 +116,32 @@ class Trained:
         log_root = resolve_log_root(options.log_root)
         path = find_checkpoint(checkpoint or options.checkpoint, log_root).resolve()
         model, state = load_model(path, output_stride=options.output_stride)
-        how = {name: getattr(options, name) for name in ("scales", "flip", "crop", "stride")}
-        how["scales"] = how["scales"] or state["config"]["eval_scales"]
+        own, how = state["config"], chosen(options, "scales flip crop stride")
+        how["scales"] = how["scales"] or own["eval_scales"]
+        name = getattr(options, "dataset", None) or own["dataset"]
+        recorded = Path(own["data_root"]) if name == own["dataset"] else None
+        root = resolve_data_root(name, options.data_root or recorded)
         amp = world.amp_dtype(options.precision)
-        return cls(path, model.to(world.device), state, world, amp, how, options)
+        return cls(path, name, root, model.to(world.device), state, world, amp, how, options)
 
-    def require_classes(self, classes: LabelTable, name: str) -> None:
-        """UserError where data set `name` has other classes, a warning where it has other ids."""
-        if list(classes.names) != self.state["classes"]:
-            what = f"{name}: {classes.difference(self.state['classes'], None)}"
-            raise UserError(f"{self.path}: trained on other classes, {what}. Use its own data set")
+    def require_classes(self, classes: LabelTable) -> None:
+        """UserError where the data set has other classes, a warning where its ids have changed."""
+        if what := classes.difference(self.state["classes"], None):
+            what = f"trained on other classes, {self.dataset_name}: {what}"
+            raise UserError(f"{self.path}: {what}. Use its own data set")
         what = classes.difference(classes.names, self.state.get("label_table"))
-        if what and name == self.state["config"]["dataset"] and self.world.is_main:
-            print(f"warning: {self.path}: {what}; {name}'s ids of today are taken", file=sys.stderr)
+        if what and self.dataset_name == self.state["config"]["dataset"]:
+            warn(f"{self.path}: {what}; {self.dataset_name}'s ids of today are taken")
 
     @property
     def classes(self) -> LabelTable:
         """Those that it was trained on, with their ids and colours."""
         if table := self.state.get("label_table"):
             return LabelTable.from_plain(table)
-        name, root = self.state["config"]["dataset"], self.root()
-        classes = find_data_set(name, root).classes
-        self.require_classes(classes, name)
+        classes = find_data_set(self.dataset_name, self.root).classes
+        self.require_classes(classes)
         what = "an older checkpoint, which does not hold the ids of its classes"
-        print(f"warning: {self.path}: {what}; those of {name} are taken", file=sys.stderr)
+        warn(f"{self.path}: {what}; those of {self.dataset_name} are taken")
         return classes
 
     @property
@@ -153,33 +152,19 @@ class Trained:
         how = self.options | {"amp": self.amp, "windows_if_needed": windows_if_needed}
         return Predictor(self.model, device=self.world.device, **how)
 
-    def evaluate(
-        self,
-        dataset: Dataset,
-        *,
-        on_image: OnImage,
-        class_weights: torch.Tensor | None = None,
-        border: int = 0,
-    ) -> Scores:
-        """evaluate's scores of this network, as the command's options want them."""
+    def evaluate(self, dataset: Dataset, **more: Any) -> Scores:
+        """evaluate's scores of this network, as the command's options want them; more: evaluate's
+        on_image, class_weights and border."""
         how = self.options | {"amp": self.amp, "task": self.task, "workers": self.command.workers}
         classes = dataset.classes  # categories without instances: Cityscapes' label ids alone
         if self.world.is_main and classes.categories and not classes.instance_sizes:
             print("no instance ids (instanceIds) to score with: nIoU is left out")
-        more = {"class_weights": class_weights, "border": border, "on_image": on_image}
         return evaluate(self.model, dataset, world=self.world, **how, **more)
 
-    def root(self, name: str | None = None) -> Path:
-        """The folder of data set `name`, by default of the one that this was trained on."""
-        own = self.state["config"]
-        recorded = Path(own["data_root"]) if name in (None, own["dataset"]) else None
-        return resolve_data_root(name or own["dataset"], self.command.data_root or recorded)
-
-    def dataset(self, split: str, name: str | None = None) -> Dataset:
-        """Labelled images of `name`; UserError where they have other classes or no labels."""
-        name, root = name or self.state["config"]["dataset"], self.root(name)
-        dataset = build_dataset(name, root, split)
-        self.require_classes(dataset.classes, name)
+    def dataset(self, split: str) -> Dataset:
+        """Labelled images; UserError where they have other classes or no labels."""
+        dataset = build_dataset(self.dataset_name, self.root, split)
+        self.require_classes(dataset.classes)
         if not dataset.has_labels:
-            raise UserError(f"{root}: the {split} split has no public labels. Use --split val")
+            raise UserError(f"{self.root}: the {split} split has no public labels. Use --split val")
         return dataset

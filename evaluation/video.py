@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain, count, takewhile
+from math import inf
 from pathlib import Path
 
 import cv2
@@ -55,12 +56,10 @@ def even(
 
     Those of a constant rate are each given once. Where a time is missing, the next place is taken.
     """
-    first, last, place, given, shown, said = 0.0, 0.0, 0, 0, None, False
+    first, last, place, given, shown, said = 0.0, inf, -1, 0, None, False
     for number, (time, frame) in enumerate(timed):
-        if number == 0:
-            first = time
-        else:
-            place = round((time - first) * rate) if time > last else place + 1
+        first = time if number == 0 else first
+        place = round((time - first) * rate) if time > last else place + 1
         if place != number and not said:
             said = True
             what = f"variable frame rate, made {rate:g} a second to keep the timing"

@@ -113,10 +113,9 @@ def panels(image: np.ndarray, train_ids: np.ndarray, classes: LabelTable) -> np.
     """(H,W,3) RGB, (h,w) train ids -> (2h,2w,3): image, prediction, overlay, legend."""
     height, width = train_ids.shape
     small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    drawn = classes.draw(train_ids)
-    blend = cv2.addWeighted(small, 0.35, drawn, 0.65, 0)
-    key = legend(classes, width=width, height=height)
-    return np.vstack([np.hstack([small, drawn]), np.hstack([blend, key])])
+    above = np.hstack([small, classes.draw(train_ids)])
+    below = overlay(small, train_ids, classes), legend(classes, width=width, height=height)
+    return np.vstack([above, np.hstack(below)])
 
 
 def put_text(picture: np.ndarray, text: str, place: tuple[int, int]) -> None:

@@ -43,7 +43,6 @@ class Compat(nn.Module):
         if self.pad is not None:
             below, right = (max(0, p - s) for p, s in zip(self.pad, (height, width), strict=True))
             x = F.pad(x, (0, right, 0, below))
-        logits = F.interpolate(
-            self.network(x)["out"], x.shape[-2:], mode="bilinear", align_corners=self.align_corners
-        )
+        how = {"mode": "bilinear", "align_corners": self.align_corners}
+        logits = F.interpolate(self.network(x)["out"], x.shape[-2:], **how)
         return {"out": logits[..., :height, :width]}

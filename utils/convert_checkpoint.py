@@ -20,7 +20,7 @@ from model.convert import Converted, convert
 from utils.base.errors import UserError, run_command
 from utils.base.find import listing
 from utils.base.lock import hold
-from utils.base.parser import parse
+from utils.base.parser import chosen, parse
 from utils.base.paths import resolve_log_root
 from utils.training.checkpoint import read_tensors, save_checkpoint
 from utils.training.config import Config, plain
@@ -86,9 +86,7 @@ def write_run(folder: Path, config: ConvertConfig) -> None:
     file = Path(config.file)
     tensors = read_tensors(file)
     try:
-        found = convert(
-            tensors, output_stride=config.output_stride, align_corners=config.align_corners
-        )
+        found = convert(tensors, **chosen(config, "output_stride align_corners"))
     except ValueError as error:
         raise UserError(f"{file}: {error}. Take weights that fit with --init_from") from error
     path = save_checkpoint(folder / "checkpoints", state_of(found, config))

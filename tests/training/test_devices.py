@@ -187,7 +187,7 @@ def test_the_environment_is_described_where_cuda_cannot_be_asked(one_gpu, monkey
         raise RuntimeError("Cannot re-initialize CUDA in forked subprocess")
 
     monkeypatch.setattr(torch.cuda, "get_device_name", refuse)
-    monkeypatch.setattr(logger, "RECORDED_PACKAGES", ("torch", "not-installed"))
+    monkeypatch.setattr(logger, "PACKAGES", ("torch", "not-installed"))
     described = logger.describe_environment()
     assert described["gpus"] == [] and described["packages"]["not-installed"] is None
 

@@ -35,9 +35,9 @@ class Faults:
         """function(*arguments); None where a UserError comes. A DiskError ends it all."""
         try:
             return function(*arguments)
+        except DiskError:
+            raise
         except UserError as error:
-            if isinstance(error, DiskError):
-                raise
             what = " ".join(str(error).split())
             # At once, newline included: threads write here.
             sys.stderr.write(f"left out: {what if str(name) in what else f'{name}: {what}'}\n")
@@ -50,11 +50,6 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
-def lost_a_process(error: Exception) -> bool:
-    """Whether, under torchrun, another process ended while this one waited for it."""
-    return "RANK" in os.environ and any(word in str(error) for word in ("gloo", "NCCL", "TCPStore"))
-
-
 def run_command(command: Callable[[], None]) -> None:
     """Run a command's `main`; a `UserError` becomes one line on stderr and exit code 2.
 
@@ -63,18 +58,17 @@ def run_command(command: Callable[[], None]) -> None:
     try:
         command()
         sys.stdout.flush()
+        return
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        text, code = f"error: {' '.join(str(error).split())}", 2
     except (RuntimeError, MemoryError) as error:
-        what = f"({(str(error).splitlines() or [''])[0][:200]})"
+        what, rank = f"({(str(error).splitlines() or [''])[0][:200]})", os.environ.get("RANK")
         if out_of_memory(error):
-            print(f"error: out of memory {what}. Free some, or take less at once", file=sys.stderr)
-            sys.exit(2)
-        if lost_a_process(error):
-            print(f"process {os.environ['RANK']}: lost another one {what}", file=sys.stderr)
-            sys.exit(1)
-        raise
+            text, code = f"error: out of memory {what}. Free some, or take less at once", 2
+        elif rank and any(word in str(error) for word in ("gloo", "NCCL", "TCPStore")):
+            text, code = f"process {rank}: lost another one {what}", 1
+        else:
+            raise
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -82,8 +76,8 @@ def run_command(command: Callable[[], None]) -> None:
         if error.errno not in {*DISK, errno.ENAMETOOLONG}:
             raise
         name, advice = error.filename or "disk", "Free space, check the disk or the name"
-        print(f"error: {name}: {error.strerror}. {advice}", file=sys.stderr)
-        sys.exit(2)
+        text, code = f"error: {name}: {error.strerror}. {advice}", 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        text, code = "interrupted", 130
+    print(text, file=sys.stderr)
+    sys.exit(code)

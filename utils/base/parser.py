@@ -88,10 +88,14 @@ def plainly(message: str, config_class: type) -> str:
     return message
 
 
+def chosen(config: Any, names: str) -> dict[str, Any]:
+    """The fields `names`, with spaces between them."""
+    return {name: getattr(config, name) for name in names.split()}
+
+
 def check(config: Any, names: str, valid: Callable[[Any], object], expected: str) -> None:
     """ValueError for a field, of `names` with spaces between them, that is set and not `valid`."""
-    for name in names.split():
-        value = getattr(config, name)
+    for name, value in chosen(config, names).items():
         if value is not None and not valid(value):
             raise ValueError(f"--{name} must be {expected}, got {value}")
 

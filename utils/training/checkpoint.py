@@ -48,10 +48,9 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
             raise
         temporary.unlink(missing_ok=True)
         free = shutil.disk_usage(folder.parent).free / 2**30
-        raise UserError(
-            f"{folder}: step {state['step']} cannot be saved ({cause.strerror}, {free:.1f} GiB "
-            "free); earlier checkpoints are whole. Free space, then --resume auto"
-        ) from error
+        what = f"step {state['step']} cannot be saved ({cause.strerror}, {free:.1f} GiB free)"
+        advice = "earlier checkpoints are whole. Free space, then --resume auto"
+        raise UserError(f"{folder}: {what}; {advice}") from error
     return path
 
 
@@ -92,9 +91,7 @@ def prune(folder: Path, *, keep: int = 2) -> None:
 
 def step_files(folder: Path) -> list[Path]:
     """Checkpoints of a run's folder, oldest step first."""
-    return sorted(
-        path for path in folder.glob("step_*.pth") if CHECKPOINT_NAME.fullmatch(path.name)
-    )
+    return sorted(x for x in folder.glob("*.pth") if CHECKPOINT_NAME.fullmatch(x.name))
 
 
 def sha256(path: Path) -> str:
@@ -104,10 +101,8 @@ def sha256(path: Path) -> str:
 
 
 def load_checkpoint(path: Path, *, needs: Iterable[str] = ()) -> dict[str, Any]:
-    """The state that `save_checkpoint` wrote, on the CPU; UserError when damaged or foreign.
-
-    needs: entries that it must hold.
-    """
+    """The state that `save_checkpoint` wrote, on the CPU, with the entries `needs` at least.
+    UserError for a damaged or foreign file."""
     path = path.resolve()
     match = CHECKPOINT_NAME.fullmatch(path.name)
     if match and path.is_file() and sha256(path) != match[2]:
@@ -117,10 +112,8 @@ def load_checkpoint(path: Path, *, needs: Iterable[str] = ()) -> dict[str, Any]:
     if isinstance(found, int) and found > FORMAT:
         raise UserError(f"{path}: of a newer version, format {found} not {FORMAT}. Update the code")
     if found != FORMAT:
-        raise UserError(
-            f"{path}: not a checkpoint of train.py. Name a run or a file it wrote, or convert it: "
-            "python utils/convert_checkpoint.py"
-        )
+        advice = "Name a run or a file it wrote, or convert it: python utils/convert_checkpoint.py"
+        raise UserError(f"{path}: not a checkpoint of train.py. {advice}")
     require_entries(state, needs, path)
     return state
 
@@ -144,9 +137,8 @@ def read_tensors(path: Path) -> Any:
         objects: list[str] = []
         with suppress(Exception):  # whatever made loading fail
             objects = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        what = "not a readable weights file. Replace it"
         if objects:
-            raise UserError(
-                f"{path}: holds Python objects ({', '.join(objects[:3])}), which could run code. "
-                "Save its state_dict alone, where it comes from"
-            ) from error
-        raise UserError(f"{path}: not a readable weights file. Replace it") from error
+            what = f"holds Python objects ({', '.join(objects[:3])}), which could run code. "
+            what += "Save its state_dict alone, where it comes from"
+        raise UserError(f"{path}: {what}") from error

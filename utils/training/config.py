@@ -149,9 +149,7 @@ class Config:
 
     def __post_init__(self) -> None:
         check(self, "split", lambda split: split not in ("val", "test"), "a split to train on")
-        check(
-            self, "workers warmup_steps seed hard_min_kept", lambda value: value >= 0, "at least 0"
-        )
+        check(self, "workers warmup_steps seed hard_min_kept", lambda x: x >= 0, "at least 0")
         counts = "steps eval_every save_every log_every patience batch_size accumulate fine_repeats"
         check(self, counts, lambda value: value >= 1, "at least 1")
         rates = "epochs base_lr power head_lr_factor clip_grad"
@@ -161,16 +159,14 @@ class Config:
         check(self, "min_lr", lambda value: value <= self.base_lr, "at most base_lr")
         check(self, "ema", lambda decay: 0 < decay < 1, "between 0 and 1")
         check(self, "label_smoothing", lambda share: 0 <= share < 1, "at least 0, below 1")
-        shares = "hard_threshold max_class_share"
-        check(self, shares, lambda share: 0 < share <= 1, "above 0, at most 1")
+        check(self, "hard_threshold max_class_share", lambda x: 0 < x <= 1, "above 0, at most 1")
         check(self, "class_uniform", lambda share: 0 <= share <= 1, "between 0 and 1")
         check(self, "bn_momentum", lambda m: 0 < min(m) <= max(m) <= 1, "two shares, 0 to 1")
         check(self, "crop", lambda size: min(size) >= 16, "two sizes of at least 16 pixels")
         check(self, "multi_grid", lambda grid: min(grid) >= 1, "three factors of at least 1")
         check(self, "scale", lambda s: 0.01 <= s[0] <= s[1] <= 100, "two factors, smaller first")
         check(self, "eval_scales", valid_scales, "one or more factors between 0.01 and 100")
-        letters = re.compile(r"\w[\w.+-]*")
-        check(self, "run_name", letters.fullmatch, "letters, digits, _.+-")
+        check(self, "run_name", re.compile(r"\w[\w.+-]*").fullmatch, "letters, digits, _.+-")
 
 
 def write_config(config: Config, path: Path) -> None:

@@ -70,14 +70,10 @@ def start(device: str) -> World:
         raise UserError(f"--device {device}: {what}. Give --device cpu, or {advice}")
     if size > 1:
         join("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+    rank, restarts = (int(os.environ.get(x, 0)) for x in ("RANK", "TORCHELASTIC_RESTART_COUNT"))
     launch = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    return World(
-        rank=int(os.environ.get("RANK", "0")),
-        size=size,
-        device=chosen,
-        launch="" if launch == "none" else launch[:8],
-        restarted=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0,
-    )
+    launch = "" if launch == "none" else launch[:8]
+    return World(rank, size, chosen, launch, restarted=restarts > 0)
 
 
 def usable_gpu(number: int) -> torch.device:
@@ -103,11 +99,9 @@ def join(backend: str) -> None:
         socket.getaddrinfo(os.environ.get("MASTER_ADDR"), None)  # torch would try for ten minutes
         dist.init_process_group(backend, timeout=timedelta(minutes=10))
     except (OSError, RuntimeError, ValueError) as error:
-        what = str(error).splitlines()[0]
-        raise UserError(
-            f"{place}: process {os.environ.get('RANK')} cannot join there ({what}). "
-            "Start with torchrun, or check MASTER_ADDR and MASTER_PORT"
-        ) from error
+        what = f"process {os.environ.get('RANK')} cannot join there ({str(error).splitlines()[0]})"
+        advice = "Start with torchrun, or check MASTER_ADDR and MASTER_PORT"
+        raise UserError(f"{place}: {what}. {advice}") from error
 
 
 def stop(world: World) -> None:
@@ -141,10 +135,8 @@ def require_same(value: Any, what: str, world: World) -> None:
     hashes = gather_over_ranks(hashlib.sha256(repr(value).encode()).hexdigest(), world)
     other = [str(rank) for rank, found in enumerate(hashes) if found != hashes[0]]
     if other:
-        raise UserError(
-            f"{what}: process {', '.join(other)} has other than process 0. "
-            "Give all hosts the same files and options"
-        )
+        found = f"process {', '.join(other)} has other than process 0"
+        raise UserError(f"{what}: {found}. Give all hosts the same files and options")
 
 
 def copy_buffers_from_main(model: torch.nn.Module, world: World) -> None:
@@ -166,11 +158,7 @@ class Interrupted(Exception):
 class StopRequest:
     """A signal asks for a stop at the next safe place; Ctrl-C once more stops at once."""
 
-    SIGNALS = tuple(
-        getattr(signal, name)
-        for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # the latter not on Windows
-        if hasattr(signal, name)
-    )
+    NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # the latter not on Windows
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -178,7 +166,8 @@ class StopRequest:
         self.waiting = False
 
     def __enter__(self) -> "StopRequest":
-        self.previous = {n: signal.signal(n, self.note) for n in self.SIGNALS}
+        wanted = [x for x in signal.Signals if x.name in self.NAMES]
+        self.previous = {number: signal.signal(number, self.note) for number in wanted}
         return self
 
     def __exit__(self, *_: object) -> None:

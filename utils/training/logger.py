@@ -1,15 +1,12 @@
 """A run's folder: options, environment, curves, samples."""
 
 import csv
-import io
-import os
 import platform
-import socket
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from utils.base.environment import nvidia_gpus
-from utils.base.paths import write_json, write_text, writing
+from utils.base.paths import whole, write_json, writing
 from utils.base.progress import progress
 from utils.training.config import Config, plain, write_config
 from utils.training.plots import plot_curves
@@ -29,7 +26,7 @@ try:
 except ImportError:  # Windows
     resource = None
 
-RECORDED_PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "cityscapesscripts")
+PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "cityscapesscripts")
 COLUMNS = ("step", "epoch", "loss", "lr", "images_per_second", "data_wait", "val_loss", "miou")
 COLUMNS += ("memory_gib", "gpu_utilization", "gpu_temperature")  # empty where unknown
 
@@ -54,11 +51,11 @@ class RunLogger:
         write_config(config, folder / "config.yaml")
         write_json(folder / "environment.json", describe_environment())
         self.events = Events(folder, start=start)
-        lines = io.StringIO(newline="")
-        writer = csv.DictWriter(lines, COLUMNS)
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_text(folder / "metrics.csv", lines.getvalue())
+        path = folder / "metrics.csv"
+        with whole(path) as fresh, fresh.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.rows)
 
     def __enter__(self) -> "RunLogger":
         return self
@@ -115,9 +112,7 @@ class Events:
 
     def __init__(self, folder: Path, *, start: int) -> None:
         """Points after step `start`, in older files, are not shown."""
-        now = time.time_ns()
-        name = f"events.out.tfevents.{now // 10**9}.{socket.gethostname()}.{os.getpid()}.{now}"
-        self.path = folder / name
+        self.path = folder / f"events.out.tfevents.{time.time_ns()}"
         self.add(step=start + 1, file_version="brain.Event:2")
         self.add(step=start + 1, session_log=SessionLog(status=SessionLog.START))
 
@@ -148,13 +143,10 @@ class StepClock:
     def read(self, images: int) -> dict[str, float]:
         """images: number trained on so far, all processes."""
         seconds = time.perf_counter() - self.since
-        rates = {
-            "images_per_second": (images - self.images) / seconds,
-            "data_wait": self.waited / seconds,
-        }
+        speed, wait = (images - self.images) / seconds, self.waited / seconds
         self.images = images
         self.restart()
-        return rates
+        return {"images_per_second": speed, "data_wait": wait}
 
 
 def peak_memory_gib(device: torch.device) -> float:
@@ -178,10 +170,8 @@ def device_state(device: torch.device) -> dict[str, float]:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Rows of metrics.csv, values as strings ("" where a row has none); [] without the file.
-
-    A row that a power cut left half written is left out.
-    """
+    """Rows of metrics.csv, values as strings ("" where a row has none), without one that a power
+    cut left half written; [] without the file."""
     path = folder / "metrics.csv"
     if not path.is_file():
         return []
@@ -194,12 +184,8 @@ def describe_environment() -> dict[str, Any]:
 
     What cannot be found out is left empty: a record never stops a training.
     """
-    packages: dict[str, str | None] = {}
-    for name in RECORDED_PACKAGES:
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:  # opencv-python instead of its headless build, say
-            packages[name] = None
+    # None of one that is not there: opencv-python instead of its headless build, say.
+    packages = {x: next((y.version for y in distributions(name=x)), None) for x in PACKAGES}
     gpus, cudnn = [], None
     with suppress(RuntimeError, AssertionError):  # of a fork whose parent has asked for CUDA
         gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

@@ -2,7 +2,6 @@
 
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import nn
 
 from model import MODELS, build_model, option_names
-from model.convert import renamed
+from model.convert import renamed, unwrap
 from model.encoders import ENCODERS, build_encoder
 from utils.base.errors import UserError
 from utils.base.paths import REPOSITORY
@@ -24,19 +23,16 @@ NETWORK_OPTIONS = ("backbone", "output_stride", "norm", "multi_grid", "aux")
 
 def network_options(config: Config, num_classes: int) -> dict[str, Any]:
     """build_model's options: those of NETWORK_OPTIONS that the architecture's constructor takes.
-
-    UserError for one that it does not take, and for a batch that is too small for it.
-    """
+    UserError for one that it does not take, and for a batch that is too small for it."""
     if config.model not in MODELS:
         known = ", ".join(MODELS)
         raise UserError(f"--model {config.model}: unknown architecture. Choose one of {known}")
     taken = option_names(config.model)
-    usual = {field.name: field.default for field in fields(Config)}
     network: dict[str, Any] = {"name": config.model, "num_classes": num_classes}
     for name in (*NETWORK_OPTIONS, "backbone_weights"):
         value = getattr(config, name)
         if name not in taken:
-            if value not in (usual[name], None):
+            if value not in (getattr(Config, name), None):  # the default
                 owners = [model for model in MODELS if name in option_names(model)]
                 raise UserError(f"--{name}: {', '.join(owners)} only. Leave it out")
         elif name in NETWORK_OPTIONS:
@@ -46,21 +42,18 @@ def network_options(config: Config, num_classes: int) -> dict[str, Any]:
         raise UserError(f"--backbone {config.backbone}: unknown encoder. Choose one of {known}")
     least = getattr(MODELS[config.model], "smallest_batch", 1)
     if config.batch_size < least and config.norm == "bn":
-        raise UserError(
-            f"--batch_size must be at least {least} for {config.model} (BatchNorm after image "
-            "pooling), or 1 with --norm gn or gn_ws"
-        )
+        what = f"at least {least} for {config.model} (BatchNorm after image pooling)"
+        raise UserError(f"--batch_size must be {what}, or 1 with --norm gn or gn_ws")
     return network
 
 
-def pretrained_weights(
-    config: Config, network: Mapping[str, Any], *, wanted: bool = True
-) -> dict[str, Any]:
+def pretrained_weights(config: Config, network: Mapping[str, Any]) -> dict[str, Any]:
     """{"backbone_weights": a state dict or None}; {} for an architecture without a backbone."""
     if "backbone" not in network:
         return {}
-    spec, norm = config.backbone_weights if wanted else None, network.get("norm", "bn")
-    return {"backbone_weights": load_backbone_weights(spec, config.backbone, norm=norm)}
+    norm = network.get("norm", "bn")
+    weights = load_backbone_weights(config.backbone_weights, config.backbone, norm=norm)
+    return {"backbone_weights": weights}
 
 
 def load_backbone_weights(
@@ -76,15 +69,12 @@ def load_backbone_weights(
     with torch.device("meta"):  # shapes without memory
         expected = build_encoder(backbone, norm=norm).state_dict()
     path = imagenet_file(backbone, norm) if spec == "imagenet" else Path(spec)
-    weights = read_tensors(path)
-    if isinstance(weights, dict) and "state_dict" in weights:  # beside epoch and optimizer
-        weights = weights["state_dict"]
-    if isinstance(weights, dict):
-        weights = {str(key).removeprefix("module."): value for key, value in weights.items()}
+    content = read_tensors(path)
+    weights = unwrap(content if isinstance(content, dict) else {})
     for key, value in expected.items():
         if key.endswith("num_batches_tracked"):
             continue
-        if not isinstance(weights, dict) or key not in weights or weights[key].shape != value.shape:
+        if key not in weights or weights[key].shape != value.shape:
             raise UserError(f"{path}: no {key} of {tuple(value.shape)}. Give weights of {backbone}")
     if norm != "bn" and any(key.endswith("running_mean") for key in weights):
         raise UserError(f"{path}: weights of BatchNorm. Give a {norm} network's, or --norm bn")
@@ -118,15 +108,19 @@ def take_over(
     each class is taken over by its name.
     """
     content, own = read_tensors(path), model.state_dict()
-    stored = checkpoint_weights(content)
+    content = content if isinstance(content, dict) else {}
+    ours = "format" in content  # train.py's
+    stored = content.get("ema") or (content.get("model", {}) if ours else renamed(content))
     weights = {key.removeprefix("network."): value for key, value in stored.items()}
-    ours = isinstance(content, dict) and "format" in content
     before = content.get("classes", classes) if ours else classes
     common = [name for name in classes if name in before]
     if [*before] != [*classes]:
         here, there = ([*map(names.index, common)] for names in ([*classes], [*before]))
-        for name in class_tensors(network) & weights.keys():
-            if weights[name].shape[1:] == own[name].shape[1:]:
+        with torch.device("meta"):  # of another shape are tensors with a row for each class
+            other = build_model(**{**network, "num_classes": len(classes) + 1}).state_dict()
+        for name in weights.keys() & other.keys():
+            rows = own[name].shape != other[name].shape
+            if rows and weights[name].shape[1:] == own[name].shape[1:]:
                 own[name][here] = weights[name][there].to(own[name].dtype)
                 weights[name] = own[name]
     shapes = {name: getattr(value, "shape", None) for name, value in weights.items()}
@@ -137,23 +131,3 @@ def take_over(
     missing = [name for name in own if name not in fitting]
     missing += [f"class {name}" for name in classes if name not in common]
     return f"random: {', '.join(missing) or 'none'}"
-
-
-def class_tensors(network: Mapping[str, Any]) -> set[str]:
-    """Names of the tensors with a row for each class."""
-    with torch.device("meta"):
-        one, other = (
-            build_model(**{**network, "num_classes": number}).state_dict() for number in (2, 3)
-        )
-    return {name for name in one if one[name].shape != other[name].shape}
-
-
-def checkpoint_weights(content: Any) -> Mapping[str, Any]:
-    """The tensors in what a weights file holds."""
-    if not isinstance(content, dict):
-        return {}
-    if content.get("ema"):
-        return content["ema"]
-    if "format" in content:  # train.py's
-        return content.get("model", {})
-    return renamed(content)

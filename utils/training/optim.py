@@ -1,18 +1,13 @@
 """Parameter groups, the learning rate as a pure function of the step, and averaged weights."""
 
 import copy
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": partial(torch.optim.SGD, momentum=0.9),
-    "adamw": torch.optim.AdamW,
-}
+OPTIMIZERS = {"sgd": partial(torch.optim.SGD, momentum=0.9), "adamw": torch.optim.AdamW}
 
 
 def build_optimizer(
@@ -35,10 +30,7 @@ def build_optimizer(
             rate = base_lr if name.startswith("backbone.") else base_lr * head_lr_factor
             decay = weight_decay if decay_norm or parameter.ndim > 1 else 0.0
             groups.setdefault((rate, decay), []).append(parameter)
-    lists: list[dict[str, Any]] = [
-        {"params": parameters, "lr": rate, "weight_decay": decay}
-        for (rate, decay), parameters in groups.items()
-    ]
+    lists = [{"params": x, "lr": lr, "weight_decay": decay} for (lr, decay), x in groups.items()]
     optimizer = OPTIMIZERS[kind](lists, lr=base_lr, fused=True)
     begin_momentum(optimizer)
     return optimizer
@@ -61,18 +53,10 @@ def lr_factor(step: int, *, total: int, warmup: int, power: float, floor: float)
     return decayed * min(1.0, (step + 1) / warmup) if warmup else decayed
 
 
-def poly_schedule(
-    optimizer: torch.optim.Optimizer,
-    *,
-    start: int,
-    total: int,
-    warmup: int,
-    power: float,
-    floor: float,
-) -> LambdaLR:
-    """The schedule as it stands before the first step (start 0), or after `start` steps."""
-    factor = partial(lr_factor, total=total, warmup=warmup, power=power, floor=floor)
-    return LambdaLR(optimizer, factor, last_epoch=start - 1)
+def poly_schedule(optimizer: torch.optim.Optimizer, *, start: int, **curve: float) -> LambdaLR:
+    """The schedule as it stands before the first step (start 0), or after `start` steps; curve:
+    lr_factor's total, warmup, power and floor."""
+    return LambdaLR(optimizer, partial(lr_factor, **curve), last_epoch=start - 1)
 
 
 class AveragedWeights:

@@ -17,10 +17,8 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
     figure.subplots_adjust(left=0.04, right=0.99, bottom=0.14, top=0.92, wspace=0.2)
     for axis, (title, names) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
         for name in names:
-            points = [
-                (int(r["step"]), float(r[name])) for r in rows if r.get(name) not in (None, "")
-            ]
-            if points:
+            known = [row for row in rows if row.get(name) not in (None, "")]
+            if points := [(int(row["step"]), float(row[name])) for row in known]:
                 marker = "o" if len(points) < 40 else None
                 axis.plot(*zip(*points, strict=True), label=name, marker=marker, markersize=3)
         axis.set(title=title, xlabel="step", xlim=(0, None))

@@ -12,9 +12,10 @@ from torch import nn
 
 from model import build_model, describe
 from model.layers import freeze_norms, set_momentum
-from utils.base.errors import UserError
-from utils.base.find import find
+from utils.base.errors import UserError, warn
+from utils.base.find import find, listing
 from utils.base.lock import LOCK
+from utils.base.parser import chosen
 from utils.base.paths import resolve_log_root
 from utils.data.label_table import LabelTable
 from utils.training.checkpoint import (
@@ -180,7 +181,7 @@ def newest_good(folder: Path) -> dict[str, Any]:
         try:
             return load_checkpoint(path)
         except UserError as error:
-            print(f"warning: {error}", file=sys.stderr)
+            warn(str(error))
     raise UserError(f"{folder}: no checkpoint is whole. Start again with --overwrite true")
 
 
@@ -207,22 +208,17 @@ def find_checkpoint(spec: str | None, log_root: Path, *, prefer: str = "best.pth
 
 
 def find_run(config: Config, world: World) -> tuple[Path, Path | None]:
-    """The run's folder and the checkpoint to resume from; the folder of a new run is free.
-
-    Where torchrun starts its processes again, they resume the run that they had begun.
-    """
+    """The run's folder, free for a new run, and the checkpoint to resume from. Where torchrun
+    starts its processes again, they resume the run that they had begun."""
     log_root = resolve_log_root(config.log_root)
     if config.resume is None:
         folder = log_root / (config.run_name or default_run_name(config, world))
         checkpoints = step_files(folder / "checkpoints")
         if world.restarted and checkpoints:
             return folder, checkpoints[-1]
-        exists = folder.exists() and any(path.name != LOCK for path in folder.iterdir())
-        if exists and world.is_main and not config.overwrite and not world.restarted:
-            raise UserError(
-                f"{folder}: this run exists. Continue it with --resume auto, replace it with "
-                "--overwrite true, or choose another --run_name"
-            )
+        if listing(folder) and world.is_main and not (config.overwrite or world.restarted):
+            what = "this run exists. Continue it with --resume auto, replace it with "
+            raise UserError(f"{folder}: {what}--overwrite true, or choose another --run_name")
         return folder, None
     spec = config.run_name if config.resume == "auto" else config.resume
     path = find_checkpoint(spec, log_root, prefer="last.pth").resolve()
@@ -241,10 +237,8 @@ def load_run(folder: Path, checkpoint: Path | None, config: Config) -> dict[str,
     before = plain(Config()) | state["config"]  # an older checkpoint lacks newer options
     changed = [k for k in now if k not in FREE_ON_RESUME | BATCHING and now[k] != before[k]]
     if changed:
-        raise UserError(
-            f"{folder}: made with another {', '.join(changed)}. Resume with "
-            f"--config {folder / 'config.yaml'}, or start a new --run_name"
-        )
+        what = f"made with another {', '.join(changed)}. Resume with --config"
+        raise UserError(f"{folder}: {what} {folder / 'config.yaml'}, or start a new --run_name")
     return state
 
 
@@ -257,10 +251,9 @@ def accumulation(config: Config, world: World, state: dict[str, Any] | None) -> 
     together = config.batch_size * world.size
     images = (state or {}).get("images_per_step") or together * config.accumulate
     if images % together:
-        raise UserError(
-            f"a step of this run has {images} images, {world.size} x {config.batch_size} do not "
-            "divide it. Give another --batch_size, or another number of processes"
-        )
+        what = f"{images} images, {world.size} x {config.batch_size} do not divide it"
+        advice = "Give another --batch_size, or another number of processes"
+        raise UserError(f"a step of this run has {what}. {advice}")
     needed = images // together
     if needed != config.accumulate and world.is_main:
         what = f"{world.size} x {needed} batches of {config.batch_size}"
@@ -271,17 +264,16 @@ def accumulation(config: Config, world: World, state: dict[str, Any] | None) -> 
 def build_run(
     config: Config, classes: LabelTable, world: World, state: dict[str, Any] | None
 ) -> Run:
-    """Model, average and optimizer at step 0, or as `state`, a checkpoint, has them.
-
-    UserError where that was trained on other classes.
-    """
+    """Model, average and optimizer at step 0, or as `state`, a checkpoint, has them; UserError
+    where that was trained on other classes."""
     torch.manual_seed(config.seed)
     if state and (what := classes.difference(state["classes"], state.get("label_table"))):
         advice = "Restore the data set's description, or start a new run with --init_from"
         raise UserError(f"{config.data_root}: {what}. {advice}")
     network = network_options(config, classes.num_classes)
     pretrained = state is None and config.init_from is None
-    model = build_model(**network, **pretrained_weights(config, network, wanted=pretrained))
+    weights = pretrained_weights(config, network) if pretrained else {}
+    model = build_model(**network, **weights)
     if state is None and config.init_from is not None:
         path = find_checkpoint(config.init_from, resolve_log_root(config.log_root))
         what = take_over(model, path, network, classes.names)
@@ -295,14 +287,8 @@ def build_run(
             raise UserError("--sync_bn true: PyTorch has it on GPUs only. Leave it out")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(world.device, memory_format=torch.channels_last)
-    optimizer = build_optimizer(
-        model,
-        config.optimizer,
-        base_lr=config.base_lr,
-        weight_decay=config.weight_decay,
-        head_lr_factor=config.head_lr_factor,
-        decay_norm=config.decay_norm,
-    )
+    options = chosen(config, "base_lr weight_decay head_lr_factor decay_norm")
+    optimizer = build_optimizer(model, config.optimizer, **options)
     loss_sum = torch.zeros((), device=world.device)
     names, table = list(classes.names), classes.plain()
     run = Run(model, optimizer, network, plain(config), names, table, loss_sum)
