@@ -108,7 +108,7 @@ def main() -> None:
             work.pictures(pictures)
         if work.left_out:
             counts = [len(x) if isinstance(x, dict) else 1 for x in (pictures, *videos.values())]
-            what = f"{work.left_out} of {sum(counts)} files could not be predicted, named above"
+            what = f"{work.left_out} of {sum(counts)} files could not be predicted, see above"
             start = " ".join(config.source[:3]) or root
             raise UserError(f"{start}: {what}. Replace or rename them")
         if config.split == "test" and data_set.server is not None and not dataset.has_labels:
@@ -124,7 +124,7 @@ def find_sources(sources: list[str], output: Path) -> tuple[dict[str, Path], Vid
     roots = []
     for source in sources:
         if not (found := find(Path(), os.path.expanduser(source))):
-            raise UserError(f"{source}: does not exist. Name an image, folder, video or camera")
+            raise UserError(f"{source}: not there. Give an image, folder, video or camera")
         for path in found:
             if path.is_dir() and output.is_relative_to(os.path.realpath(path)):
                 raise UserError(f"{output}: in the folder of the images. Choose another --output")
@@ -140,11 +140,11 @@ def find_sources(sources: list[str], output: Path) -> tuple[dict[str, Path], Vid
                 what = "an empty folder" if file.is_dir() else "neither PNG, JPEG nor a video"
                 print(f"skipped: {file}: {what}", file=sys.stderr)
         elif (first := place.setdefault(Path(name).as_posix(), file)) != file:
-            raise UserError(f"{file}: would be written as {first.name} is. Rename one")
+            raise UserError(f"{file}: its result would replace that of {first.name}. Rename one")
         elif os.path.realpath(output / f"{name}{ENDING}") == os.path.realpath(file):
             raise UserError(f"{file}: would be overwritten. Choose another --output")
     if not pictures and not videos:
-        raise UserError(f"{sources[0]}: no PNG, JPEG or video. Name an image, folder or video")
+        raise UserError(f"{sources[0]}: no PNG, JPEG or video. Give an image, a folder or a video")
     return pictures, videos
 
 
@@ -163,7 +163,7 @@ def without_sequences(images: dict[str, Path], videos: Videos, video: bool | Non
             folder, title = Path(os.path.abspath(path)).parent, Path(name).parent.as_posix()
             title = folder.name if title == "." else title
             if origins.setdefault(title, folder) != folder:
-                what = f"its video would be written as that of {origins[title]}"
+                what = f"its video would replace that of {origins[title]}"
                 raise UserError(f"{folder}: {what}. Rename one")
             group = videos.setdefault(title, {})
         group[name] = partial(read_image, path)

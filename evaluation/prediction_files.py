@@ -17,7 +17,8 @@ from utils.data.label_table import CITYSCAPES
 
 Pair = tuple[Path, Path]  # prediction, truth as find_truth gives it
 DAMAGED = "Replace the damaged file"
-CONVERT = "Map train ids to label ids: CITYSCAPES.ids[prediction], utils/data/label_table.py"
+IDS = "7, 8, 11, 12, 13, 17, 19 to 28, 31, 32, 33"
+CONVERT = f"Save label ids: train ids 0 to 18 are label ids {IDS}, in this order"
 
 
 def find_truth(root: Path, split: str) -> dict[str, Path]:
@@ -26,14 +27,14 @@ def find_truth(root: Path, split: str) -> dict[str, Path]:
         if found := find_files(root, split, kind):
             return found
     what = f"{first_folder(root, 'gtFine', split)}: no */*_gtFine_labelIds.png"
-    raise UserError(f"{what}. Name the data set's folder with --data_root")
+    raise UserError(f"{what}. Give the data set's folder with --data_root")
 
 
 def match_predictions(folder: Path, truth: dict[str, Path], *, subset: bool = False) -> list[Pair]:
     """Every image, of a subset every one that has any, with its one prediction, found by name in
     any sub-folder, as the referee does."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder. Name the predictions with --predictions")
+        raise UserError(f"{folder}: no such folder. Give their folder with --predictions")
     found: dict[str, Path] = {}
     extra = []
     for path in find(folder, "**/*.png"):

@@ -80,7 +80,7 @@ def main() -> None:
     root = resolve_data_folder("cityscapes", options.data_root, "CITYSCAPES_DATASET")
     truth, subset = find_truth(root, options.split), options.subset == "true"
     if subset and options.check_official == "true":
-        raise UserError("--subset: the official scorer takes all. Leave --check_official out")
+        raise UserError("--subset: the official scorer scores all. Leave --check_official out")
     pairs = match_predictions(options.predictions, truth, subset=subset)
     note = "" if len(pairs) == len(truth) else f"not official, {len(pairs)} of {len(truth)} images"
     classes = CITYSCAPES
@@ -107,7 +107,7 @@ def main() -> None:
         if difference > 1e-12:
             sys.exit(1)
     if faults.left_out:
-        raise UserError("score.py: files were left out, named above. Name others")
+        raise UserError("score.py: files were left out, see above. Give other files")
 
 
 if __name__ == "__main__":

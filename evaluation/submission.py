@@ -57,7 +57,7 @@ def check_submission(path: Path, dataset: Dataset, server: Server) -> None:
     with progress(len(dataset), unit="image", label="check archive") as bar:
         for name, content in contents(path):
             if name not in missing:
-                raise UserError(f"{path}: {name} is no image's or there twice. Predict again")
+                raise UserError(f"{path}: {name} fits no image or occurs twice. Predict again")
             size = dataset.size(missing.pop(name))
             ids = decode_ids(content, f"{path}/{name}", np.uint8)
             if ids.shape != size or not allowed[ids].all():

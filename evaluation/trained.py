@@ -131,7 +131,7 @@ class Trained:
             raise UserError(f"{self.path}: {what}. Use its own data set")
         what = classes.difference(classes.names, self.state.get("label_table"))
         if what and self.dataset_name == self.state["config"]["dataset"]:
-            warn(f"{self.path}: {what}; {self.dataset_name}'s ids of today are taken")
+            warn(f"{self.path}: {what}; {self.dataset_name}'s ids of today are used")
 
     @property
     def classes(self) -> LabelTable:
@@ -141,7 +141,7 @@ class Trained:
         classes = find_data_set(self.dataset_name, self.root).classes
         self.require_classes(classes)
         what = "an older checkpoint, which does not hold the ids of its classes"
-        warn(f"{self.path}: {what}; those of {self.dataset_name} are taken")
+        warn(f"{self.path}: {what}; the ids of {self.dataset_name} are used")
         return classes
 
     @property

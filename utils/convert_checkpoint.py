@@ -54,12 +54,13 @@ def state_of(found: Converted, config: ConvertConfig) -> dict[str, object]:
     known = (x.name for x in DATASETS.values() if x.classes.num_classes == classes)
     name = config.dataset or next(known, None)
     if name is None:
-        raise UserError(f"{config.file}: {outputs} classes. Name the data set with --dataset")
+        raise UserError(f"{config.file}: {outputs} classes. Give the data set with --dataset")
     root = resolve_data_root(name, config.data_root)
     table = find_data_set(name, root).classes
     names = list(table.names)
     if len(names) not in (outputs, classes):
-        raise UserError(f"{config.file}: {outputs} classes, {name} has {len(names)}. Name another")
+        what = f"{outputs} classes, {name} has {len(names)}"
+        raise UserError(f"{config.file}: {what}. Give another --dataset")
     return {
         "step": 0,
         "network": found.network,
@@ -74,11 +75,11 @@ def state_of(found: Converted, config: ConvertConfig) -> dict[str, object]:
 def main() -> None:
     config = parse(ConvertConfig, __doc__)
     if config.file is None:
-        raise UserError("convert_checkpoint.py: no file. Name another project's checkpoint")
+        raise UserError("convert_checkpoint.py: no file. Give the checkpoint of another project")
     folder = resolve_log_root(config.log_root) / (config.run_name or Path(config.file).stem)
     with hold(folder):
         if listing(folder):
-            raise UserError(f"{folder}: exists. Name another folder with --run_name")
+            raise UserError(f"{folder}: exists. Give another folder with --run_name")
         write_run(folder, config)
 
 

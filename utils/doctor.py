@@ -171,7 +171,7 @@ def main() -> None:
     if file is not None:
         require_file_name(file)
         if file.exists():
-            raise UserError(f"{file}: exists. Name another file, or delete it")
+            raise UserError(f"{file}: exists. Give another file, or delete it")
     sections = {"Machine": machine, "OpenCV": packages, "PyTorch": gpus, "Data": data_sets}
     sections["Files"] = files
     rows = [row for name in sections for row in attempt(name, sections[name])]

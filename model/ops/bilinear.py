@@ -115,6 +115,6 @@ def loaded(load: Callable[[], Callable]) -> Callable | None:
     try:
         return load()
     except Exception as error:  # Triton runs a C compiler at its first launch: any of its faults
-        what = f"{load.__module__.rpartition('.')[2]} takes PyTorch's slower way, without Triton"
+        what = f"{load.__module__.rpartition('.')[2]} is slower here, without Triton"
         print(f"{what} ({error!r:.200})", file=sys.stderr)
         return None

@@ -330,7 +330,7 @@ def test_one_bad_item_does_not_cost_the_rest(trained, picture, tmp_path):
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert re.search(r"left out: \S*/a.webm: frames of 960x480 and 960x240", done.stderr)
     assert re.search(r"left out: \S*/c.webm: cannot be written", done.stderr)
-    assert "2 of 5 files could not be predicted, named above" in done.stderr.splitlines()[-1]
+    assert "2 of 5 files could not be predicted, see above" in done.stderr.splitlines()[-1]
     made = sorted(path.name for path in output.iterdir())
     assert made == ["b.webm", "c.webm", "clip.webm"] and (output / "c.webm").is_dir()
 
@@ -363,7 +363,7 @@ def test_mistakes_are_one_line(trained, picture, tmp_path):
         (["missing.png"], "missing.png: does not exist"),
         (["7"], "camera 7: cannot be opened"),
         (["nothing"], "no PNG, JPEG or video"),
-        (["a.*"], "would be written as a.jpg is"),
+        (["a.*"], "its result would replace that of a.jpg"),
         ([".", "--output", "out"], "in the folder of the images"),
         (["a.png", "--fps", "0"], "--fps must be above 0"),
         (["a.png", "--output", "a.jpg"], "cannot be created"),
@@ -418,13 +418,13 @@ def test_images_as_people_name_them(case, trained, picture, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["d", "--video", "true"], "d/e: its video would be written as that of d/e.mp4. Rename"),
-        (["d/d", "--video", "true"], "d/d/d: its video would be written as that of "),
+        (["d", "--video", "true"], "d/e: its video would replace that of d/e.mp4. Rename"),
+        (["d/d", "--video", "true"], "d/d/d: its video would replace that of "),
         (["c.webm", "--output", "."], "c.webm: would be overwritten. Choose another --output"),
         (["loop/a"], "loop/a: "),
         ([f"{'a' * 300}.png"], "does not exist"),
         ([f"{'a' * 240}.png"], "cannot be written (File name too long)"),
-        (["e/a.png", "e/a.jpg"], "would be written as a.jpg is"),
+        (["e/a.png", "e/a.jpg"], "its result would replace that of a.jpg"),
     ],
 )
 def test_nothing_is_overwritten_by_the_same_call(arguments, words, trained, picture, tmp_path):

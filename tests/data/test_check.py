@@ -108,7 +108,7 @@ def test_each_fault_is_one_line_that_names_the_file(root, capsys, fault):
     assert path.name.rsplit("_", 1 + ("gtFine" in pattern))[0] in lines[0]
     if "missing" not in fault:
         assert lines[0].startswith(f"{path}: ")
-    assert lines[1].startswith(f"{root}: 1 faults, listed above.")
+    assert lines[1].startswith(f"{root}: faults found: 1, see above.")
 
 
 def test_faults_of_one_image_and_of_several_are_all_listed(root, capsys):

@@ -156,7 +156,7 @@ def test_a_test_split_may_lack_its_labels(tmp_path):
         (("images: images", "images: /images"), "below the data set's folder"),
         (
             ("  road: 7\n  sidewalk: 8\n  vehicle: [26, 27, 28]", "  [road, bus, road]"),
-            "a class is named twice",
+            "a class occurs twice",
         ),
         (("classes:", "colors: &a {}\nlists: *a\nclasses:"), "aliases"),
         (("classes:", "!!python/object:os.system classes:"), "dataset.yaml"),
@@ -176,10 +176,10 @@ def refused(root: Path, words: str) -> None:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ("splits: {training: train}", "splits of no split: training"),
+        ("splits: {training: train}", "splits holds unknown splits: training"),
         ("splits: [train]", "splits"),
         ("label_colors: {road: [1, 2, 3]}", "label_colors lacks sidewalk, vehicle"),
-        (COLORS.replace("sidewalk", "bus"), "label_colors of no class: bus"),
+        (COLORS.replace("sidewalk", "bus"), "label_colors holds unknown classes: bus"),
         (COLORS.replace("[9, 0", "[1, 2"), "a colour is given twice"),  # by two classes
         (COLORS.replace("[0, 0", "[1, 2"), "a colour is given twice"),  # and ignored
         (COLORS.replace("[9, ", "[999, "), "values of colours must be 0 to 255"),
@@ -428,7 +428,7 @@ def test_the_colours_of_a_jpeg_are_no_classes(tmp_path):
     )
     for path in sorted((root / "labels").glob("*/*.png")):
         Image.open(path).save(path.with_suffix(".jpg"), quality=60)
-    with pytest.raises(UserError, match=r"b.jpg: colour .* is of no class"):
+    with pytest.raises(UserError, match=r"b.jpg: colour .* belongs to no class"):
         list(read_all_train_ids(build_dataset("custom", root, "train"), workers=1))
 
 

@@ -154,7 +154,7 @@ def test_a_change_is_noticed_before_the_first_step_and_mended(change, tmp_path, 
     found = faults(name, root)
     assert found and any(words in line for line in found), found
     capsys.readouterr()
-    with pytest.raises(UserError, match="faults, listed above"):
+    with pytest.raises(UserError, match="faults found: "):
         check_data(find_data_set(name, root), root, workers=1)
     make(name, root)
     assert faults(name, root) == []

@@ -208,6 +208,21 @@ def test_a_value_of_another_type_is_one_plain_line_with_an_example(
     assert words in str(error.value), error.value
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("--class_weights", "class_weights: got no value. Give a value like true or false"),
+        ("--crop", "crop: got no value. Give a value like [512,1024]"),
+        ("--batchsize 4", "unrecognized arguments: --batchsize 4, perhaps --batch_size"),
+        ("--chekpoint x", "unrecognized arguments: --chekpoint x"),
+    ],
+)
+def test_a_mistyped_option_is_one_line_that_says_what_to_type(words, line):
+    with pytest.raises(UserError) as error:
+        parse(Config, "", words.split())
+    assert f": {line}. Options: " in str(error.value), error.value
+
+
 def test_every_type_of_an_option_has_an_example():
     for kind in (Config, ReportConfig, Description):
         for name, hint in get_type_hints(kind).items():

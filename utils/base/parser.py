@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -29,6 +30,8 @@ EXAMPLES = {  # of the types of options and of the keys in dataset.yaml
     dict[str, int | list[int]]: '{road: 7, "no": [26, 27]}', dict[str, str]: "{train: training}",
     dict[str, Color]: "{road: [128, 64, 128]}", list[Color]: "[[0, 0, 0]]",
 }  # fmt: skip
+UNKNOWN = re.compile(r"unrecognized arguments: --([\w-]+).*", re.DOTALL)
+NO_VALUE = re.compile(r"argument --(\w+): expected one argument")
 WRONG_TYPE = re.compile(r'.*Parser key "(\w+)":.*(?:Given|Got) value: (.*)', re.DOTALL)
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -41,7 +44,7 @@ class YamlParser(ArgumentParser):
         text = to_path(cfg_path).read_text(encoding="utf-8")
         with suppress(yaml.YAMLError):  # jsonargparse describes these better
             if any(isinstance(x, yaml.AliasEvent) for x in yaml.parse(text, yaml.SafeLoader)):
-                raise ValueError(f"{cfg_path}: has aliases (*name), which are not taken")
+                raise ValueError(f"{cfg_path}: has aliases (*name), which are not supported")
         return super().parse_path(cfg_path, *args, **kwargs)
 
 
@@ -81,10 +84,15 @@ def examples(hint: Any) -> list[str]:
 
 
 def plainly(message: str, config_class: type) -> str:
-    """jsonargparse's lines on a value of another type than its field's, as one with an example."""
-    if match := WRONG_TYPE.fullmatch(message):
-        expected = " or ".join(examples(get_type_hints(config_class)[match[1]]))
-        return f"{match[1]}: got {match[2]}. Give a value like {expected}"
+    """jsonargparse's lines on a value of another type than its field's, as one with an example;
+    and what an unknown option was meant to be."""
+    hints = get_type_hints(config_class)
+    if match := WRONG_TYPE.fullmatch(message) or NO_VALUE.fullmatch(message):
+        got = match[2] if match.re is WRONG_TYPE else "no value"
+        return f"{match[1]}: got {got}. Give a value like {' or '.join(examples(hints[match[1]]))}"
+    if match := UNKNOWN.fullmatch(message):
+        near = get_close_matches(match[1], hints, n=1)
+        return message + "".join(f", perhaps --{name}" for name in near)
     return message
 
 

@@ -82,7 +82,7 @@ def write_json(path: Path, content: Any) -> None:
 def require_file_name(path: Path) -> None:
     """UserError unless a file can be written there: no folder, and in a folder that exists."""
     if path.is_dir() or not os.path.isdir(os.path.dirname(os.path.realpath(path))):
-        raise UserError(f"{path}: not a file name in an existing folder. Name another file")
+        raise UserError(f"{path}: not a file name in an existing folder. Give another file")
 
 
 def read_bytes(path: Path) -> bytes:

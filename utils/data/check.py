@@ -51,9 +51,11 @@ def check_data(data_set: DataSet, root: Path, *, workers: int) -> None:
         files += sum(map(len, found.values())) + packed_path(root, split).is_file()
         warn_of_val_images(data_set, root, split)
     if not files and not faults:
-        raise UserError(f"{root}: no {data_set.name} files. Name their folder with --data_root")
+        raise UserError(f"{root}: no {data_set.name} files. Give their folder with --data_root")
     if faults:
-        raise UserError(f"{root}: {faults} faults, listed above. Correct them and check again")
+        raise UserError(
+            f"{root}: faults found: {faults}, see above. Correct the files and check again"
+        )
     print(f"{root}: {files} files, no fault")
 
 
@@ -173,7 +175,7 @@ def require_labels(
         present = [name for name, number in zip(names, pixels, strict=True) if number]
         if len(present) < least:
             known = ", ".join(present) or "no class"
-            what = f"{split} pixels of {known} only; 255 is ignored where no class has it"
+            what = f"{split} pixels of {known} only; 255 is ignored unless a class has id 255"
             advice = "Check the ids in the label files and the description of the data set"
             raise UserError(f"{root}: {what}. {advice}")
         absent = [name for name in names if name not in present]

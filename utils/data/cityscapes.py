@@ -69,7 +69,7 @@ def find_files(root: Path, split: str, kind: str) -> dict[str, Path]:
     if kind == "image" and not paths:
         raise NoImages(
             f"{root}: no images {folder}/*/*_{ending}. "
-            "Name the data set's folder with --data_root, or try without data: make demo"
+            "Give the data set's folder with --data_root, or try without data: make demo"
         )
     return paths
 
@@ -83,13 +83,13 @@ def prepare(root: Path, *, workers: int, overwrite: bool) -> bool:
     instances = find_files(root, "val", "instances")
     weights, outputs = root / WEIGHTS_FILE, {x: train_id_path(root, x) for x in labels["train"]}
     changed, _ = compare(weights, root, CITYSCAPES, outputs.values())
+    contradicting: list[str] = []
 
     def read(name: str) -> np.ndarray:
         path = labels["train"].get(name) or labels["val"][name]
         with suppress(UserError):  # a damaged file: evaluation and --check name it
             if name in instances:
-                for line in contradiction(path, read_ids(instances[name], np.uint16)):
-                    warn(f"{line}; scores follow instanceIds")
+                contradicting.extend(contradiction(path, read_ids(instances[name], np.uint16)))
         return read_train_ids(path, CITYSCAPES)
 
     written: dict[str, np.ndarray] = {}
@@ -109,6 +109,8 @@ def prepare(root: Path, *, workers: int, overwrite: bool) -> bool:
         total = sum(read_ahead(count, outputs, workers=workers, ahead=2 * workers))
         write_class_weights(root, total, CITYSCAPES.names, images=len(outputs))
     print(f"{root / 'meta'}: {len(written)} label images, class_weights.json")
+    if contradicting:
+        warn(f"{contradicting[0]}; {len(contradicting)} such files; scores follow instanceIds")
     return True
 
 

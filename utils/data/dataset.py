@@ -129,5 +129,5 @@ def complete_files(found: FoundFiles, root: Path, split: str, hint: str) -> list
             raise UserError(f"{folder}: {count} ({', '.join(missing[:3])}). {advice}")
         if others := paths.keys() - names.keys():
             one = paths[min(others)]
-            warn(f"{one}: {len(others)} {split} label files are of no image, such as this one")
+            warn(f"{one}: {len(others)} {split} label files belong to no image, such as this one")
     return [Files(name, **{kind: found[kind][name] for kind in found}) for name in names]

@@ -21,7 +21,7 @@ from utils.data.label_table import IGNORE, INVALID, LabelTable, voc_palette
 DESCRIPTION_FILE = "dataset.yaml"
 SHIPPED = REPOSITORY / "configs" / "datasets"
 SEE_DOCS = "docs/custom_data.md explains it"
-NAME_FOLDER = f"Name the data set's folder with --data_root; {SEE_DOCS}"
+NAME_FOLDER = f"Give the data set's folder with --data_root; {SEE_DOCS}"
 SPLITS = ("train", "val", "test")
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 
@@ -75,12 +75,12 @@ class Description:
         if twice := {number for number in used if (used + self.ignore).count(number) > 1}:
             raise ValueError(f"ids {sorted(twice)} are given twice")
         if len(ids) < len(self.classes):
-            raise ValueError("a class is named twice")
+            raise ValueError("a class occurs twice")
         if unknown := self.splits.keys() - set(SPLITS):
-            raise ValueError(f"splits of no split: {', '.join(sorted(unknown))}")
+            raise ValueError(f"splits holds unknown splits: {', '.join(sorted(unknown))}")
         for key in ("colors", "label_colors"):
             if unknown := getattr(self, key).keys() - ids.keys():
-                raise ValueError(f"{key} of no class: {', '.join(sorted(unknown))}")
+                raise ValueError(f"{key} holds unknown classes: {', '.join(sorted(unknown))}")
         if self.label_colors and (missing := ids.keys() - self.label_colors.keys()):
             raise ValueError(f"label_colors lacks {', '.join(sorted(missing))}")
         if self.ignore_colors and not self.label_colors:

@@ -164,7 +164,10 @@ def decode_ids(content: bytes, path: Any, dtype: type, *, advice: str = CHECK) -
     bits = 8 * np.dtype(dtype).itemsize
     if header.color != GREY or header.bits not in (8, bits):
         what = f"{header.kind}, not ids"
-        raise UserError(f"{path}: {what}. Give a one-channel image of {bits} bits")
+        advice = f"Give a one-channel image of {bits} bits"
+        if header.bits == 8:
+            advice += ", or describe the colours with label_colors in dataset.yaml"
+        raise UserError(f"{path}: {what}. {advice}")
     pixels = decode(content, cv2.IMREAD_UNCHANGED, path, what="PNG", advice=advice)
     if pixels.ndim != 2:
         raise UserError(f"{path}: not a whole PNG image. {advice}")
@@ -202,8 +205,8 @@ def to_train_ids(ids: np.ndarray, classes: LabelTable, path: Path) -> np.ndarray
     if (train_ids == INVALID).any():
         unknown = ", ".join(map(str, np.unique(ids[train_ids == INVALID])))
         raise UserError(
-            f"{path}: undefined label ids {unknown}. Give the data set's own id files; "
-            "a custom set's dataset.yaml lists its ids"
+            f"{path}: undefined label ids {unknown}. Give the data set's own id files, or add the "
+            "ids to classes or ignore in dataset.yaml"
         )
     return train_ids
 
@@ -219,7 +222,7 @@ def read_train_ids(path: Path, classes: LabelTable) -> np.ndarray:
     if len(unknown):
         row, column = unknown[0].tolist()
         color = tuple(image[row, column].tolist())
-        what = f"colour {color} at row {row}, column {column} is of no class"
+        what = f"colour {color} at row {row}, column {column} belongs to no class"
         raise UserError(f"{path}: {what}. Add it to label_colors or ignore_colors of dataset.yaml")
     return train_ids
 

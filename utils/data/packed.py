@@ -188,7 +188,9 @@ class PackedDataset(Dataset):
             found = data_set.find(root, split)
             sources = [path for paths in found.values() for path in paths.values()]
             if self.names != [*found["image"]]:
-                raise UserError(f"{self.path}: other images or another order today. {advice}")
+                raise UserError(
+                    f"{self.path}: other images than in the data set, or in another order. {advice}"
+                )
         if require_unchanged(self.path, data_set, root, sources, thorough=thorough):
             return
         for image in self.layout.images:  # packed before there were records

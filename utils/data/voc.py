@@ -42,7 +42,7 @@ def voc_folder(root: Path) -> Path:
     for name in FOLDERS:
         if (root / name / LISTS).is_dir():
             return root / name
-    raise NoImages(f"{root}: no {FOLDERS[1]}/{LISTS}. Name the folder with --data_root; {SEE_DOCS}")
+    raise NoImages(f"{root}: no {FOLDERS[1]}/{LISTS}. Give the folder with --data_root; {SEE_DOCS}")
 
 
 def lying_in(voc: Path, names: list[str], labels: str = "SegmentationClass") -> FoundFiles:

@@ -112,7 +112,7 @@ def load_checkpoint(path: Path, *, needs: Iterable[str] = ()) -> dict[str, Any]:
     if isinstance(found, int) and found > FORMAT:
         raise UserError(f"{path}: of a newer version, format {found} not {FORMAT}. Update the code")
     if found != FORMAT:
-        advice = "Name a run or a file it wrote, or convert it: python utils/convert_checkpoint.py"
+        advice = "Give a run of train.py, or convert it: python utils/convert_checkpoint.py"
         raise UserError(f"{path}: not a checkpoint of train.py. {advice}")
     require_entries(state, needs, path)
     return state
@@ -121,7 +121,7 @@ def load_checkpoint(path: Path, *, needs: Iterable[str] = ()) -> dict[str, Any]:
 def require_entries(state: dict[str, Any], names: Iterable[str], path: Any) -> None:
     """UserError naming the entries that a checkpoint lacks."""
     if missing := [name for name in names if name not in state]:
-        raise UserError(f"{path}: lacks {', '.join(missing)}. Name a file that train.py wrote")
+        raise UserError(f"{path}: lacks {', '.join(missing)}. Give a file that train.py wrote")
 
 
 def read_tensors(path: Path) -> Any:
@@ -132,7 +132,7 @@ def read_tensors(path: Path) -> Any:
         with torch.serialization.safe_globals(NUMPY_SCALARS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise UserError(f"{path}: does not exist. Name an existing file") from error
+        raise UserError(f"{path}: does not exist. Give an existing file") from error
     except Exception as error:  # a damaged file raises one of seven unrelated types
         objects: list[str] = []
         with suppress(Exception):  # whatever made loading fail

@@ -38,8 +38,8 @@ class Config:
     log_root: Path | None = None
     """Folder of all runs. Default: training_logs/."""
     resume: str | None = None
-    """'auto' goes on with the last checkpoint of --run_name (of the newest run if none is named);
-    a path goes on with that checkpoint."""
+    """'auto' resumes the last checkpoint of --run_name (of the newest run if none is named);
+    a path resumes that checkpoint."""
     overwrite: bool = False
     """Replace an existing run of the same name."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -126,7 +126,7 @@ def take_over(
     shapes = {name: getattr(value, "shape", None) for name, value in weights.items()}
     fitting = {name: weights[name] for name in own if shapes.get(name) == own[name].shape}
     if not fitting:
-        raise UserError(f"{path}: no tensor fits this network. Name a checkpoint of its backbone")
+        raise UserError(f"{path}: no tensor fits this network. Give one with the same backbone")
     model.load_state_dict({**own, **fitting})
     missing = [name for name in own if name not in fitting]
     missing += [f"class {name}" for name in classes if name not in common]

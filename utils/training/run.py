@@ -204,7 +204,10 @@ def find_checkpoint(spec: str | None, log_root: Path, *, prefer: str = "best.pth
     for path in (checkpoints / prefer, checkpoints / "last.pth", *step_files(checkpoints)[::-1]):
         if path.is_file():
             return path
-    raise UserError(f"{folder}: no checkpoint. Name a run in {log_root} or a checkpoint file")
+    runs = ", ".join(sorted({x.parents[1].name for x in find(log_root, "*/checkpoints/*.pth")}))
+    raise UserError(
+        f"{folder}: no checkpoint. Give a file, or a run of {log_root}: {runs or 'none'}"
+    )
 
 
 def find_run(config: Config, world: World) -> tuple[Path, Path | None]:
@@ -284,7 +287,7 @@ def build_run(
         freeze_norms(model)
     if config.sync_bn and world.size > 1:  # last: it takes over what was set before
         if not world.on_gpu:
-            raise UserError("--sync_bn true: PyTorch has it on GPUs only. Leave it out")
+            raise UserError("--sync_bn true: PyTorch supports it on GPUs only. Leave it out")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(world.device, memory_format=torch.channels_last)
     options = chosen(config, "base_lr weight_decay head_lr_factor decay_norm")
