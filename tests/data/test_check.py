@@ -108,7 +108,7 @@ def test_each_fault_is_one_line_that_names_the_file(root, capsys, fault):
     assert path.name.rsplit("_", 1 + ("gtFine" in pattern))[0] in lines[0]
     if "missing" not in fault:
         assert lines[0].startswith(f"{path}: ")
-    assert lines[1].startswith(f"{root}: faults found: 1, see above.")
+    assert lines[1].startswith(f"{root}: 1 fault, see above.")
 
 
 def test_faults_of_one_image_and_of_several_are_all_listed(root, capsys):
@@ -156,7 +156,7 @@ def test_instance_ids_that_nobody_unpacked_are_no_fault(root, capsys):
     """But some of them are; without label ids there is nothing to score with."""
     paths = sorted(root.glob("gtFine/*/*/*instanceIds.png"))
     paths[-1].unlink()
-    assert "1 faults" in check(root, capsys)[-1]
+    assert "1 fault" in check(root, capsys)[-1]
     with pytest.raises(UserError, match="1 of 3 val label files missing"):
         build_dataset("synthetic", root, "val")
     expected = build_dataset("synthetic", root, "train")[0]["label"]
@@ -185,7 +185,7 @@ def test_a_wrong_number_of_images_is_one_line(root, capsys):
     for known, words in ((5, "has 5: 1 missing"), (2, "has 2: 2 too many")):
         lines = check(root, capsys, replace(synthetic, images={"train": known, "test": 9}))
         assert len(lines) == 2 and lines[0].startswith(f"{root}: 4 train images, synthetic {words}")
-        assert "1 faults" in lines[1]
+        assert "1 fault" in lines[1]
     assert find_data_set("cityscapes", root).images == {"train": 2975, "val": 500, "test": 1525}
 
 
@@ -243,7 +243,7 @@ def test_each_fault_of_a_described_set_is_one_line(tmp_path, capsys, fault):
     edit(root / name)
     lines = check(root, capsys, "custom")
     assert len(lines) == 2 and message in lines[0] and (root / name).stem in lines[0], lines
-    assert "1 faults" in lines[1]
+    assert "1 fault" in lines[1]
 
 
 @pytest.mark.parametrize("change", [
@@ -268,7 +268,7 @@ def test_an_image_that_is_listed_and_not_there_is_one_line(tmp_path, capsys):
     (root / "train.txt").write_text("train0\ntrain9\n")
     cv2.imwrite(str(root / "labels" / "train" / "train9.png"), np.full((30, 40), 7, np.uint8))
     lines = check(root, capsys, "custom")
-    assert len(lines) == 2 and "train9" in lines[0] and "1 faults" in lines[1], lines
+    assert len(lines) == 2 and "train9" in lines[0] and "1 fault" in lines[1], lines
 
 
 def test_images_without_labels_are_no_fault_of_a_test_split(tmp_path, capsys):

@@ -413,7 +413,7 @@ def test_a_colour_of_no_class_is_named_with_its_place(tmp_path, color):
     Image.fromarray(picture).save(path)
     done = run("utils/preprocess_data.py", "--dataset", "custom", "--data_root", root,
                "--check", "true")  # fmt: skip
-    fails(done, "1 faults")
+    fails(done, "1 fault")
     (line,) = (line for line in done.stdout.splitlines() if "1 b" in line)
     assert line.startswith(f"{path}: colour {color} at row 37, column 21 ")
     dataset = build_dataset("custom", root, "val")

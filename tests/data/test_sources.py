@@ -119,7 +119,7 @@ CHANGES = {  # data set, what changes, the file that is named
     "an image, older": ("custom", replaced("images/val/*"), "images/val/1.png"),
     "a longer list": ("custom", write("train.txt", "0\n1\n2\n"), "train"),
     "a shorter list": ("custom", write("train.txt", "0\n"), "train"),
-    "another order": ("custom", write("val.txt", "1\n0\n"), "val.pack: other images or"),
+    "another order": ("custom", write("val.txt", "1\n0\n"), "val.pack: other images than in"),
     "label ids": ("cityscapes", repaint("gtFine/train/*/*labelIds.png", date=2e9), "labelIds"),
     "label ids, date kept": ("cityscapes", repaint("gtFine/train/*/*labelIds.png"), "labelIds"),
     "label ids, older": ("cityscapes", replaced("gtFine/train/*/*labelIds.png"), "labelIds"),
@@ -154,7 +154,7 @@ def test_a_change_is_noticed_before_the_first_step_and_mended(change, tmp_path, 
     found = faults(name, root)
     assert found and any(words in line for line in found), found
     capsys.readouterr()
-    with pytest.raises(UserError, match="faults found: "):
+    with pytest.raises(UserError, match="fault.*, see above"):
         check_data(find_data_set(name, root), root, workers=1)
     make(name, root)
     assert faults(name, root) == []

@@ -216,7 +216,7 @@ def test_labels_of_sbd_are_no_fault_before_they_are_converted(tmp_path):
     (tmp_path / "meta" / "label_imgs" / "2008_000002.png").unlink()
     (tmp_path / "SBD" / "cls" / "2008_000002.mat").unlink()
     done = run(*check, "--check", "true")
-    fails(done, "1 faults")
+    fails(done, "1 fault")
     assert "2008_000002.png: cannot be read" in done.stdout
 
 

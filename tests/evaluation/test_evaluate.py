@@ -66,6 +66,7 @@ def test_memory_for_pixels_does_not_grow_with_the_number_of_images(tmp_path):
     peaks, files = [], dataset.files
     for number in (20, 40):  # more than are held at once
         dataset.files = files[:number]
+        dataset.names = [x.name for x in dataset.files]
         tracemalloc.start()
         evaluate(Constant(), dataset, world=ALONE, workers=2)
         peaks.append(tracemalloc.get_traced_memory()[1])

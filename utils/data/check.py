@@ -53,9 +53,8 @@ def check_data(data_set: DataSet, root: Path, *, workers: int) -> None:
     if not files and not faults:
         raise UserError(f"{root}: no {data_set.name} files. Give their folder with --data_root")
     if faults:
-        raise UserError(
-            f"{root}: faults found: {faults}, see above. Correct the files and check again"
-        )
+        count = "1 fault" if faults == 1 else f"{faults} faults"
+        raise UserError(f"{root}: {count}, see above. Correct the files and check again")
     print(f"{root}: {files} files, no fault")
 
 
