@@ -81,5 +81,5 @@ def test_two_files_of_one_name_are_one_line(files, tmp_path):
 def test_a_folder_that_cannot_be_listed_is_one_line(tmp_path):
     """Links in a circle stand for all of these: root may read every folder."""
     grow(tmp_path, "a -> b", "b -> a")
-    with pytest.raises(UserError, match=f"/a: {os.strerror(40)}. Choose a folder"):
+    with pytest.raises(UserError, match=f"/a: {os.strerror(40)}. Give a folder"):
         listing(tmp_path / "a")

@@ -178,5 +178,5 @@ def test_a_name_that_stands_there_again_counts_once_and_is_said(
     path.write_text("a\nb\na \nc\nb\na\n")
     for _ in range(2):
         assert read_names(path) == ["a", "b", "c"]
-    line = f"warning: {path}: 2 names stand there again, such as a; each counts once\n"
+    line = f"warning: {path}: 2 duplicate names, such as a; each counts once\n"
     assert capsys.readouterr().err == ("" if rank == "1" else line)  # once, by one process

@@ -516,7 +516,7 @@ def test_lists_that_lie_anywhere(place, ends, tmp_path, monkeypatch, capsys):
     folder.mkdir(parents=True)
     (folder / "train.txt").write_text(ends.join("ba") + f"{ends}b{ends}", encoding="utf-8-sig")
     assert build_dataset("custom", root, "train").names == ["b", "a"]
-    assert "1 names stand there again, such as b; each counts once" in capsys.readouterr().err
+    assert "1 duplicate names, such as b; each counts once" in capsys.readouterr().err
 
 
 def test_pictures_of_another_ending_are_counted(tmp_path, capsys):

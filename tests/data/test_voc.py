@@ -285,7 +285,7 @@ def test_endings_in_any_case_and_a_name_twice(tmp_path, capsys):
     listing = voc / "ImageSets/Segmentation/train.txt"
     listing.write_bytes(("\ufeff" + "  \r\n".join([*TRAIN, TRAIN[1]])).encode())
     assert build_dataset("voc", tmp_path, "train").names == TRAIN
-    assert f"{listing}: 1 names stand there again, such as {TRAIN[1]}" in capsys.readouterr().err
+    assert f"{listing}: 1 duplicate names, such as {TRAIN[1]}" in capsys.readouterr().err
     assert build_dataset("voc", tmp_path, "val")[0]["label"].any()
     (voc / "JPEGImages" / f"{TRAIN[1]}.JPG").touch()
     with pytest.raises(UserError, match=f"{TRAIN[1]}.jpg: a second file named {TRAIN[1]}"):

@@ -213,7 +213,7 @@ def test_a_value_of_another_type_is_one_plain_line_with_an_example(
     [
         ("--class_weights", "class_weights: got no value. Give a value like true or false"),
         ("--crop", "crop: got no value. Give a value like [512,1024]"),
-        ("--batchsize 4", "unrecognized arguments: --batchsize 4, perhaps --batch_size"),
+        ("--batchsize 4", "unrecognized arguments: --batchsize 4. Perhaps you meant --batch_size"),
         ("--chekpoint x", "unrecognized arguments: --chekpoint x"),
     ],
 )

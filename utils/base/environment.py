@@ -1,4 +1,4 @@
-"""What this machine has, found without torch: processor cores, compilers, NVIDIA GPUs."""
+"""Finds the CPU cores, compilers and NVIDIA GPUs of this machine without importing torch."""
 
 import os
 import shlex
@@ -9,21 +9,21 @@ from functools import cache
 from pathlib import Path
 from shutil import which
 
-# There wherever a driver of NVIDIA has found a GPU; the second one under WSL.
+# One of these exists if the NVIDIA driver has found a GPU; the second one is WSL's.
 GPU_FILES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
-DRIVERS = {"12": 525, "13": 580}  # CUDA -> the oldest driver that it takes (CUDA's release notes)
+DRIVERS = {"12": 525, "13": 580}  # CUDA -> oldest driver that it supports (CUDA release notes)
 OTHER_BUILD = "install PyTorch for another CUDA: https://pytorch.org/get-started/previous-versions"
 
 
 def usual_workers() -> int:
-    """Threads that read images: 16, or this process's share of the cores where that is less."""
-    able = getattr(os, "sched_getaffinity", None)  # of Linux; it leaves out cores of other jobs
+    """Default number of threads that read images: this process's share of the cores, at most 16."""
+    able = getattr(os, "sched_getaffinity", None)  # Linux only; a job may own a part of the cores
     cores = len(able(0)) if able else os.cpu_count() or 1
     return max(1, min(16, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))))
 
 
 def lacks_to_build(language: str) -> str | None:
-    """What is missing to build an extension of Python in "C" (Triton) or "C++" (torch.compile)."""
+    """What building Python extensions in "C" (Triton) or "C++" (torch.compile) lacks here, or None."""
     variable, *names = {"C": ("CC", "gcc", "clang"), "C++": ("CXX", "g++", "clang++")}[language]
     chosen = shlex.split(os.environ.get(variable, ""))
     if not any(map(which, chosen[:1] or [*names, "cl"])):
@@ -36,7 +36,7 @@ def lacks_to_build(language: str) -> str | None:
 
 @cache
 def nvidia_gpus() -> tuple[dict[str, str], ...]:
-    """What nvidia-smi says of each GPU: name, driver_version, memory.total; () without a GPU."""
+    """name, driver_version and memory.total of each GPU from nvidia-smi; () without a GPU."""
     names = ("name", "driver_version", "memory.total")
     command = ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader"]
     try:
@@ -48,7 +48,7 @@ def nvidia_gpus() -> tuple[dict[str, str], ...]:
 
 
 def why_no_gpu(cuda: str | None) -> tuple[str, str] | None:
-    """Why PyTorch, built for `cuda`, sees no GPU, and what to do; None where all are hidden."""
+    """Why a PyTorch for `cuda` sees no GPU, and the remedy; None if no GPU exists or all are hidden."""
     drivers = [gpu["driver_version"] for gpu in nvidia_gpus()]
     there = drivers or any(path.exists() for path in GPU_FILES)
     if not there or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):

@@ -1,7 +1,7 @@
-"""The one way in which every command looks for files.
+"""The file search of every command.
 
-Links to files and folders are followed, the ending of a name matches in any case, and hidden files
-(names that begin with a dot, so macOS's ._x.png too) and __MACOSX are passed over.
+It follows links to files and folders, ignores the case of file extensions, and skips __MACOSX and
+hidden files (names that begin with a dot, such as macOS's ._x.png).
 """
 
 import os
@@ -14,10 +14,10 @@ from utils.base.errors import UserError
 
 
 def find(root: Path, pattern: str) -> dict[Path, str]:
-    """What matches below `root`, in order, folder by folder -> what {name} stands for in its path.
+    """Paths below `root` that match, sorted folder by folder -> the text that {name} matched.
 
-    Between "/" stand `*`, `?`, `[ab]` and {name}, any text; `**` is any number of folders. A part
-    that is there just as it is written, such as a[1].png, is taken as it is.
+    `*`, `?` and `[ab]` match within a path part as in a shell, {name} matches any text, and `**`
+    any number of folders. A part that exists literally, such as a[1].png, is no pattern.
     """
     found = {root: ""}
     for part in Path(pattern).parts:
@@ -26,7 +26,7 @@ def find(root: Path, pattern: str) -> dict[Path, str]:
 
 
 def find_named(root: Path, pattern: str) -> dict[str, Path]:
-    """What {name} stands for -> file; UserError where two files have one name."""
+    """The text that {name} matched -> file; UserError if two files have the same name."""
     found: dict[str, Path] = {}
     for path, name in find(root, pattern).items():
         if (first := found.setdefault(name, path)) is not path:
@@ -35,7 +35,7 @@ def find_named(root: Path, pattern: str) -> dict[str, Path]:
 
 
 def matches(folder: Path, part: str) -> Iterator[tuple[Path, str]]:
-    """What one part of a pattern stands for in a folder, and its {name} or ""."""
+    """Paths in a folder that match one part of a pattern, each with its {name} or ""."""
     if part == "**":
         yield from ((x, "") for x in folders(folder))
     elif os.path.lexists(folder / part):
@@ -49,7 +49,7 @@ def matches(folder: Path, part: str) -> Iterator[tuple[Path, str]]:
 
 
 def folders(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """A folder and all below it; a link back to one `above` it ends there."""
+    """A folder and all folders below it; skips links back to a folder in `above`."""
     if (real := os.path.realpath(folder)) not in above:
         yield folder
         for path in map(folder.joinpath, listing(folder)):
@@ -58,10 +58,10 @@ def folders(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
 
 
 def listing(folder: Path) -> list[str]:
-    """Names of what lies in a folder, sorted; [] where there is none. UserError if it is closed."""
+    """Sorted names in a folder, [] if it does not exist. UserError if it cannot be read."""
     try:
         return sorted(x for x in os.listdir(folder) if not x.startswith(".") and x != "__MACOSX")
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise UserError(f"{folder}: {error.strerror}. Choose a folder that can be read") from error
+        raise UserError(f"{folder}: {error.strerror}. Give a folder that can be read") from error

@@ -1,4 +1,4 @@
-"""One process per folder: a lock that the system releases when its holder ends, in any way."""
+"""A lock that admits one process per folder; the system releases it however the process ends."""
 
 import os
 import time
@@ -21,10 +21,10 @@ LOCK = ".lock"
 
 @contextmanager
 def hold(folder: Path, *, enabled: bool = True) -> Iterator[None]:
-    """Hold folder/.lock, which is removed at the end; UserError where another process holds it.
+    """Hold folder/.lock and remove it at the end; UserError if another process holds it.
 
-    Folders made for it are removed again if nothing else came into them. No lock is ever stale:
-    what counts is the system's lock on the file, not that the file exists.
+    Missing folders are created, and removed at the end if they are empty. A lock is never stale:
+    the system's lock on the file counts, not the file's existence.
     """
     if not enabled:
         yield
@@ -36,15 +36,15 @@ def hold(folder: Path, *, enabled: bool = True) -> Iterator[None]:
         try:
             yield
         finally:
-            with suppress(OSError):  # Windows removes no open file
+            with suppress(OSError):  # Windows cannot remove an open file
                 path.unlink()  # before the lock is released: see acquire
-            with suppress(OSError):  # some folder is in use
+            with suppress(OSError):  # a folder is not empty
                 for empty in made:
                     empty.rmdir()
 
 
 def acquire(path: Path) -> IO[bytes]:
-    """The locked file; opened again where its holder removed it before it could be locked."""
+    """The locked file; opens it again if the previous holder removed it before it was locked."""
     while True:
         with writing(path):
             file = path.open("a+b", buffering=0)
@@ -63,14 +63,14 @@ def acquire(path: Path) -> IO[bytes]:
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 break
         file.close()
-    with suppress(OSError):  # a full disk; the name is all that lacks
+    with suppress(OSError):  # on a full disk only the holder's name is missing
         file.truncate(0)
         file.write(f"process {os.getpid()}".encode())
     return file
 
 
 def holder(file: IO[bytes]) -> str:
-    """What the holder writes right after it got the lock, which may be this moment."""
+    """The name in the lock file; waits, because the holder writes it just after locking."""
     for _ in range(40):  # two seconds
         file.seek(0)
         if name := file.read().decode().strip():

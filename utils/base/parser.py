@@ -1,6 +1,6 @@
-"""The command line that all commands share: a typed dataclass, a YAML file, flags over it.
+"""The command line of all commands: flags override a YAML file, which overrides a dataclass.
 
-Imports no torch: `--help` and a mistyped option answer at once.
+This file does not import torch, so that `--help` and error messages appear at once.
 """
 
 import re
@@ -20,11 +20,11 @@ from utils.base.paths import to_path
 
 Options = TypeVar("Options")  # a dataclass
 
-Factors = tuple[float, ...] | float  # a single one may stand without brackets
+Factors = tuple[float, ...] | float  # one factor needs no brackets
 Color = tuple[int, int, int]
-EXAMPLES = {  # of the types of options and of the keys in dataset.yaml
+EXAMPLES = {  # values for the types of options and of keys in dataset.yaml
     int: "8", float: "0.5", bool: "true or false", Path: "a/folder",
-    str: "name, in quotes where it is yes, no or a number",
+    str: "name, in quotes if it is yes, no or a number",
     Color: "[1,2,4]", tuple[int, int]: "[512,1024]", tuple[float, float]: "[0.5,2.0]",
     tuple[float, ...]: "[0.5,1.0]", list[int]: "[0, 255]", list[str]: '[road, "no", "1"]',
     dict[str, int | list[int]]: '{road: 7, "no": [26, 27]}', dict[str, str]: "{train: training}",
@@ -38,20 +38,20 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 class YamlParser(ArgumentParser):
-    """jsonargparse; a file with aliases is refused: a small one could unfold without end."""
+    """jsonargparse without YAML aliases: a small file with aliases could expand without limit."""
 
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
         text = to_path(cfg_path).read_text(encoding="utf-8")
-        with suppress(yaml.YAMLError):  # jsonargparse describes these better
+        with suppress(yaml.YAMLError):  # jsonargparse reports these better
             if any(isinstance(x, yaml.AliasEvent) for x in yaml.parse(text, yaml.SafeLoader)):
-                raise ValueError(f"{cfg_path}: has aliases (*name), which are not supported")
+                raise ValueError(f"{cfg_path}: has aliases (*name). Write their values instead")
         return super().parse_path(cfg_path, *args, **kwargs)
 
 
 def parse(config_class: type[Options], description: str, argv: list[str] | None = None) -> Options:
-    """Command line, over `--config FILE.yaml` -> `config_class`; UserError on a mistake.
+    """Command line and `--config FILE.yaml` -> `config_class`; UserError for a wrong option.
 
-    A field with `help`, perhaps `nargs`, in its metadata is given by its place, without a name.
+    A field with `help` (and optionally `nargs`) in its metadata is a positional argument.
     """
     parser = YamlParser(description=description.split("\n", 1)[0], exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file; flags override it.")
@@ -69,40 +69,40 @@ def parse(config_class: type[Options], description: str, argv: list[str] | None 
 
 
 def as_meant(value: Any, hint: Any) -> Any:
-    """An option's value: ~ at its beginning, which a shell leaves in --option=~/x, is the home
-    folder, and a number where several may stand is one of them."""
+    """An option's value. Expands ~, because a shell does not in --option=~/x; makes a tuple of a
+    single number if the option takes several."""
     if isinstance(value, float) and tuple[float, ...] in get_args(hint):
         return (value,)
     return type(value)(to_path(value)) if str(value).startswith("~") else value
 
 
 def examples(hint: Any) -> list[str]:
-    """What values of a type look like."""
+    """Example values of a type."""
     if hint in EXAMPLES or not get_args(hint):
         return [EXAMPLES.get(hint, str(hint))]
     return [text for part in get_args(hint) if part is not NoneType for text in examples(part)]
 
 
 def plainly(message: str, config_class: type) -> str:
-    """jsonargparse's lines on a value of another type than its field's, as one with an example;
-    and what an unknown option was meant to be."""
+    """jsonargparse's message in one line, with an example for a value of the wrong type and the
+    most similar known option for an unknown one."""
     hints = get_type_hints(config_class)
     if match := WRONG_TYPE.fullmatch(message) or NO_VALUE.fullmatch(message):
         got = match[2] if match.re is WRONG_TYPE else "no value"
         return f"{match[1]}: got {got}. Give a value like {' or '.join(examples(hints[match[1]]))}"
     if match := UNKNOWN.fullmatch(message):
         near = get_close_matches(match[1], hints, n=1)
-        return message + "".join(f", perhaps --{name}" for name in near)
+        return message + "".join(f". Perhaps you meant --{name}" for name in near)
     return message
 
 
 def chosen(config: Any, names: str) -> dict[str, Any]:
-    """The fields `names`, with spaces between them."""
+    """Name -> value of the fields in `names`, which are separated by spaces."""
     return {name: getattr(config, name) for name in names.split()}
 
 
 def check(config: Any, names: str, valid: Callable[[Any], object], expected: str) -> None:
-    """ValueError for a field, of `names` with spaces between them, that is set and not `valid`."""
+    """ValueError for a field in `names` (separated by spaces) that is neither None nor `valid`."""
     for name, value in chosen(config, names).items():
         if value is not None and not valid(value):
             raise ValueError(f"--{name} must be {expected}, got {value}")

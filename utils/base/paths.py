@@ -1,6 +1,6 @@
-"""Places in the repository, and files that are written whole or not at all.
+"""Default paths, and files that are written completely or not at all.
 
-Needs the standard library only, so that evaluation/score.py runs without torch and jsonargparse.
+Needs only the standard library, so that evaluation/score.py runs without torch and jsonargparse.
 """
 
 import json
@@ -18,47 +18,47 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def to_path(text: str | Path) -> Path:
-    """A path as people write it, where the shell left ~ as it is."""
+    """Expands ~, in case the shell did not."""
     return Path(os.path.expanduser(text))
 
 
 def resolve_log_root(log_root: Path | None) -> Path:
-    """The folder of all runs; absolute."""
+    """Absolute path of the folder of all runs."""
     return Path(os.path.realpath(log_root or REPOSITORY / "training_logs"))
 
 
 def resolve_data_folder(name: str, data_root: Path | None, variable: str | None) -> Path:
-    """The folder the user named, by an option or an environment variable, else data/<name>."""
+    """Absolute path: `data_root`, else that of the environment variable, else data/<name>."""
     named = os.environ.get(variable) if variable else None
     return Path(os.path.realpath(data_root or to_path(named or REPOSITORY / "data" / name)))
 
 
 def make_folder(folder: Path) -> None:
-    """`mkdir -p`; UserError where that is impossible."""
+    """`mkdir -p`; UserError if it fails."""
     with writing(folder, "created"):
         folder.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
 def writing(path: Path, what: str = "written") -> Iterator[None]:
-    """UserError where the system refuses to write `path`."""
+    """Turn an OSError into a UserError about `path`."""
     try:
         yield
     except OSError as error:
         kind = DiskError if error.errno in DISK else UserError
         what = f"cannot be {what} ({error.strerror or error})"
-        advice = "Free space there, or choose another folder or a shorter name"
+        advice = "Free space there, or give another folder or a shorter name"
         raise kind(f"{path}: {what}. {advice}") from error
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary file name beside `path`; what is written there takes the name at the end.
+    """Yield a temporary path beside `path`; at the end the temporary file replaces `path`.
 
-    An error or a kill leaves an earlier file as it was. UserError where the system refuses.
+    An error or a kill leaves an existing file unchanged. UserError if writing fails.
     """
     name, content = path.name, os.fsencode(path.name)
-    if len(content) > 200:  # 255 bytes are what most systems take
+    if len(content) > 200:  # most systems allow 255 bytes
         name = sha256(content).hexdigest() + path.suffix[:9]
     temporary = path.with_name(f".tmp-{os.getpid()}-{name}")
     try:
@@ -66,7 +66,7 @@ def whole(path: Path) -> Iterator[Path]:
             yield temporary
             os.replace(temporary, path)
     finally:
-        with suppress(OSError):  # nothing there, or a folder that takes no changes
+        with suppress(OSError):  # it does not exist, or the folder is read-only
             temporary.unlink()
 
 
@@ -80,7 +80,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def require_file_name(path: Path) -> None:
-    """UserError unless a file can be written there: no folder, and in a folder that exists."""
+    """UserError if `path` is a folder, or its parent folder does not exist."""
     if path.is_dir() or not os.path.isdir(os.path.dirname(os.path.realpath(path))):
         raise UserError(f"{path}: not a file name in an existing folder. Give another file")
 
@@ -94,11 +94,11 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_names(path: Path) -> list[str]:
-    """The lines of a list, stripped, each once, without the empty ones; UserError as read_bytes."""
+    """The stripped lines of a list, without empty ones and duplicates; UserError as read_bytes."""
     content = read_bytes(path)
     encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     lines = content.decode(encoding, "replace").splitlines()
     counts = Counter(line.strip() for line in lines if line.strip())
     if twice := [name for name, number in counts.items() if number > 1]:
-        warn(f"{path}: {len(twice)} names stand there again, such as {twice[0]}; each counts once")
+        warn(f"{path}: {len(twice)} duplicate names, such as {twice[0]}; each counts once")
     return list(counts)

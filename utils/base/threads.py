@@ -1,4 +1,4 @@
-"""Results computed ahead by threads, in order."""
+"""Threads that compute results ahead and return them in order."""
 
 import atexit
 import time
@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 
 from utils.base.errors import UserError
 
-GRACE = 2.0  # seconds that threads have to finish what they are doing
-READ_TIMEOUT = 120.0  # seconds until a sample that does not arrive is an error
+GRACE = 2.0  # seconds that threads get to finish their current item
+READ_TIMEOUT = 120.0  # seconds until a missing result is an error
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Job = tuple[Future, Any]  # a result to come, and its item
+Job = tuple[Future, Any]  # a future result, and its item
 
 
 def read_ahead(
@@ -26,15 +26,15 @@ def read_ahead(
     ahead: int = 4,
     describe: Callable[[Item], str] = str,
 ) -> Iterator[Result]:
-    """Results in the items' order, up to `ahead` of them computed in advance by `workers` threads.
+    """Results in the order of the items; `workers` threads compute up to `ahead` in advance.
 
-    An error in a thread is raised here; a result that takes too long is a UserError with
-    describe(item). A thread that hangs in a read does not keep the process from ending.
+    An error in a thread is raised here; a result that takes too long raises a UserError with
+    describe(item). A thread that hangs in a read does not prevent the process from ending.
     """
     if workers == 0:
         yield from map(function, items)
         return
-    jobs: SimpleQueue[Job | None] = SimpleQueue()  # None: no more
+    jobs: SimpleQueue[Job | None] = SimpleQueue()  # None: no more jobs
     threads = [Thread(target=work, args=(function, jobs), daemon=True) for _ in range(workers)]
     pending: deque[Job] = deque()
 
@@ -48,7 +48,7 @@ def read_ahead(
             if thread.is_alive():
                 thread.join(max(0.0, deadline - time.monotonic()))
 
-    atexit.register(close)  # a daemon that is at work when Python ends takes the process down
+    atexit.register(close)  # a daemon thread that still works at Python's exit crashes it
     try:
         for thread in threads:
             thread.start()
@@ -65,7 +65,7 @@ def read_ahead(
 
 
 def work(function: Callable, jobs: SimpleQueue[Job | None]) -> None:
-    """What a thread does: results and errors into their futures, until there is no more."""
+    """Body of a thread: put results and errors into their futures until None arrives."""
     while (job := jobs.get()) is not None:
         future, item = job
         if future.set_running_or_notify_cancel():
@@ -73,7 +73,7 @@ def work(function: Callable, jobs: SimpleQueue[Job | None]) -> None:
                 future.set_result(function(item))
             except BaseException as error:
                 future.set_exception(error)
-        del job, future, item  # or an idle thread would keep an image
+        del job, future, item  # or an idle thread would keep an image in memory
 
 
 def wait(future: Future[Result], item: Item, describe: Callable[[Item], str]) -> Result:
