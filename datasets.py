@@ -1,4 +1,4 @@
-"""The data sets, and the samples of their splits. No augmentation here.
+"""The data sets and the samples of their splits, without augmentation.
 
 A data set of folders and ids needs no code: configs/datasets/<name>.yaml describes it.
 """
@@ -18,7 +18,7 @@ from utils.data.label_table import LabelTable
 from utils.data.packed import PackedDataset, packed_path
 from utils.data.sources import require_unchanged
 
-# Those that need code. find_data_set adds the described ones.
+# The data sets that need code; find_data_set adds those that a YAML file describes.
 DATASETS: dict[str, DataSet] = {
     "cityscapes": cityscapes.DATA_SET,
     "synthetic": cityscapes.SYNTHETIC,
@@ -31,17 +31,17 @@ def data_set_names() -> list[str]:
 
 
 def find_data_set(name: str, root: Path) -> DataSet:
-    """The data set; "custom" is what root/dataset.yaml describes. UserError lists the names."""
+    """The data set `name`; root/dataset.yaml describes "custom". UserError for an unknown name."""
     if name in DATASETS:
         return DATASETS[name]
     if name not in described_names():
         known = ", ".join(data_set_names())
-        raise UserError(f"--dataset {name}: unknown data set. Choose one of {known}")
+        raise UserError(f"--dataset {name}: unknown data set. Give one of {known}")
     return described_data_set(name, root)
 
 
 def resolve_data_root(name: str, data_root: Path | None) -> Path:
-    """The folder the user named, else the data set's default place; absolute."""
+    """Absolute path of `data_root`, or of the data set's default folder."""
     variable = DATASETS[name].variable if name in DATASETS else None
     return resolve_data_folder(name, data_root, variable)
 
@@ -51,13 +51,13 @@ def build_dataset(
 ) -> Dataset:
     """The samples of a split of data set `name` below `root`.
 
-    Where utils/preprocess_data.py packed the split, the packed file is read, unless told not to.
-    fine_repeats: how often train_extra holds its first part, the finely labelled images.
+    packed: read the packed file of utils/preprocess_data.py if it exists.
+    fine_repeats: how often train_extra contains each of its finely labelled images.
     """
     data_set = find_data_set(name, root)
     known = (*data_set.splits, *data_set.unions)
     if split not in known:
-        raise UserError(f"--split {split}: {name} has none. Choose one of {', '.join(known)}")
+        raise UserError(f"--split {split}: not in {name}. Give one of {', '.join(known)}")
     if split in data_set.unions:
         first, *others = (
             build_dataset(name, root, part, packed=packed) for part in data_set.unions[split]
@@ -81,11 +81,11 @@ class SegmentationDataset(Dataset):
     def __init__(self, files: list[Files], classes: LabelTable) -> None:
         self.files = files
         self.names = [x.name for x in files]
-        kinds = ("instances", "train_ids", "ids")  # instances say most
+        kinds = ("instances", "train_ids", "ids")  # best first: ids follow from instances
         self.kind = next((kind for kind in kinds if getattr(files[0], kind)), None)
         self.classes = classes.without_instances() if self.kind == "ids" else classes
         self.has_labels = self.kind is not None
-        self.checked = files[0].train_ids is not None  # preprocessing has seen every label file
+        self.checked = files[0].train_ids is not None  # preprocessing has read every label file
 
     def image(self, index: int) -> np.ndarray:
         return read_image(self.files[index].image)
@@ -97,7 +97,7 @@ class SegmentationDataset(Dataset):
         return self.truth(index, self.size(index))["label"]
 
     def truth(self, index: int, size: tuple[int, int]) -> dict[str, np.ndarray]:
-        """Label and instances as in a sample, if there are any; UserError for another size."""
+        """A sample's "label" and "instance", if they exist; UserError if their size differs."""
         if self.kind is None:
             return {}
         path = getattr(self.files[index], self.kind)
@@ -113,7 +113,7 @@ class SegmentationDataset(Dataset):
 
 
 class JoinedDataset(Dataset):
-    """Several splits of one data set, one after the other; a split may come more than once."""
+    """Several splits of one data set, one after the other; a split may occur several times."""
 
     def __init__(self, parts: list[Dataset]) -> None:
         self.places = [(part, index) for part in parts for index in range(len(part))]

@@ -211,7 +211,7 @@ class TestDataSets:
             assert scores.miou == 1 and scores.pixel_accuracy == 1
 
     def test_an_unknown_split_is_one_line_that_lists_the_splits(self, tree):
-        with pytest.raises(UserError, match="--split third: .* none. Choose one of train, val"):
+        with pytest.raises(UserError, match="--split third: not in .*. Give one of train, val"):
             build_dataset(*tree, "third")
 
     def test_packed_it_is_the_same_and_has_no_fault(self, tree, capsys):

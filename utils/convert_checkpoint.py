@@ -1,10 +1,10 @@
-"""Convert another project's DeepLabV3 checkpoint: every command then takes it as a run's.
+"""Convert another project's DeepLabV3 checkpoint into a run that every command accepts.
 
     python utils/convert_checkpoint.py pretrained_models/model_13_2_2_2_epoch_580.pth
     python evaluation/eval_on_val_for_metrics.py --checkpoint model_13_2_2_2_epoch_580
 
-Knows torchvision's, mmsegmentation's, fregu856's (and PSG's), chenxi116's, VainF's and
-segmentation_models_pytorch's; docs/published_checkpoints.md has files and the scores to expect.
+Supported projects: torchvision, mmsegmentation, fregu856 (and PSG), chenxi116, VainF and
+segmentation_models_pytorch. docs/published_checkpoints.md lists files and their scores.
 """
 
 import sys
@@ -25,30 +25,30 @@ from utils.base.paths import resolve_log_root
 from utils.training.checkpoint import read_tensors, save_checkpoint
 from utils.training.config import Config, plain
 
-VOID_OUTPUT = 20  # fregu856's last class of Cityscapes is no class
+VOID_OUTPUT = 20  # outputs of fregu856's Cityscapes network; the last one is void
 
 
 @dataclass(frozen=True)
 class ConvertConfig:
     """Options of convert_checkpoint.py."""
 
-    file: str | None = field(default=None, metadata={"help": "The other project's checkpoint."})
+    file: str | None = field(default=None, metadata={"help": "Checkpoint of the other project."})
     run_name: str | None = None
-    """Name of the folder in --log_root that is made. Default: the file's, without its ending."""
+    """Name of the new folder in --log_root. Default: the file name without its extension."""
     log_root: Path | None = None
     """Folder of all runs. Default: training_logs/."""
     dataset: str | None = None
-    """Data set whose classes it knows. Default: cityscapes for 19 or 20 classes, voc for 21."""
+    """Data set of the training. Default: cityscapes for 19 or 20 classes, voc for 21."""
     data_root: Path | None = None
     """Folder of the data set. Default: $CITYSCAPES_DATASET for cityscapes, else data/<dataset>."""
     output_stride: Literal[8, 16, 32] | None = None
-    """Output stride it was trained with, which no key tells. Default: the project's usual one."""
+    """Output stride of the training, not stored in the file. Default: the project's usual one."""
     align_corners: bool | None = None
-    """Whether its project upsamples logits so. Default: what the project does."""
+    """Whether upsampling of the logits uses align_corners=True. Default: as in the source project."""
 
 
 def state_of(found: Converted, config: ConvertConfig) -> dict[str, object]:
-    """The entries of train.py's checkpoints that evaluation needs."""
+    """The entries of a train.py checkpoint that evaluation needs."""
     outputs = found.network["num_classes"]
     classes = outputs - (outputs == VOID_OUTPUT)
     known = (x.name for x in DATASETS.values() if x.classes.num_classes == classes)
@@ -75,11 +75,11 @@ def state_of(found: Converted, config: ConvertConfig) -> dict[str, object]:
 def main() -> None:
     config = parse(ConvertConfig, __doc__)
     if config.file is None:
-        raise UserError("convert_checkpoint.py: no file. Give the checkpoint of another project")
+        raise UserError("convert_checkpoint.py: no file. Give the path of the checkpoint")
     folder = resolve_log_root(config.log_root) / (config.run_name or Path(config.file).stem)
     with hold(folder):
         if listing(folder):
-            raise UserError(f"{folder}: exists. Give another folder with --run_name")
+            raise UserError(f"{folder}: exists. Give another --run_name")
         write_run(folder, config)
 
 
@@ -89,7 +89,7 @@ def write_run(folder: Path, config: ConvertConfig) -> None:
     try:
         found = convert(tensors, **chosen(config, "output_stride align_corners"))
     except ValueError as error:
-        raise UserError(f"{file}: {error}. Take weights that fit with --init_from") from error
+        raise UserError(f"{file}: {error}. Load what fits: train.py --init_from {file}") from error
     path = save_checkpoint(folder / "checkpoints", state_of(found, config))
     network = found.network
     what = f"{network['backbone']} at stride {network['output_stride']}"

@@ -1,12 +1,12 @@
-"""What this machine has, what is missing, and what to do next, on one screen.
+"""Show on one screen what this machine has, what is missing, and what to do next.
 
     python utils/doctor.py
-    python utils/doctor.py --file report.txt      the same for a bug report: without the names of
-                                                  user and host and paths outside the repository
+    python utils/doctor.py --file report.txt      the same for a bug report, without user name, host
+                                                  name and paths outside the repository
 
-Answers before anything is installed: a section that needs more says so, and argparse reads the one
-option instead of jsonargparse. The files of data sets are counted, and read only where a
-copy of packed ones must be compared with its sources.
+Runs before any package is installed: a section reports the package that it needs, and argparse
+replaces jsonargparse. Counts the files of data sets, and reads them only if their size or time
+changed since they were packed or converted, as after copying them.
 """
 
 import argparse
@@ -30,10 +30,10 @@ from utils.base.errors import UserError, run_command
 from utils.base.find import find
 from utils.base.paths import REPOSITORY, require_file_name, resolve_log_root, to_path, write_text
 
-Rows = Iterator[tuple[str, str]]  # of the screen: name and text; those of name STEP are advice
+Rows = Iterator[tuple[str, str]]  # name and text of the screen's rows; STEP as name marks advice
 STEP = "Next:"
 MODULES = "torch torchvision numpy cv2 PIL cityscapesscripts jsonargparse tensorboard matplotlib"
-NO_DATA = "get Cityscapes to data/cityscapes (README.md), or try without data: make demo"
+NO_DATA = "put Cityscapes into data/cityscapes (README.md), or try without data: make demo"
 
 
 def machine() -> Rows:
@@ -76,7 +76,7 @@ def gpus() -> Rows:
         card = torch.cuda.get_device_properties(number)
         text = f"{card.name}, {card.total_memory >> 30} GiB, capability {card.major}.{card.minor}"
         yield f"GPU {number}", f"{text}, {'' if card.major >= 8 else 'no '}bf16"
-        usable_gpu(number)  # or why it is not
+        usable_gpu(number)  # UserError with the reason if it is not
     yield "cuDNN", str(torch.backends.cudnn.version())
 
 
@@ -94,7 +94,7 @@ def data_sets() -> Rows:
 
 
 def data_set(name: str, root: Path) -> Rows:
-    """A data set that is there, and what to do with it. Lists and counts files, reads none."""
+    """Rows of an existing data set, and its next step. Lists and counts image files."""
     import datasets
     from utils.data.dataset import NoImages
     from utils.data.prepare import current_class_weights
@@ -111,11 +111,11 @@ def data_set(name: str, root: Path) -> Rows:
     prepare = f"python utils/preprocess_data.py{option}"
     if any(counts.get(x, n) < n for x, n in found.images.items() if x != "test" and counts):
         yield STEP, f"{prepare} --check true"
-    for split in ("train", "val"):  # as a training does
+    for split in ("train", "val"):  # the checks of a training
         datasets.build_dataset(name, root, split)
     current_class_weights(found, root)
     yield name, "preprocessed"
-    if name != "synthetic":  # make demo, the advice without data, does all that it needs
+    if name != "synthetic":  # make demo does all its steps
         pack = nvidia_gpus() and not packed
         yield STEP, f"{prepare} --pack true" if pack else f"python train.py{option}"
 
@@ -134,7 +134,7 @@ def files() -> Rows:
 
 
 def attempt(name: str, section: Callable[..., Rows], *arguments: object) -> Rows:
-    """The rows of a section; its fault is one more, and leaves the other sections alone."""
+    """The rows of a section; an error becomes a row, so that the other sections still appear."""
     try:
         yield from section(*arguments)
     except UserError as error:
@@ -155,7 +155,7 @@ def screen(rows: list[tuple[str, str]], *, public: bool) -> str:
 
 
 def without_names(text: str) -> str:
-    """`text` without absolute paths, which may hold spaces, and names of user and host."""
+    """`text` without absolute paths (which may contain spaces), user name and host name."""
     path = r"(?<![\w.:/\\])([A-Za-z]:)?[/\\][^:,;()'\"]+"
     text = re.sub(path, "outside the repository", text)
     names = {Path.home().name, platform.node(), *map(os.environ.get, ("LOGNAME", "USER"))}
@@ -166,7 +166,7 @@ def without_names(text: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--file", type=to_path, help="New file for a bug report, without names.")
+    parser.add_argument("--file", type=to_path, help="New file for a bug report.")
     file = parser.parse_args().file
     if file is not None:
         require_file_name(file)

@@ -3,13 +3,13 @@
     python utils/preprocess_data.py                         $CITYSCAPES_DATASET or data/cityscapes
     python utils/preprocess_data.py --data_root /data/cityscapes
     python utils/preprocess_data.py --dataset synthetic
-    python utils/preprocess_data.py --pack true             also pack: trains without decoding PNGs
-    python utils/preprocess_data.py --check true            every fault of the data in one list
+    python utils/preprocess_data.py --pack true             also pack: training decodes no PNGs
+    python utils/preprocess_data.py --check true            list every fault of the data
 
 Writes <data_root>/meta/label_imgs/<img_id>.png for train and val, and meta/class_weights.json;
-packed, <data_root>/packed/train.pack and val.pack (25 and 5 GB for Cityscapes). Training reads the
-train ids of train; those of val are for other programs: evaluation reads instance ids. A second run
-does nothing; an interrupted one resumes where it stopped.
+--pack also writes <data_root>/packed/train.pack and val.pack (25 and 5 GB for Cityscapes). Training
+reads the train ids of train. Evaluation reads instance ids, so the train ids of val are for other
+programs. A second run does nothing; an interrupted run resumes where it stopped.
 """
 
 import os
@@ -33,21 +33,21 @@ class PreprocessConfig:
     """Options of preprocess_data.py."""
 
     dataset: str = "cityscapes"
-    """Data set: one of datasets.py, of configs/datasets/, or custom. cityscapes and synthetic are
-    converted, and the SBD part of voc; of the others only the class weights are computed: their
-    files hold ids that training reads as they are."""
+    """Data set: one of datasets.py, one of configs/datasets/, or custom. Labels of cityscapes,
+    synthetic and the SBD part of voc are converted. The others need only class weights, because
+    training reads their label files directly."""
     data_root: Path | None = None
     """Folder of the data set. Default: $CITYSCAPES_DATASET for cityscapes, else data/<dataset>."""
     workers: int = os.cpu_count() or 1
     """Threads that convert images."""
     overwrite: bool = False
-    """Convert and pack again what is there already."""
+    """Convert and pack again what already exists."""
     pack: bool = False
-    """Also write the train and val images into packed files, from which training reads crops
-    without decoding; the same pixels, as much disk as uncompressed images take."""
+    """Also write the train and val images into packed files: training then reads the same pixels
+    without decoding. They take as much disk space as uncompressed images."""
     check: bool = False
-    """Only look for faults: read every file and list those that are missing, damaged, of another
-    size, or hold undefined ids."""
+    """Only look for faults: read every file and list those that are missing, are damaged, have a
+    wrong size, or contain undefined ids."""
 
     def __post_init__(self) -> None:
         check(self, "workers", lambda workers: workers >= 1, "at least 1")

@@ -1,10 +1,10 @@
-"""The runs as a table: network, data, scores; seeds of one recipe in one line, with their spread.
+"""Print a table of all runs: data, network, scores. Runs that differ only by seed share a line.
 
     python utils/results.py
     python utils/results.py --log_root /data/runs --dataset camvid
 
-mIoU and pixel accuracy of the last evaluation on val, in per cent, mean and standard deviation. The
-same as numbers, with each recipe's options and seeds, goes to <log_root>/results.json.
+mIoU and pixel accuracy are those of the last evaluation on val, in per cent, as mean and standard
+deviation. <log_root>/results.json gets the same numbers with the options and seeds of each recipe.
 """
 
 import json
@@ -22,7 +22,7 @@ from utils.base.find import find
 from utils.base.parser import parse
 from utils.base.paths import resolve_log_root, write_json
 
-# Options in which runs of one recipe may differ.
+# Options that may differ between runs of one recipe.
 NOT_RECIPE = {"seed", "run_name", "log_root", "data_root", "device", "workers", "compile"}
 NOT_RECIPE |= {"resume", "overwrite", "log_every", "save_every", "eval_every"}
 Results = dict[str, Any]  # a run's results.json
@@ -35,40 +35,40 @@ class ResultsConfig:
     log_root: Path | None = None
     """Folder of all runs. Default: training_logs/."""
     dataset: str | None = None
-    """Only runs on this data set."""
+    """Show only runs on this data set."""
 
 
 def read_runs(log_root: Path) -> list[Results]:
-    """results.json of every run that has one; others' are named on stderr and left out."""
+    """results.json of every run that has one; skips other files of that name with a warning."""
     runs = []
     for path in find(log_root, "*/results.json"):
         try:
             run = json.loads(path.read_text(encoding="utf-8"))
             keep = ("config", "environment", "step", "seconds", "miou", "pixel_accuracy")
             run = {name: run[name] for name in keep} | {"network": run.get("network")}
-            line(summary([run]))  # or what it lacks would be missed later
+            line(summary([run]))  # fails here, not later, if an entry is missing
             runs.append(run)
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            print(f"warning: {path}: not a run's results, left out", file=sys.stderr)
+            print(f"warning: {path}: not a run's results, skipped", file=sys.stderr)
     return runs
 
 
 def recipe(run: Results) -> dict[str, Any]:
-    """Options and step: equal for runs that differ by seed and place only."""
+    """Options and step: equal for runs that differ only in the options of NOT_RECIPE."""
     options = {key: value for key, value in run["config"].items() if key not in NOT_RECIPE}
     return {"recipe": options, "step": run["step"]}
 
 
 def network_of(run: Results) -> str:
-    """Name, backbone and stride, as far as the network has them."""
+    """Architecture, and backbone and stride if the network has them."""
     config = run["config"]
-    network = run["network"] or {"backbone", "output_stride"}  # older runs do not say: DeepLabV3
+    network = run["network"] or {"backbone", "output_stride"}  # older runs: DeepLabV3
     words = {"backbone": config["backbone"], "output_stride": f"stride {config['output_stride']}"}
     return " ".join([config["model"], *(words[name] for name in words if name in network)])
 
 
 def summary(runs: list[Results]) -> dict[str, Any]:
-    """The runs of one recipe as numbers; scores from 0 to 1, the deviation None for one run."""
+    """The runs of one recipe as numbers; scores are 0 to 1, the deviation of one run is None."""
 
     def numbers(name: str) -> dict[str, Any]:
         values = [run[name] for run in runs]
@@ -86,7 +86,7 @@ def summary(runs: list[Results]) -> dict[str, Any]:
 
 
 def line(one: dict[str, Any]) -> dict[str, str]:
-    """A summary as a line of the table: heading -> cell."""
+    """Heading -> cell: a line of the table."""
     options, gpus = one["recipe"], one["environment"]["gpus"]
     cpu = f"CPU, {one['environment']['cpu_threads']} threads"
     return {

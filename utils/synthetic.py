@@ -24,17 +24,17 @@ class SyntheticConfig:
     """Options of synthetic.py."""
 
     data_root: Path = REPOSITORY / "data" / "synthetic"
-    """Folder to write; missing folders are made."""
+    """Folder of the new data set; missing folders are created."""
     train: int = 64
-    """Scenes of the train split."""
+    """Number of scenes in the train split."""
     val: int = 12
-    """Scenes of the val split."""
+    """Number of scenes in the val split."""
     seed: int = 0
-    """Another seed draws other scenes."""
+    """Seed of the random scenes."""
     workers: int = os.cpu_count() or 1
-    """Processes that draw."""
+    """Processes that draw scenes."""
     overwrite: bool = False
-    """Replace a synthetic data set with other parameters; never removes other files."""
+    """Replace an existing synthetic data set; other files are never removed."""
 
     def __post_init__(self) -> None:
         check(self, "train val workers", lambda value: value >= 1, "at least 1")

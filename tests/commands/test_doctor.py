@@ -144,7 +144,7 @@ def test_a_packed_set_of_another_name_is_ready(copy):
 @pytest.mark.parametrize(
     "changes, row, step",
     [
-        ({}, "GPU 0 NVIDIA H100, 80 GiB, capability 9.0, bf16", "get Cityscapes"),
+        ({}, "GPU 0 NVIDIA H100, 80 GiB, capability 9.0, bf16", "put Cityscapes"),
         ({"available": "False", "driver": "535.104.05"},
          "driver 535.104.05 is too old for CUDA 13.0, which needs 580", "update the NVIDIA driver"),
         ({"available": "False", "cuda": None}, "is built for CPUs", "install PyTorch for another"),

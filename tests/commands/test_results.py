@@ -25,7 +25,7 @@ def test_seeds_of_one_recipe_share_a_line(cityscapes_root, tmp_path):
     done = run("utils/results.py", "--log_root", tmp_path, "--dataset", "cityscapes", cwd="/")
     assert done.returncode == 0, done.stderr
     for number in range(7):
-        assert f"broken{number}/results.json: not a run's results, left out" in done.stderr
+        assert f"broken{number}/results.json: not a run's results, skipped" in done.stderr
     titles, _, *lines = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in done.stdout.strip().splitlines()

@@ -164,7 +164,7 @@ def test_class_weights_are_read_in_train_id_order(cityscapes_root, tmp_path):
 
 
 def test_unknown_names_are_refused(tmp_path):
-    known = "Choose one of cityscapes, synthetic, voc, custom, .*camvid"
+    known = "Give one of cityscapes, synthetic, voc, custom, .*camvid"
     with pytest.raises(UserError, match=f"--dataset nowhere: unknown data set. {known}"):
         build_dataset("nowhere", tmp_path, "train")
     with pytest.raises(UserError, match="--split trainaug: cityscapes has none. .*train, val"):

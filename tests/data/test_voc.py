@@ -185,7 +185,7 @@ def test_what_is_missing_is_one_line(spoil, words, tmp_path):
     fails(done, *words)
     fails(
         run("train.py", "--split", "trainaug", "--device", "cpu"),
-        "--split trainaug: cityscapes has none. Choose one of train",
+        "--split trainaug: not in cityscapes. Give one of train",
     )
 
 

@@ -23,7 +23,7 @@ def usual_workers() -> int:
 
 
 def lacks_to_build(language: str) -> str | None:
-    """What building Python extensions in "C" (Triton) or "C++" (torch.compile) lacks here, or None."""
+    """What compiling extensions in "C" (Triton) or "C++" (torch.compile) lacks here, or None."""
     variable, *names = {"C": ("CC", "gcc", "clang"), "C++": ("CXX", "g++", "clang++")}[language]
     chosen = shlex.split(os.environ.get(variable, ""))
     if not any(map(which, chosen[:1] or [*names, "cl"])):
@@ -48,7 +48,7 @@ def nvidia_gpus() -> tuple[dict[str, str], ...]:
 
 
 def why_no_gpu(cuda: str | None) -> tuple[str, str] | None:
-    """Why a PyTorch for `cuda` sees no GPU, and the remedy; None if no GPU exists or all are hidden."""
+    """Why PyTorch, built for `cuda`, sees no GPU, and the remedy; None without a visible GPU."""
     drivers = [gpu["driver_version"] for gpu in nvidia_gpus()]
     there = drivers or any(path.exists() for path in GPU_FILES)
     if not there or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):

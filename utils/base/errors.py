@@ -64,7 +64,7 @@ def run_command(command: Callable[[], None]) -> None:
     except (RuntimeError, MemoryError) as error:
         what, rank = f"({(str(error).splitlines() or [''])[0][:200]})", os.environ.get("RANK")
         if out_of_memory(error):
-            text, code = f"error: out of memory {what}. Free memory, or give smaller images or crops", 2
+            text, code = f"error: out of memory {what}. Free memory, or give smaller images", 2
         elif rank and any(word in str(error) for word in ("gloo", "NCCL", "TCPStore")):
             text, code = f"process {rank}: lost another process {what}", 1
         else:
