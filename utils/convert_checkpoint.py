@@ -44,7 +44,7 @@ class ConvertConfig:
     output_stride: Literal[8, 16, 32] | None = None
     """Output stride of the training, not stored in the file. Default: the project's usual one."""
     align_corners: bool | None = None
-    """Whether upsampling of the logits uses align_corners=True. Default: as in the source project."""
+    """Upsample logits with align_corners=True. Default: the setting of the source project."""
 
 
 def state_of(found: Converted, config: ConvertConfig) -> dict[str, object]:

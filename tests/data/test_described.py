@@ -101,10 +101,10 @@ def test_lists_of_names_and_any_suffix(tmp_path):
         classes: [a, b]
     """
     (tmp_path / "dataset.yaml").write_text("\n".join(map(str.strip, text.splitlines())))
-    with pytest.raises(UserError, match=r"val.txt: not there, or empty"):
+    with pytest.raises(UserError, match=r"val.txt: missing or empty"):
         build_dataset("custom", tmp_path, "val")
     (tmp_path / "val.txt").write_text("\n \n")
-    with pytest.raises(UserError, match=r"val.txt: not there, or empty"):
+    with pytest.raises(UserError, match=r"val.txt: missing or empty"):
         build_dataset("custom", tmp_path, "val")
     (tmp_path / "val.txt").write_text("3 b\n9 b\n\n")
     with pytest.raises(UserError, match=r"1 of 2 val image files missing \(9 b\)"):
@@ -176,16 +176,16 @@ def refused(root: Path, words: str) -> None:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ("splits: {training: train}", "splits holds unknown splits: training"),
+        ("splits: {training: train}", "splits contains unknown splits: training"),
         ("splits: [train]", "splits"),
         ("label_colors: {road: [1, 2, 3]}", "label_colors lacks sidewalk, vehicle"),
-        (COLORS.replace("sidewalk", "bus"), "label_colors holds unknown classes: bus"),
+        (COLORS.replace("sidewalk", "bus"), "label_colors contains unknown classes: bus"),
         (COLORS.replace("[9, 0", "[1, 2"), "a colour is given twice"),  # by two classes
         (COLORS.replace("[0, 0", "[1, 2"), "a colour is given twice"),  # and ignored
         (COLORS.replace("[9, ", "[999, "), "values of colours must be 0 to 255"),
         (COLORS.replace("[[0, ", "[[-1, "), "values of colours must be 0 to 255"),
         (COLORS.replace("[9, ", "["), "label_colors"),
-        ("ignore_colors: [[0, 0, 0]]", "ignore_colors without label_colors"),
+        ("ignore_colors: [[0, 0, 0]]", "ignore_colors needs label_colors"),
     ],
 )
 def test_a_contradiction_in_the_description_is_one_line(tmp_path, more, words):
@@ -288,7 +288,7 @@ def test_a_shipped_description_with_its_lists_beside_it(tmp_path, monkeypatch):
     assert data_set.name == "street" and data_set.classes.names == ("road", "sidewalk", "vehicle")
     assert build_dataset("street", root, "train").names == ["4 b", "2 b"]
     assert build_dataset("street", root, "val").names == ["0 b"]
-    with pytest.raises(UserError, match="lists/test.txt: not there, or empty"):
+    with pytest.raises(UserError, match="lists/test.txt: missing or empty"):
         build_dataset("street", root, "test")
 
     command = ("utils/preprocess_data.py", "--dataset", "street", "--data_root", root)
@@ -357,7 +357,7 @@ def test_253_classes_and_no_more():
     assert np.array_equal(table.id_to_train[table.to_ids(train_ids)], train_ids)
     counts = count_pixels(table.to_ids(train_ids), table.to_ids(train_ids), table)
     assert compute_scores(counts, table).miou == 1
-    with pytest.raises(ValueError, match="254 classes; there may be 253"):
+    with pytest.raises(ValueError, match="254 classes, the limit is 253"):
         table_of({name: number for number, name in enumerate([*names, "more"])}, [])
 
 
@@ -530,9 +530,7 @@ def test_pictures_of_another_ending_are_counted(tmp_path, capsys):
     for name in ("b.jpeg", "c.TIF", "._d.jpeg", "notes.txt"):
         (root / "i" / "train" / name).touch()
     assert build_dataset("custom", root, "train").names == ["a"]
-    line = (
-        "2 pictures of other endings are left out, such as b.jpeg. Write {name}.* in dataset.yaml"
-    )
+    line = "2 pictures of other types are skipped, such as b.jpeg. Write {name}.* in dataset.yaml"
     assert line in capsys.readouterr().err
 
 
@@ -540,8 +538,8 @@ def test_pictures_of_another_ending_are_counted(tmp_path, capsys):
     ("key", "value", "words"),
     [
         ("classes", "[yes, no]", 'got [True, False]. Give a value like [road, "no", "1"] or {road'),
-        ("classes", "{yes: 1, no: 0}", 'classes: True is no text. Put names such as "yes", "no"'),
-        ("classes", "{1: 0, 2: 1}", "classes: 1 is no text"),
+        ("classes", "{yes: 1, no: 0}", 'classes: True is not text. Put names such as "yes", "no"'),
+        ("classes", "{1: 0, 2: 1}", "classes: 1 is not text"),
         ("classes", "{a: 0.5}", "classes: got {'a': 0.5}. Give a value like [road"),
         ("classes", "{a: b}", "classes: got {'a': 'b'}. Give a value like [road"),
         ("classes", "[1, 2]", "classes: got [1, 2]. Give a value like [road"),
@@ -550,10 +548,10 @@ def test_pictures_of_another_ending_are_counted(tmp_path, capsys):
         ("ignore", "255", "ignore: got 255. Give a value like [0, 255]"),
         ("splits", "{train: [a]}", "splits: got ['a']. Give a value like {train: training}"),
         ("colors", "{road: [1, 2]}", "colors: got [1, 2]. Give a value like {road: [128, 64"),
-        ("label_colors", "{on: [1, 2, 3]}", "label_colors: True is no text"),
+        ("label_colors", "{on: [1, 2, 3]}", "label_colors: True is not text"),
         ("ignore_colors", "[0, 0, 0]", "ignore_colors: got 0. Give a value like [[0, 0, 0]]"),
-        ("images", "/data/{split}/{name}.png", "images must lie below the data set's folder, such"),
-        ("labels", "~/l/{split}/{name}.png", "labels must lie below the data set's folder, such"),
+        ("images", "/data/{split}/{name}.png", "images must be relative to the data set's folder:"),
+        ("labels", "~/l/{split}/{name}.png", "labels must be relative to the data set's folder:"),
     ],
 )  # fmt: skip
 def test_a_value_of_another_type_is_one_plain_line_with_an_example(key, value, words, tmp_path):

@@ -297,5 +297,5 @@ def test_two_images_of_one_name_in_an_augmented_list_are_one_line(tmp_path):
     (voc / "list").mkdir()
     lines = [f"/{folder}/x.jpg /SegmentationClassAug/x.png" for folder in ("JPEGImages", "other")]
     (voc / "list" / "train_aug.txt").write_text("\n".join(lines))
-    with pytest.raises(UserError, match=r"train_aug.txt: two images are named x. Rename one"):
+    with pytest.raises(UserError, match=r"train_aug.txt: two images have the name x. Rename one"):
         build_dataset("voc", tmp_path, "trainaug")

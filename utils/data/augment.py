@@ -10,11 +10,11 @@ import torch
 
 from utils.data.label_table import IGNORE
 
-LUMA = np.array([0.299, 0.587, 0.114])  # of RGB, ITU-R BT.601
+LUMA = np.array([0.299, 0.587, 0.114])  # weights of R, G, B in luma, ITU-R BT.601
 
 
 class Stream(IntEnum):
-    """First number of every random seed. Never change one: a resumed run must draw the same."""
+    """First number of every random seed. Never change a value: a resumed run must draw the same."""
 
     ORDER = 1
     AUGMENTATION = 2
@@ -25,13 +25,13 @@ class Stream(IntEnum):
 
 @dataclass(frozen=True)
 class SampleParams:
-    """One sample's augmentation: the window to read and what becomes of it."""
+    """Augmentation of one sample: which window of the image to read, its new size and its flip."""
 
     top: int  # window in the source image, pixels
     left: int
     height: int
     width: int
-    resized: tuple[int, int]  # height and width of the scaled window, at most the crop's
+    resized: tuple[int, int]  # height and width of the scaled window, at most those of the crop
     flip: bool
 
 
@@ -47,13 +47,13 @@ def sample_params(
     attempt: int = 0,
     around: tuple[int, int] | None = None,
 ) -> SampleParams:
-    """Augmentation of sample `index` in `epoch`: a pure function, the same on every machine.
+    """Augmentation of sample `index` in `epoch`: a pure function with one result on every machine.
 
-    `attempt` counts windows that were drawn before and refused; the window holds the pixel
-    `around` (y, x) of the image, anywhere within it.
+    attempt: number of rejected draws for this sample. around: pixel (y, x) of the image that the
+    window must contain.
 
-    Scaling the whole image and then cropping would decode and scale pixels that are thrown away;
-    the window that a crop of the scaled image covers is cut out first and scaled alone.
+    The window is cut out first and then scaled: scaling the whole image first would decode and
+    scale pixels outside the crop.
     """
     again = (attempt,) if attempt else ()
     rng = np.random.default_rng((Stream.AUGMENTATION, seed, epoch, index, *again))
@@ -75,26 +75,26 @@ class Plane(NamedTuple):
     """How one plane of a sample is stored and cropped."""
 
     dtype: torch.dtype
-    smooth: bool  # interpolated between pixels; ids are not
+    smooth: bool  # interpolate between pixels; ids must not be mixed
     padding: int | tuple[int, int, int]
 
 
 PLANES = {
-    "image": Plane(torch.uint8, True, (124, 116, 104)),  # padding: close to zero once normalised
+    "image": Plane(torch.uint8, True, (124, 116, 104)),  # padding: about zero after normalisation
     "label": Plane(torch.uint8, False, IGNORE),
     "instance": Plane(torch.uint16, False, 0),
 }
 
 
 def crop_plane(pixels: np.ndarray, params: SampleParams, out: np.ndarray, plane: Plane) -> None:
-    """(H,W[,3]) -> fill a crop, (h,w[,3]), of the same type; right and below it is padded.
+    """pixels (H,W[,3]) -> fill the crop `out` (h,w[,3]) of the same type; pad right and below.
 
-    Only the window is read, so `pixels` may be a view of a file.
+    Reads only the window, so `pixels` may be a view of a file.
     """
     rows = slice(params.top, params.top + params.height)
     columns = slice(params.left, params.left + params.width)
     height, width = params.resized
-    # Between half and full size bilinear sampling skips no pixel, and INTER_AREA takes 5 x as long.
+    # At half size or more, INTER_LINEAR skips no pixel, and INTER_AREA takes 5 times as long.
     smooth = cv2.INTER_AREA if 2 * height < params.height else cv2.INTER_LINEAR
     interpolation = smooth if plane.smooth else cv2.INTER_NEAREST_EXACT
     inside = out[:height, :width]
@@ -109,7 +109,7 @@ def crop_plane(pixels: np.ndarray, params: SampleParams, out: np.ndarray, plane:
 
 
 def largest_class_share(train_ids: np.ndarray, params: SampleParams) -> float:
-    """Of the labelled pixels in the window, every fourth in both directions; 0 for none."""
+    """Largest share of one class in the window's labelled pixels (1 of 16 counts); 0 if none."""
     rows = slice(params.top, params.top + params.height, 4)
     columns = slice(params.left, params.left + params.width, 4)
     counts = np.bincount(train_ids[rows, columns].ravel(), minlength=256)[:IGNORE]
@@ -117,11 +117,11 @@ def largest_class_share(train_ids: np.ndarray, params: SampleParams) -> float:
 
 
 def color_matrix(seed: int, epoch: int, index: int) -> np.ndarray:
-    """(3,4) float32: RGB -> RGB and offset, of sample `index` in `epoch`; a pure function.
+    """(3,4) float32 matrix, RGB -> RGB with offset, of sample `index` in `epoch`; a pure function.
 
     Brightness +-32, contrast and saturation 0.5 to 1.5, hue +-18 degrees (SSD, arXiv 1512.02325,
-    section 2.2), each for half of the samples. All are linear in RGB; hue turns the colours about
-    the grey axis.
+    section 2.2), each for half of the samples. All are linear in RGB; a change of hue rotates
+    colours about the grey axis.
     """
     rng = np.random.default_rng((Stream.PHOTOMETRIC, seed, epoch, index))
     low, high = np.array([[-32, 0.5, 0.5, -np.pi / 10], [32, 1.5, 1.5, np.pi / 10]])

@@ -1,7 +1,7 @@
-"""Training batches in an order that is a pure function of (seed, number), read ahead by threads.
+"""Training batches: threads read them ahead, in an order that is a pure function of (seed, number).
 
-Threads, not worker processes: decoding, scaling and copying release the interpreter lock, and
-there is nothing to pickle, no shared memory to run out of and no worker left behind by a kill.
+Threads, not worker processes: decoding, scaling and copying release the interpreter lock. Threads
+need no pickling and no shared memory, and a kill leaves none of them behind.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,14 +20,14 @@ from utils.data.class_uniform import ClassUniform
 from utils.data.dataset import Dataset
 
 READ_AHEAD = 2  # batches
-ATTEMPTS = 10  # windows drawn for a crop
+ATTEMPTS = 10  # most draws of a crop's window
 Key = tuple[int, int]  # (epoch, index)
 Pixel = tuple[int, int]  # (y, x)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """N crops, and where they come from."""
+    """N crops and their sources."""
 
     images: torch.Tensor  # (N,H,W,3) uint8 RGB
     targets: dict[str, torch.Tensor]  # plane of a sample -> (N,H,W); "label" is uint8 train ids
@@ -38,7 +38,7 @@ class Batch:
         return [x for x in (self.images, *self.targets.values(), self.colors) if x is not None]
 
     def to(self, device: torch.device, *, copy: bool = False) -> "Batch":
-        """On `device`, where the copy may be under way when this returns."""
+        """The batch on `device`; the copy may still be in progress when this returns."""
         how = {"device": device, "non_blocking": True, "copy": copy}
         targets = {k: x.to(**how) for k, x in self.targets.items()}
         colors = None if self.colors is None else self.colors.to(**how)
@@ -60,8 +60,8 @@ def batch_indices(
 ) -> list[Key]:
     """The `batch_size` samples of process `rank` in micro-batch `number`; a pure function.
 
-    Epochs follow each other without a gap, so every index comes once per epoch, no sample is
-    dropped and `world_size` processes together take the samples that one process would.
+    A batch may span two epochs, so that every index occurs once per epoch and no sample is dropped.
+    `world_size` processes together take the same samples as one process.
     """
     first = number * batch_size * world_size
     places = (divmod(first + i, n) for i in range(rank, batch_size * world_size, world_size))
@@ -71,27 +71,27 @@ def batch_indices(
 def read_all_train_ids(
     dataset: Dataset, *, workers: int, enabled: bool = True
 ) -> Iterator[np.ndarray]:
-    """All labels, (H,W) uint8 train ids each, in order; UserError names the first faulty one."""
+    """All labels in order, each (H,W) uint8 train ids; UserError for the first faulty label."""
     labels = read_ahead(dataset.train_ids, range(len(dataset)), workers=workers)
     yield from progress(len(dataset), labels, unit="image", label="labels", enabled=enabled)
 
 
 @dataclass
 class Batches:
-    """`batches.run(start, stop)` yields micro-batches start..stop-1, from any start."""
+    """`batches.run(start, stop)` yields micro-batches start..stop-1."""
 
     dataset: Dataset
     _: KW_ONLY
     batch_size: int
     crop: tuple[int, int]  # height, width
-    scale: tuple[float, float]  # least and largest
+    scale: tuple[float, float]  # smallest and largest
     flip: bool
     seed: int
     workers: int
     device: torch.device
     rank: int = 0
     world_size: int = 1
-    planes: tuple[str, ...] = ("label",)  # beside its image, what the task learns from
+    planes: tuple[str, ...] = ("label",)  # needed besides the image
     photometric: bool = False
     max_class_share: float = 1.0
     class_uniform: ClassUniform | None = None
@@ -118,7 +118,7 @@ class Batches:
         return self.dataset.names[self.source(key)[0]]
 
     def new_batch(self, number: int) -> list[tuple[Batch, int]]:
-        """The places of an empty batch, which the threads fill without a copy in between."""
+        """(batch, place) pairs of an empty batch, which the threads fill without another copy."""
         pinned = self.device.type == "cuda"
         shape = (self.batch_size, *self.crop)
         images = torch.empty(*shape, 3, dtype=torch.uint8, pin_memory=pinned)
@@ -135,7 +135,7 @@ class Batches:
         return f"image {self.image_name(batch.keys[place])}"
 
     def fill(self, item: tuple[Batch, int]) -> Batch:
-        """Read and augment one sample into its place."""
+        """Read and augment one sample, and write it to its place in the batch."""
         batch, place = item
         key = batch.keys[place]
         image, pixel = self.source(key)
@@ -149,11 +149,11 @@ class Batches:
         return batch
 
     def source(self, key: Key) -> tuple[int, Pixel | None]:
-        """The image that a crop is cut from and, for a class-uniform one, the pixel it holds."""
+        """The image of a crop and, for a class-uniform crop, the pixel that it must contain."""
         return (key[1], None) if self.class_uniform is None else self.class_uniform.draw(*key)
 
     def window(self, key: Key, train_ids: np.ndarray, around: Pixel | None) -> SampleParams:
-        """The first of ten draws in which no class has more than its share, or the last."""
+        """The first of ten draws in which no class exceeds max_class_share, else the last draw."""
         size, share = train_ids.shape, self.max_class_share
         options = {"crop": self.crop, "scale": self.scale, "flip": self.flip, "around": around}
         for attempt in range(ATTEMPTS):
@@ -164,7 +164,7 @@ class Batches:
 
 
 def copied_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """Batches on the GPU, each copied while the step before it is computed: the host is ahead."""
+    """Batches on the GPU; a side stream copies each one while the GPU computes the step before."""
     side = torch.cuda.Stream(device)
     for batch in batches:
         with torch.cuda.stream(side):
@@ -172,5 +172,5 @@ def copied_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Bat
         main = torch.cuda.current_stream(device)
         main.wait_stream(side)
         for tensor in copy.tensors():
-            tensor.record_stream(main)  # or its memory is reused while the main stream reads it
+            tensor.record_stream(main)  # or its memory may be reused too early
         yield copy

@@ -1,4 +1,4 @@
-"""Every fault of a data set, found by reading it: files, pairs, sizes, ids, packed files."""
+"""Reads a data set and lists its faults: in files, pairs, sizes, ids and packed files."""
 
 import sys
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ from utils.data.sources import require_unchanged
 
 @contextmanager
 def collecting(lines: list[str]) -> Iterator[None]:
-    """A UserError within becomes one of the lines."""
+    """Append the message of a UserError to `lines` instead of raising it."""
     try:
         yield
     except UserError as error:
@@ -34,16 +34,16 @@ def collecting(lines: list[str]) -> Iterator[None]:
 
 
 def check_data(data_set: DataSet, root: Path, *, workers: int) -> None:
-    """Print every fault of the files and the packed files; UserError if there is one."""
+    """Print every fault of the files and packed files; UserError if there is any."""
     files = faults = 0
     for split in data_set.splits:
         found, lines = {}, []
-        with collecting(lines), suppress(NoImages):  # not every split must be there
+        with collecting(lines), suppress(NoImages):  # a split may be absent
             found = (data_set.downloaded or data_set.find)(root, split)
         before = faults
         more = split_faults(data_set, root, split, found, workers=workers)
         for line in chain(lines, more, packed_faults(data_set, root, split)):
-            tqdm.write(line)  # above the progress line
+            tqdm.write(line)  # above the progress bar
             faults += 1
         for line in outdated(data_set, root, split) if faults == before else ():
             tqdm.write(line)
@@ -59,10 +59,10 @@ def check_data(data_set: DataSet, root: Path, *, workers: int) -> None:
 
 
 def warn_of_val_images(data_set: DataSet, root: Path, split: str) -> None:
-    """A warning on images of val that are in `split` too: of one name, and one file or equal."""
+    """Warn of val images that are also in `split`: same name, and same file or content."""
     if split in ("val", "test", *data_set.unions):
         return
-    with suppress(UserError, OSError):  # one of the two is not there, or only packed
+    with suppress(UserError, OSError):  # one of the two is absent, or exists only packed
         train, val = (data_set.find(root, name)["image"] for name in (split, "val"))
         names = sorted(train.keys() & val.keys())
         if same := [x for x in names if train[x] == val[x] or cmp(train[x], val[x], shallow=False)]:
@@ -92,7 +92,7 @@ def split_faults(
         tagged += is_tagged
     if tagged:
         what = f"{tagged} {split} images have an EXIF orientation"
-        tqdm.write(f"{root}: {what}, which every command follows: labels must be upright too")
+        tqdm.write(f"{root}: {what}, which every command applies: labels must be upright too")
 
 
 def sample_faults(
@@ -123,7 +123,7 @@ def sample_faults(
 
 
 def packed_faults(data_set: DataSet, root: Path, split: str) -> Iterator[str]:
-    """A line for each fault of a packed file, where there is one."""
+    """A line for each fault of a split's packed file, if there is such a file."""
     path = packed_path(root, split)
     if not path.is_file():
         return
@@ -134,12 +134,12 @@ def packed_faults(data_set: DataSet, root: Path, split: str) -> Iterator[str]:
         return
     how = {"unit": "image", "label": f"check {path.name}"}
     for name in filter(None, progress(len(packed.names), packed.damaged(), **how)):
-        advice = "--pack true --overwrite true writes it again"
-        yield f"{path}: image {name} damaged (checksum); {advice}"
+        advice = "Pack again: --pack true --overwrite true"
+        yield f"{path}: image {name} is damaged (checksum). {advice}"
 
 
 def outdated(data_set: DataSet, root: Path, split: str) -> list[str]:
-    """A line for each derived file that was made from other files or ids; reads all sources."""
+    """A line for each derived file that does not fit its sources or ids; reads all sources."""
     lines: list[str] = []
     with collecting(lines):
         require_unchanged(converted_labels(root, split), data_set, root, thorough=True)
@@ -156,10 +156,10 @@ def outdated(data_set: DataSet, root: Path, split: str) -> list[str]:
 def require_labels(
     train_set: Dataset, val_set: Dataset, root: Path, *, workers: int, enabled: bool
 ) -> None:
-    """Read the labels that nobody has read yet; UserError for one that is faulty, and where fewer
-    than two classes have training pixels or none has val pixels: such a training looks perfect.
+    """Read the labels that are not yet checked. UserError for a faulty one, and if fewer than two
+    classes have training pixels or no class has val pixels: such a training would look perfect.
 
-    A training class without a pixel is named on stderr. enabled: whether this process speaks.
+    Warns of classes without training pixels. enabled: whether this process prints.
     """
     for split, dataset, least in (("training", train_set, 2), ("val", val_set, 1)):
         names, shown = dataset.classes.names, enabled and not dataset.checked

@@ -1,7 +1,7 @@
-"""Cityscapes (cityscapes-dataset.com; Cordts et al., CVPR 2016), also drawn scenes in its format.
+"""Cityscapes (cityscapes-dataset.com; Cordts et al., CVPR 2016) and synthetic scenes in its format.
 
-Its label ids become train ids once (utils/preprocess_data.py); val reads instance ids, from which
-label ids and train ids follow.
+utils/preprocess_data.py converts label ids to train ids once. The val split reads instance ids
+instead, because label ids and train ids follow from them.
 """
 
 from contextlib import suppress
@@ -31,14 +31,14 @@ UNPACK = "Unpack gtFine"
 
 
 def first_folder(root: Path, kind: str, split: str) -> Path:
-    """`root/kind/split`, or the nested layout that the Cityscapes zips unpack to."""
+    """`root/kind/split`, or that folder in the layout of the unpacked Cityscapes zip files."""
     nested = root / f"{kind}_trainvaltest" / kind / split
     return nested if nested.is_dir() else root / kind / split
 
 
 def find(root: Path, split: str) -> FoundFiles:
-    """What training and evaluation read: of train the files that prepare writes, of val instance
-    ids, or label ids where no instance ids were unpacked."""
+    """Files that training and evaluation read: the train ids that prepare writes for train, the
+    instance ids of val, or label ids if no instance ids were unpacked."""
     if split == "train":
         images = find_files(root, split, "image")
         return {"image": images, "train_ids": {x: train_id_path(root, x) for x in images}}
@@ -49,7 +49,7 @@ def find(root: Path, split: str) -> FoundFiles:
 
 
 def downloaded(root: Path, split: str) -> FoundFiles:
-    """Images, label ids, instance ids unless none were unpacked, and what prepare wrote of them."""
+    """Images, label ids, instance ids if any were unpacked, and train ids that prepare wrote."""
     kinds = {"test": ("image",), "coarse": ("image", "ids")}.get(split, ENDINGS)
     found = {kind: find_files(root, split, kind) for kind in kinds}
     if found.get("ids") and not found.get("instances", True):
@@ -60,7 +60,7 @@ def downloaded(root: Path, split: str) -> FoundFiles:
 
 
 def find_files(root: Path, split: str, kind: str) -> dict[str, Path]:
-    """Image name -> file of the split, sorted; kind: one of ENDINGS. NoImages where none is."""
+    """Image name -> file of the split, sorted; kind: one of ENDINGS. NoImages without an image."""
     part, labels = FOLDERS[split]
     top = "leftImg8bit" if kind == "image" else labels
     folder, ending = first_folder(root, top, part), f"{top}{ENDINGS[kind]}.png"
@@ -87,14 +87,14 @@ def prepare(root: Path, *, workers: int, overwrite: bool) -> bool:
 
     def read(name: str) -> np.ndarray:
         path = labels["train"].get(name) or labels["val"][name]
-        with suppress(UserError):  # a damaged file: evaluation and --check name it
+        with suppress(UserError):  # evaluation and --check report a damaged file
             if name in instances:
                 contradicting.extend(contradiction(path, read_ids(instances[name], np.uint16)))
         return read_train_ids(path, CITYSCAPES)
 
     written: dict[str, np.ndarray] = {}
     for split, paths in labels.items():
-        again = overwrite or (split == "train" and bool(changed))  # a converted label was
+        again = overwrite or (split == "train" and bool(changed))  # a converted label changed
         how = {"workers": workers, "overwrite": again}
         written |= convert(root, split, paths, CITYSCAPES, read, **how)
     if not written and changed == [] and weights.is_file():
@@ -110,7 +110,7 @@ def prepare(root: Path, *, workers: int, overwrite: bool) -> bool:
         write_class_weights(root, total, CITYSCAPES.names, images=len(outputs))
     print(f"{root / 'meta'}: {len(written)} label images, class_weights.json")
     if contradicting:
-        warn(f"{contradicting[0]}; {len(contradicting)} such files; scores follow instanceIds")
+        warn(f"{contradicting[0]}; {len(contradicting)} such files; scores use instanceIds")
     return True
 
 

@@ -1,6 +1,6 @@
-"""Class-uniform crops: a share of them shows a class drawn with equal chances, rare or common.
+"""Class-uniform crops: a share of the crops shows a class that is drawn with equal probabilities.
 
-After Zhu et al. (arXiv 1812.01593), who train Cityscapes with half of the crops drawn so.
+After Zhu et al. (arXiv 1812.01593), who draw half of the Cityscapes crops this way.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from utils.data.augment import Stream
 from utils.data.label_table import IGNORE
 
 TILE = 128  # pixels; small, so that a crop over a class's centroid in a tile shows the class
-STEP = 4  # every fourth pixel in both directions is looked at
+STEP = 4  # only every fourth pixel in both directions counts
 
 
 def centroids(train_ids: np.ndarray) -> np.ndarray:
@@ -27,10 +27,10 @@ def centroids(train_ids: np.ndarray) -> np.ndarray:
 
 
 class ClassUniform:
-    """Which image a crop is cut from, and over which pixel; a pure function of (epoch, index)."""
+    """Draws a crop's image and the pixel it must contain: a pure function of (epoch, index)."""
 
     def __init__(self, train_ids: Iterable[np.ndarray], *, share: float, seed: int) -> None:
-        """From all labels of the training set, each (H,W) uint8 train ids, in its order."""
+        """train_ids: all labels of the training set in its order, each (H,W) uint8."""
         places = np.concatenate(
             [np.insert(centroids(x), 1, image, axis=1) for image, x in enumerate(train_ids)]
         )
@@ -38,7 +38,7 @@ class ClassUniform:
         self.share, self.seed = share, seed
 
     def draw(self, epoch: int, index: int) -> tuple[int, tuple[int, int] | None]:
-        """Image `index` and None, or, for a share of the samples, another image and its (y, x)."""
+        """(`index`, None), or for a share of the samples another image and its pixel (y, x)."""
         rng = np.random.default_rng((Stream.CLASS_UNIFORM, self.seed, epoch, index))
         if not self.places or rng.random() >= self.share:
             return index, None

@@ -1,4 +1,4 @@
-"""ENet's class weights, from the pixels of the training labels to the loss (arXiv 1606.02147)."""
+"""ENet's class weights, computed from the pixels of the training labels (arXiv 1606.02147)."""
 
 import json
 import math
@@ -21,8 +21,8 @@ def write_class_weights(
 ) -> None:
     """(256,) pixel counts of `images` label files -> root/meta/class_weights.json.
 
-    ENet's weights are 1 / ln(1.02 + p), arXiv 1606.02147 section 5.2; p is the class's share of all
-    pixels, ignored ones included.
+    ENet's weights are 1 / ln(1.02 + p), arXiv 1606.02147 section 5.2; p is the share of the class
+    in all pixels, including ignored ones.
     """
     total = counts.sum()
     pixels = dict(zip(names, counts.tolist(), strict=False))
@@ -39,8 +39,8 @@ def write_class_weights(
 
 
 def read_noted(root: Path, classes: LabelTable, what: str) -> np.ndarray | None:
-    """(K,) float "pixels" or "class_weights" of write_class_weights' file; None where it is not
-    there, damaged, or of other classes."""
+    """(K,) float "pixels" or "class_weights" from class_weights.json; None if the file is missing,
+    damaged, or of other classes."""
     try:
         content = json.loads((root / WEIGHTS_FILE).read_text(encoding="utf-8"))[what]
         return np.array([content[name] for name in classes.names], float)
@@ -49,7 +49,7 @@ def read_noted(root: Path, classes: LabelTable, what: str) -> np.ndarray | None:
 
 
 def histogram(cells: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-    """(H,W) uint8 or uint16 -> how often each number occurs, int64, for an image of any size."""
+    """(H,W) uint8 or uint16 -> int64 count of each value, exact for an image of any size."""
     size = 1 << 8 * cells.itemsize
     counts = np.zeros(size, np.int64)
     rows = max(1, EXACT // cells.shape[1])

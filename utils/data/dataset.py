@@ -1,4 +1,4 @@
-"""What one object says about a data set, and what every opened split offers."""
+"""DataSet, the description of a data set, and Dataset, the interface of an opened split."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,12 +16,12 @@ FoundFiles = dict[str, dict[str, Path]]
 
 
 class NoImages(UserError):
-    """A split is not there at all: not every data set has every split."""
+    """A split has no images at all; callers may accept this, as a data set may lack a split."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """The files of one sample; of the three kinds of labels the ones that the data set has."""
+    """The image of one sample and its label files, of one or more of three kinds."""
 
     name: str
     image: Path
@@ -37,21 +37,21 @@ class Files:
 
 @dataclass(frozen=True)
 class Server:
-    """The archive that a data set's test server takes: one PNG of ids per image."""
+    """The archive that a data set's test server accepts: one PNG of ids per image."""
 
     images: int
-    ending: str  # of the archive
-    file: str  # within the archive, {} stands for the image's name
+    ending: str  # file extension of the archive
+    file: str  # path in the archive; {} becomes the image's name
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """Everything the other rooms know about one data set.
+    """Everything that other packages know about one data set.
 
-    find(root, split): the files that training and evaluation read, of a split of `splits`, in its
-    order; a path may lead nowhere. NoImages where there is no image. downloaded: the same of the
-    files as they are published, where prepare(root, workers=, overwrite=) makes others of them;
-    prepare returns whether it also wrote the class weights.
+    find(root, split): the files that training and evaluation read, in the order of the split; a
+    file may not exist. NoImages if there is no image. prepare(root, workers=, overwrite=): converts
+    published files and returns whether it also wrote the class weights; downloaded(root, split):
+    like find, but for the published files.
     """
 
     name: str
@@ -60,32 +60,32 @@ class DataSet:
     splits: tuple[str, ...] = ("train", "val", "test")
     unions: Mapping[str, tuple[str, ...]] = field(
         default_factory=lambda: {"trainval": ("train", "val")}
-    )  # splits that are others one after the other
+    )  # name -> the splits that it joins
     images: Mapping[str, int] = field(default_factory=dict)  # split -> number of images
-    variable: str | None = None  # environment variable that names its folder
+    variable: str | None = None  # environment variable with its folder
     hints: Mapping[str, str] = field(default_factory=dict)  # split -> advice on missing labels
     downloaded: Callable[[Path, str], FoundFiles] | None = None
     prepare: Callable[..., bool] | None = None
     server: Server | None = None
 
     def prepare_again(self, root: Path, derived: Path) -> str:
-        """The command that makes a derived file anew."""
+        """Advice with the command that writes a derived file again."""
         place = f"--dataset {self.name} --data_root {quote(str(root))}"
         option = " --pack true" if derived.suffix == ".pack" else ""
         return f"Run python utils/preprocess_data.py {place}{option}"
 
     def files(self, root: Path, split: str) -> list[Files]:
-        """The samples of a split of `splits`; UserError for missing files."""
+        """The samples of one of `splits`; UserError for missing files."""
         return complete_files(self.find(root, split), root, split, self.hints.get(split, ""))
 
 
 class Dataset(Protocol):
-    """An opened split, safe to share between threads."""
+    """An opened split, which threads may share."""
 
     names: list[str]  # of the images
     classes: LabelTable
-    source: str  # where the pixels come from, for people
-    checked: bool  # whether every label was read before
+    source: str  # origin of the pixels, for messages
+    checked: bool  # whether every label was read and found valid before
     has_labels: bool
 
     def __len__(self) -> int:
@@ -99,25 +99,25 @@ class Dataset(Protocol):
         """(H,W,3) uint8 RGB."""
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width of the image; its pixels are not decoded."""
+        """Height and width of the image, without decoding it."""
 
     def train_ids(self, index: int) -> np.ndarray:
-        """(H,W) uint8 train ids or 255; UserError where it has not its image's size."""
+        """(H,W) uint8 train ids or 255; UserError if the label and its image differ in size."""
         return self[index]["label"]
 
 
 def train_id_path(root: Path, name: str) -> Path:
-    """Where a data set's prepare writes the train ids of an image."""
+    """Path at which DataSet.prepare writes the train ids of an image."""
     return root / "meta" / "label_imgs" / f"{name}.png"
 
 
 def converted_labels(root: Path, split: str) -> Path:
-    """What a data set's prepare made of a split's labels, as utils/data/sources.py names it."""
+    """Name of a split's converted labels in utils/data/sources.py; no file has this path."""
     return root / "meta" / f"label_imgs.{split}"
 
 
 def complete_files(found: FoundFiles, root: Path, split: str, hint: str) -> list[Files]:
-    """The samples of `found`; UserError with the first names where files are missing."""
+    """The samples of `found`; UserError with the first names if files are missing."""
     names = found["image"]
     for kind, paths in found.items():
         missing = [name for name in names if name not in paths or not paths[name].exists()]
@@ -129,5 +129,5 @@ def complete_files(found: FoundFiles, root: Path, split: str, hint: str) -> list
             raise UserError(f"{folder}: {count} ({', '.join(missing[:3])}). {advice}")
         if others := paths.keys() - names.keys():
             one = paths[min(others)]
-            warn(f"{one}: {len(others)} {split} label files belong to no image, such as this one")
+            warn(f"{one}: {len(others)} {split} label files have no image, such as this one")
     return [Files(name, **{kind: found[kind][name] for kind in found}) for name in names]

@@ -1,4 +1,4 @@
-"""Image and label files: decoded strictly or refused in one line, and written whole."""
+"""Reads image and label files, with a UserError for damaged ones, and writes them."""
 
 import struct
 import warnings
@@ -20,16 +20,16 @@ from utils.data.label_table import INVALID, LabelTable, ids_of_instances
 CHECK = "Replace it; python utils/preprocess_data.py --check true lists every fault"
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"\0\0\0\0IEND\xaeB`\x82"
 TURN = 0x0112  # EXIF's orientation tag, 1 to 8
-MOST_PIXELS = 1 << 28  # of an image; Cityscapes' have 2^21, and a small file can claim any number
+MOST_PIXELS = 1 << 28  # per image; Cityscapes has 2^21, and a small file can claim any number
 GREY, PALETTE = 0, 3  # colour types, PNG specification section 11.2.2
-UNFILTERED = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE)  # ids: faster and smaller so
-warnings.filterwarnings("ignore", "Corrupt EXIF data")  # Pillow's: such an image is as stored
+UNFILTERED = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE)  # faster, smaller for ids
+warnings.filterwarnings("ignore", "Corrupt EXIF data")  # Pillow's; such an image is not rotated
 
 
 class PngHeader(NamedTuple):
-    """What a PNG file says of itself."""
+    """Header fields of a PNG file."""
 
-    size: tuple[int, int]  # height, width, upright
+    size: tuple[int, int]  # height, width after the EXIF rotation
     bits: int  # per channel
     color: int  # colour type
     turn: int  # EXIF orientation
@@ -40,18 +40,18 @@ class PngHeader(NamedTuple):
 
 
 def png_header(content: bytes, path: Any, *, advice: str = CHECK) -> PngHeader:
-    """The header of a PNG file's content; UserError where a chunk claims more bytes than follow.
+    """The header of a PNG file's content; UserError if a chunk claims more bytes than follow.
 
-    OpenCV would allocate them first: up to 2 GiB, and seconds, for one flipped bit.
+    OpenCV would allocate the claimed bytes: one flipped bit can cost up to 2 GiB and seconds.
     """
     place, turn, pixels = 8 if content.startswith(PNG_START) else len(content), 1, False
-    while content[place : place + 12] != PNG_END:  # anything may follow it
+    while content[place : place + 12] != PNG_END:  # any bytes may follow the end
         if place + 12 > len(content):
             raise UserError(f"{path}: not a whole PNG image. {advice}")
         kind, start = content[place + 4 : place + 8], place + 8
         place = start + int.from_bytes(content[place : place + 4], "big") + 4
         pixels |= kind == b"IDAT"
-        if kind == b"eXIf" and not pixels:  # behind them nobody looks for it
+        if kind == b"eXIf" and not pixels:  # decoders ignore it after the pixels
             turn = exif_turn(content[start : place - 4])
     width, height, bits, color = struct.unpack_from(">IIBB", content, 16)
     require_pixels(height, width, path)
@@ -61,11 +61,11 @@ def png_header(content: bytes, path: Any, *, advice: str = CHECK) -> PngHeader:
 def require_pixels(height: int, width: int, path: Any) -> None:
     if not 0 < width * height <= MOST_PIXELS:
         what = f"{width} x {height} pixels, the limit is {MOST_PIXELS:,}"
-        raise UserError(f"{path}: {what}. Give an image of a size within it")
+        raise UserError(f"{path}: {what}. Give an image within this limit")
 
 
 def exif_turn(entry: bytes) -> int:
-    """The orientation in an EXIF entry, 1 to 8; 1, as stored, where it has none or is damaged."""
+    """The orientation in an EXIF entry, 1 to 8; 1 (not rotated) if it is missing or damaged."""
     exif = Exif()
     try:
         exif.load(entry)
@@ -75,26 +75,26 @@ def exif_turn(entry: bytes) -> int:
 
 
 def turned(pixels: np.ndarray, turn: int) -> np.ndarray:
-    """Pixels as stored -> as EXIF's orientation shows them."""
+    """Stored pixels -> rotated and mirrored as the EXIF orientation `turn` requires."""
     pixels = pixels.swapaxes(0, 1) if turn > 4 else pixels
     down, right = (-1 if turn in flipped else 1 for flipped in ((3, 4, 7, 8), (2, 3, 6, 7)))
     return np.ascontiguousarray(pixels[::down, ::right])
 
 
 def read_image(path: Path) -> np.ndarray:
-    """PNG or JPEG file -> (H,W,3) uint8 RGB, turned as its EXIF entry says."""
+    """PNG or JPEG file -> (H,W,3) uint8 RGB, rotated as its EXIF entry requires."""
     return decode_image(read_bytes(path), path)
 
 
 def decode_image(content: bytes, path: Path) -> np.ndarray:
-    """read_image of a file's content; `path` names it in errors."""
+    """read_image for the content of a file; `path` is only for error messages."""
     turn = image_header(content, path)[1]
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     return turned(decode(content, flags, path, what="PNG or JPEG"), turn)
 
 
 def decode(content: bytes, flags: int, path: Any, *, what: str, advice: str = CHECK) -> np.ndarray:
-    """cv2.imdecode, which compares a PNG file's checksums; UserError where it fails."""
+    """cv2.imdecode, which verifies the checksums of a PNG file; UserError if it fails."""
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error as error:  # an absurd size
@@ -105,8 +105,8 @@ def decode(content: bytes, flags: int, path: Any, *, what: str, advice: str = CH
 
 
 def image_header(content: bytes, path: Path) -> tuple[tuple[int, int], int]:
-    """Height and width, upright, and EXIF orientation; UserError, before anything is decoded, for
-    what is not a whole 8-bit PNG or JPEG image of sane size."""
+    """Height and width after the EXIF rotation, and EXIF orientation, without decoding. UserError
+    unless the content is a complete 8-bit PNG or JPEG image within the size limit."""
     if content.startswith(PNG_START[:8]):
         header = png_header(content, path)
         if header.bits > 8:
@@ -123,32 +123,32 @@ def image_header(content: bytes, path: Path) -> tuple[tuple[int, int], int]:
 
 
 def pillow_header(file: IO[bytes], opener: type) -> tuple[tuple[int, int], int, str]:
-    """Height and width, upright, EXIF orientation and Pillow's mode of a file."""
-    with opener(file) as image:  # Image.open has another limit, and warns
+    """Height and width after the EXIF rotation, EXIF orientation, and Pillow's mode of a file."""
+    with opener(file) as image:  # Image.open would apply its own limit and warn
         turn = exif_turn(image.info.get("exif", b""))
         return image.size if turn > 4 else image.size[::-1], turn, image.mode
 
 
 def jpeg_is_cut(content: bytes) -> bool:
-    """Whether a JPEG file has no end after its pixels.
+    """Whether a JPEG file is truncated: no end marker follows its pixels.
 
-    Where zeros follow instead, as after a download that stopped, OpenCV makes the rest grey.
+    If zeros follow instead, as in an aborted download, OpenCV decodes the rest as grey.
     """
     place = 2
     while content[place : place + 1] == b"\xff" and content[place + 1 : place + 2] != b"\xda":
-        if content[place + 1 : place + 2] == b"\xff":  # any number of these may precede a marker
+        if content[place + 1 : place + 2] == b"\xff":  # fill bytes may precede a marker
             place += 1
-        else:  # a segment; the thumbnail in it has an end of its own
+        else:  # a segment; its thumbnail may contain an end marker
             place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
     return content.find(b"\xff\xd9", place) < 0
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Height and width of what read_image gives; of most files only the beginning is read."""
+    """Height and width of read_image's result; reads only the beginning of most files."""
     with suppress(OSError, SyntaxError, ValueError), path.open("rb") as file:
         opener = PngImageFile if file.peek(8).startswith(PNG_START[:8]) else JpegImageFile
         return pillow_header(file, opener)[0]
-    return image_header(read_bytes(path), path)[0]  # Pillow takes no long comment, say
+    return image_header(read_bytes(path), path)[0]  # Pillow fails for some, as with a long comment
 
 
 def read_ids(path: Path, dtype: type, *, advice: str = CHECK) -> np.ndarray:
@@ -157,7 +157,7 @@ def read_ids(path: Path, dtype: type, *, advice: str = CHECK) -> np.ndarray:
 
 
 def decode_ids(content: bytes, path: Any, dtype: type, *, advice: str = CHECK) -> np.ndarray:
-    """read_ids of a file's content; `path` names it in errors. 16 bits only for np.uint16."""
+    """read_ids for the content of a file; `path` is for error messages. 16 bits need np.uint16."""
     header = png_header(content, path, advice=advice)
     if header.color == PALETTE:
         return turned(decode_palette(content, path, advice=advice).astype(dtype), header.turn)
@@ -175,11 +175,11 @@ def decode_ids(content: bytes, path: Any, dtype: type, *, advice: str = CHECK) -
 
 
 def contradiction(path: Path, instances: np.ndarray) -> list[str]:
-    """A line where a file's label ids are not those of the instance ids."""
+    """A line with the first pixel where a file's label ids and the instance ids differ, or none."""
     wrong = np.argwhere(read_ids(path, np.uint8) != ids_of_instances(instances))
     if not len(wrong):
         return []
-    what = f"not the id of instanceIds at row {wrong[0, 0]}, column {wrong[0, 1]}"
+    what = f"differs from instanceIds at row {wrong[0, 0]}, column {wrong[0, 1]}"
     return [f"{path}: {what}, {len(wrong)} such pixels. Unpack both again"]
 
 
@@ -187,7 +187,7 @@ def decode_palette(content: bytes, path: Any, *, advice: str) -> np.ndarray:
     """A palette PNG -> (H,W) indices."""
     try:
         with PngImageFile(BytesIO(content)) as image:
-            image.verify()  # checksums; an image that was verified must be opened again
+            image.verify()  # checksums; afterwards Pillow must open it again
         with PngImageFile(BytesIO(content)) as image:
             return np.asarray(image)
     except (OSError, SyntaxError, ValueError) as error:
@@ -197,7 +197,7 @@ def decode_palette(content: bytes, path: Any, *, advice: str) -> np.ndarray:
 def to_train_ids(ids: np.ndarray, classes: LabelTable, path: Path) -> np.ndarray:
     """(H,W) uint8 ids or uint16 instance ids -> (H,W) uint8 train ids.
 
-    UserError names the ids that are not defined.
+    UserError for undefined ids.
     """
     if ids.dtype == np.uint16:
         ids = ids_of_instances(ids)
@@ -212,7 +212,7 @@ def to_train_ids(ids: np.ndarray, classes: LabelTable, path: Path) -> np.ndarray
 
 
 def read_train_ids(path: Path, classes: LabelTable) -> np.ndarray:
-    """A label file as the data set stores it, ids or colours -> (H,W) uint8 train ids."""
+    """A label file of the data set, with ids or colours -> (H,W) uint8 train ids."""
     if classes.color_to_train is None:
         return to_train_ids(read_ids(path, np.uint8), classes, path)
     image = read_image(path)
@@ -228,7 +228,7 @@ def read_train_ids(path: Path, classes: LabelTable) -> np.ndarray:
 
 
 def read_label(path: Path, kind: str, classes: LabelTable) -> dict[str, np.ndarray]:
-    """A label file of one of Files' kinds -> {"label": (H,W) uint8 train ids
+    """A label file; kind: its field of Files -> {"label": (H,W) uint8 train ids
     [, "instance": (H,W) uint16 instance ids]}."""
     if kind == "instances":
         instances = read_ids(path, np.uint16)
@@ -239,7 +239,7 @@ def read_label(path: Path, kind: str, classes: LabelTable) -> dict[str, np.ndarr
 
 
 def write_png(path: Path, pixels: np.ndarray, *, filtered: bool = True) -> None:
-    """(H,W), (H,W,3) RGB or (H,W,4) RGBA -> PNG file, whole or not at all; ids unfiltered."""
+    """(H,W), (H,W,3) RGB or (H,W,4) RGBA -> PNG file, complete or not at all."""
     if pixels.ndim == 3:
         swap = cv2.COLOR_RGB2BGR if pixels.shape[2] == 3 else cv2.COLOR_RGBA2BGRA
         pixels = cv2.cvtColor(pixels, swap)

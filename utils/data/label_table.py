@@ -1,4 +1,4 @@
-"""Label tables: which ids a data set stores, which classes are trained, how they are drawn."""
+"""Label tables: the ids that a data set stores, its trained classes, and their colours."""
 
 import zlib
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 from cityscapesscripts.helpers.labels import labels as cityscapes_labels
 
-ARRAYS = ("colors", "ids", "id_to_train")  # of a LabelTable, kept in checkpoints
+ARRAYS = ("colors", "ids", "id_to_train")  # fields of LabelTable that checkpoints store
 IGNORE = 255
-INVALID = 254  # marks, in `id_to_train`, an id that the data set does not define
-AVERAGE_SIZES = {  # pixels of an instance in Cityscapes' training set, from the official scorer
+INVALID = 254  # in `id_to_train`: the data set does not define this id
+AVERAGE_SIZES = {  # mean pixels of an instance in Cityscapes' train split, from the official scorer
     "person": 3462.4756337644, "rider": 3930.4788056518, "car": 12794.0202738185,
     "truck": 27855.1264367816, "bus": 35732.1511111111, "train": 67583.7075812274,
     "motorcycle": 6298.7200839748, "bicycle": 4672.3249222261,
@@ -27,41 +27,41 @@ VOC_NAMES = (  # PASCAL VOC's; its id 255 is the border between objects, or void
 
 @dataclass(frozen=True)
 class LabelTable:
-    """A data set's classes. K trained classes; "id" is the number stored in the set's own files."""
+    """The K trained classes of a data set; an "id" is a number that its label files store."""
 
     names: tuple[str, ...]  # K, in train id order
     colors: np.ndarray  # (K,3) uint8 RGB
     ids: np.ndarray  # (K,) uint8: train id -> id
     id_to_train: np.ndarray  # (256,) uint8: id -> train id, IGNORE or INVALID
-    num_ids: int  # ids are 0..num_ids-1: the side of the confusion matrix
-    # Of a set whose classes have categories or instances:
+    num_ids: int  # ids are 0..num_ids-1; also the side of the confusion matrix
+    # Only for data sets with categories or instances:
     categories: dict[str, tuple[int, ...]] = field(default_factory=dict)  # name -> train ids
     instance_sizes: dict[int, float] = field(default_factory=dict)  # id -> average pixels of one
     instance_categories: dict[str, tuple[int, ...]] = field(default_factory=dict)  # name -> ids
-    palette: bool = False  # the set's own label files are PNGs with a palette
+    palette: bool = False  # the label files are PNGs with a palette
     color_to_train: np.ndarray | None = None  # (2^24,) uint8: RGB of a label file -> train id
 
     @property
     def meaning(self) -> int:
-        """Another number for other classes, and for ids or colours that stand for others."""
+        """A checksum of the class names and of the ids or colours that stand for the classes."""
         number = zlib.crc32(repr((self.names, self.id_to_train.tolist())).encode())
         return number if self.color_to_train is None else zlib.crc32(self.color_to_train, number)
 
     def plain(self) -> dict[str, Any]:
-        """What predictions need, for a checkpoint: from_plain makes a table of it again."""
+        """The fields that predictions need, for a checkpoint; from_plain is the inverse."""
         kept = {name: getattr(self, name) for name in ("num_ids", "palette", "meaning")}
         return {"names": list(self.names), **kept} | {x: getattr(self, x).tolist() for x in ARRAYS}
 
     @classmethod
     def from_plain(cls, content: dict[str, Any]) -> "LabelTable":
-        """Without categories, instances and colours of label files."""
+        """A table without categories, instances and colours of label files."""
         arrays = {name: np.array(content[name], np.uint8) for name in ARRAYS}
         names = tuple(content["names"])
         return cls(names, **arrays, num_ids=content["num_ids"], palette=content["palette"])
 
     def difference(self, names: Sequence[str], plain: dict[str, Any] | None) -> str:
-        """How this table differs from that of a checkpoint, "" if it does not. plain: None of an
-        older one, which knows its classes' names alone."""
+        """How this table differs from that of a checkpoint, "" if it does not. plain: None for an
+        older checkpoint, which stores only the names of its classes."""
         what = "{} {} is {} in the data set and {} in the checkpoint"
         for number, pair in enumerate(zip_longest(self.names, names)):
             if pair[0] != pair[1]:
@@ -79,7 +79,7 @@ class LabelTable:
         return len(self.names)
 
     def to_ids(self, train_ids: np.ndarray) -> np.ndarray:
-        """(H,W) uint8 train ids -> (H,W) uint8 ids; all that is no class becomes an ignored id."""
+        """(H,W) uint8 train ids -> (H,W) uint8 ids; pixels of no class get an ignored id."""
         ignored = np.flatnonzero(self.id_to_train[: self.num_ids] == IGNORE)
         others = np.setdiff1d(np.arange(self.num_ids), self.ids)
         table = np.full(256, ignored[0] if len(ignored) else others[-1], np.uint8)
@@ -87,7 +87,7 @@ class LabelTable:
         return cv2.LUT(train_ids, table)
 
     def without_instances(self) -> "LabelTable":
-        """Of labels without instance ids: scores then leave nIoU out."""
+        """The table for labels without instance ids: scores then omit nIoU."""
         return replace(self, instance_sizes={}, instance_categories={})
 
     def draw(self, train_ids: np.ndarray) -> np.ndarray:
@@ -98,7 +98,7 @@ class LabelTable:
 
 
 def voc_palette() -> np.ndarray:
-    """(256,3) uint8 RGB of the PASCAL VOC development kit: bits of the index, spread."""
+    """(256,3) uint8 RGB of the PASCAL VOC development kit, from the bits of the index."""
     index = np.arange(256)[:, None] >> 3 * np.arange(8)  # groups of three bits, lowest first
     bits = index[:, :, None] >> np.arange(3) & 1
     return (bits << 7 - np.arange(8)[:, None]).sum(1).astype(np.uint8)

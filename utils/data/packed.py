@@ -1,14 +1,14 @@
-"""A split of a data set as one flat file of uint8 pixels, from which a crop is read in place.
+"""Packed files: a split as one flat file of uint8 pixels, from which training reads single crops.
 
-Decoding PNG files takes most of a training sample's time; from a packed file a sample costs about
-as much as copying its crop (benchmarks/bench_loader.py).
+Decoding PNG files takes most of the time of a training sample. A sample from a packed file takes
+about as long as a copy of its crop (benchmarks/bench_loader.py).
 
     magic (8 bytes), length and CRC-32 of the header (4 + 4), header (JSON), zeros up to 64 bytes
     per image: image (H,W,3), label (H,W) or instance ids (H,W) uint16, CRC-32 of both (4 bytes),
     zeros up to 64 bytes
 
-The header fixes every size before the first pixel is written. An interrupted file keeps its .part
-name and goes on after the last image whose CRC-32 is right.
+The header gives every size before the first pixel is written. An interrupted file keeps the name
+.part; the next run resumes after the last image with a correct CRC-32.
 """
 
 import json
@@ -37,12 +37,12 @@ from utils.data.sources import require_unchanged
 
 MAGIC = b"SEGPACK1"
 ALIGNMENT = 64
-PLANES = {"image": ("u1", (3,)), "label": ("u1", ()), "instance": ("<u2", ())}  # type, after (H,W)
+PLANES = {"image": ("u1", (3,)), "label": ("u1", ()), "instance": ("<u2", ())}  # dtype, after (H,W)
 REPACK = "Run python utils/preprocess_data.py --pack true"
 
 
 def packed_path(root: Path, split: str) -> Path:
-    """Where the packed file of a split lies."""
+    """Path of the packed file of a split."""
     return root / "packed" / f"{split}.pack"
 
 
@@ -55,12 +55,12 @@ def aligned(size: int) -> int:
 
 
 def is_whole(content: bytes | memoryview) -> bool:
-    """Whether an image's last four bytes are the CRC-32 of those before."""
+    """Whether an image's last four bytes are the CRC-32 of the bytes before."""
     return content[-4:] == struct.pack("<I", zlib.crc32(content[:-4]))
 
 
 class Layout:
-    """Where everything of a packed file lies.
+    """Byte offsets and lengths in a packed file.
 
     header: {"classes": names, "planes": names of PLANES, "images": [{"name": str,
     "size": [height, width], "sources": {path below the data set's folder: bytes}}, ...]}
@@ -75,10 +75,10 @@ class Layout:
         pixel = sum(np.dtype(kind).itemsize * math.prod(shape) for kind, shape in kinds)
         self.lengths = [pixel * math.prod(image["size"]) + 4 for image in self.images]
         self.starts = [*accumulate(map(aligned, self.lengths), initial=len(self.begin))]
-        self.size = self.starts[-1]  # of the file, in bytes as all of these
+        self.size = self.starts[-1]  # of the file
 
     def finished_images(self, file: IO[bytes]) -> int:
-        """How many images at the beginning of an interrupted file are whole."""
+        """Number of complete images at the beginning of an interrupted file."""
         file.seek(0)
         if file.read(len(self.begin)) != self.begin:
             return 0
@@ -90,10 +90,10 @@ class Layout:
         return len(self.images)
 
     def encode(self, index: int, sample: dict[str, Any]) -> bytes:
-        """An image with its CRC-32 and the zeros up to the next one."""
+        """The bytes of a sample: planes, CRC-32, and zeros up to the next sample."""
         image = self.images[index]
         if list(sample["image"].shape[:2]) != image["size"]:
-            what = f"{image['name']}: its size changed while it was packed"
+            what = f"{image['name']}: image size changed during packing"
             raise UserError(f"{what}. {REPACK} again")
         planes = (np.ascontiguousarray(sample[name], PLANES[name][0]).data for name in self.planes)
         content = b"".join(planes)
@@ -102,19 +102,19 @@ class Layout:
 
 
 def require_space(path: Path, layout: Layout) -> str:
-    """What is still to be written, and free; makes the folder. UserError if that is too little."""
+    """The needed and free space as text; creates the folder. UserError if space is too small."""
     make_folder(path.parent)
     partial = part_path(path)
     written = partial.stat().st_size if partial.is_file() else 0
     needed, free = layout.size - written, shutil.disk_usage(path.parent).free
     gib = f"{needed / 2**30:.1f} GiB needed, {free / 2**30:.1f} GiB free"
     if needed > free:
-        raise UserError(f"{path.parent}: {gib}. Free space or choose another --data_root")
+        raise UserError(f"{path.parent}: {gib}. Free space or give another --data_root")
     return gib
 
 
 def pack(path: Path, layout: Layout, dataset: Dataset, *, workers: int) -> None:
-    """Write `path`, or what an interrupted run left to write."""
+    """Write `path`, or resume an interrupted run."""
     partial = part_path(path)
     bar = progress(len(dataset), unit="image", label=f"pack {path.stem}")
     try:
@@ -138,12 +138,12 @@ def pack(path: Path, layout: Layout, dataset: Dataset, *, workers: int) -> None:
 
 
 class PackedDataset(Dataset):
-    """A packed split, opened: read-only views of its pixels, nothing decoded and nothing copied."""
+    """An opened packed split; samples are read-only views of the file, without decode or copy."""
 
     has_labels = checked = True
 
     def __init__(self, path: Path, classes: LabelTable) -> None:
-        """UserError unless the file is whole and holds these classes."""
+        """UserError unless the file is complete and has these classes."""
         self.path, self.source = path, f"packed file {path}"
         try:
             with path.open("rb") as file:
@@ -182,32 +182,32 @@ class PackedDataset(Dataset):
     def require_current(
         self, data_set: DataSet, root: Path, split: str, *, thorough: bool = False
     ) -> None:
-        """UserError where the split must be packed again; see require_unchanged."""
+        """UserError if the split must be packed again; see require_unchanged."""
         advice, sources = data_set.prepare_again(root, self.path), []
-        with suppress(NoImages):  # unpacked files may be gone
+        with suppress(NoImages):  # the image files may have been deleted
             found = data_set.find(root, split)
             sources = [path for paths in found.values() for path in paths.values()]
             if self.names != [*found["image"]]:
                 raise UserError(
-                    f"{self.path}: other images than in the data set, or in another order. {advice}"
+                    f"{self.path}: images or their order differ from the data set. {advice}"
                 )
         if require_unchanged(self.path, data_set, root, sources, thorough=thorough):
             return
-        for image in self.layout.images:  # packed before there were records
+        for image in self.layout.images:  # an older file without a record
             for name, size in image["sources"].items():
-                with suppress(OSError):  # sources may be gone, or never have been unpacked
+                with suppress(OSError):  # source files may not exist
                     if (root / name).stat().st_size != size:
                         raise UserError(f"{self.path}: older than {root / name}. {advice}")
 
     def damaged(self) -> Iterator[str]:
-        """Name of every image, "" for a whole one: reads the whole file."""
+        """For each image its name if it is damaged, else "". Reads the whole file."""
         for index, name in enumerate(self.names):
             start, length = self.layout.starts[index], self.layout.lengths[index]
             yield "" if is_whole(memoryview(self.bytes)[start : start + length]) else name
 
 
 def read_header(content: mmap.mmap, path: Path) -> dict[str, Any]:
-    """UserError for anything but a packed file's beginning."""
+    """The header of a packed file; UserError if it is damaged or this is another kind of file."""
     if content[:8] == MAGIC and len(content) > 16:
         length, expected = struct.unpack("<II", content[8:16])
         header = content[16 : 16 + length]

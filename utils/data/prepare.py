@@ -1,4 +1,4 @@
-"""What is written once, before training: class weights and packed files."""
+"""Writes the class weights and packed files of a data set, once before training."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -15,35 +15,35 @@ from utils.data.packed import Layout, PackedDataset, pack, packed_path, part_pat
 
 
 def weigh(dataset: Dataset, root: Path, *, workers: int) -> None:
-    """The class weights of a training set, from all of its labels."""
+    """Write the class weights of a training set, computed from all of its labels."""
     counts = np.zeros(256, np.int64)
     labels = [path for files in dataset.files for path in files.paths[1:]]
     with sources.noting(root / WEIGHTS_FILE, root, labels, dataset.classes):
         for train_ids in read_all_train_ids(dataset, workers=workers):
             counts += histogram(train_ids)
         write_class_weights(root, counts, dataset.classes.names, images=len(dataset))
-    print(f"{root / 'meta'}: class_weights.json; nothing to convert, --pack true packs it")
+    print(f"{root / 'meta'}: class_weights.json; nothing to convert. To pack: --pack true")
 
 
 def current_class_weights(data_set: DataSet, root: Path, *, thorough: bool = False) -> np.ndarray:
-    """(K,) float32 ENet class weights; UserError where there are none, or the labels that were
-    weighed, or what ids mean, have changed. thorough: see utils/data/sources.py."""
+    """(K,) float32 ENet class weights; UserError if they are missing, or if labels or the meaning
+    of ids changed since they were computed. thorough: see compare in utils/data/sources.py."""
     labels = []
-    with suppress(UserError):  # unpacked files may be gone
+    with suppress(UserError):  # the label files may have been deleted
         found = data_set.find(root, "train")
         labels = [x for kind in found if kind != "image" for x in found[kind].values()]
     path = root / WEIGHTS_FILE
     sources.require_unchanged(path, data_set, root, labels, thorough=thorough)
     if (weights := read_noted(root, data_set.classes, "class_weights")) is None:
         raise UserError(
-            f"{path}: no class weights, or of other classes. Run utils/preprocess_data.py with the "
-            "same --dataset and --data_root, or train with --class_weights false"
+            f"{path}: missing, damaged or of other classes. Run python utils/preprocess_data.py "
+            "with the same --dataset and --data_root, or train with --class_weights false"
         )
     return weights.astype(np.float32)
 
 
 def pack_split(dataset: Dataset, root: Path, split: str, *, workers: int, overwrite: bool) -> None:
-    """Write the packed file of an opened split, or what an interrupted run left to write."""
+    """Write the packed file of an opened split, or resume an interrupted run."""
     path, images = packed_path(root, split), []
     if overwrite:
         path.unlink(missing_ok=True)
@@ -56,12 +56,12 @@ def pack_split(dataset: Dataset, root: Path, split: str, *, workers: int, overwr
         planes = ["image", "label" if dataset.files[0].instances is None else "instance"]
         classes = list(dataset.classes.names)
         layout = Layout({"classes": classes, "planes": planes, "images": images})
-        with suppress(UserError):  # not there, or damaged
+        with suppress(UserError):  # missing or damaged
             if changed == [] and PackedDataset(path, dataset.classes).layout.begin == layout.begin:
                 print(f"{path}: complete already")
                 return
         print(f"{path}: {len(dataset)} images, {require_space(path, layout)}")
-        part = part_path(path)  # of an interrupted run
+        part = part_path(path)  # from an interrupted run
         if sources.read_record(part) != (dataset.classes.meaning, noted):
             part.unlink(missing_ok=True)
             sources.write_record(part, dataset.classes, noted)

@@ -1,6 +1,6 @@
 """The street scenes of utils/synthetic.py: labelled polygons and how to paint them.
 
-Classes share their colours on purpose: only shape, texture and place tell them apart.
+Classes share their colours on purpose: only shape, texture and position distinguish them.
 """
 
 from itertools import pairwise, product
@@ -13,13 +13,13 @@ from PIL import Image, ImageDraw
 
 WIDTH, HEIGHT = 2048, 1024
 GROUND = 520  # pixels from the horizon down to the ground at scale 1
-FAR, NEAR = 0.2, 1.4  # scales where the street begins and where it has left the picture
+FAR, NEAR = 0.2, 1.4  # scales at the far end of the street and below the edge of the picture
 
-TONES = {  # RGB; each belongs to several classes, so that the colour of a pixel gives none away
+TONES = {  # RGB; several classes share each tone, so that colour alone does not reveal a class
     "A": (116, 114, 114), "B": (152, 88, 74), "D": (66, 66, 74), "G": (96, 116, 72),
     "I": (104, 124, 154), "P": (184, 184, 180), "S": (174, 152, 112),
 }  # fmt: skip
-FORMS = {  # weights of wave u, of wave v across it, of their product, and of 1
+FORMS = {  # weights of wave u, of the perpendicular wave v, of their product, and of 1
     "flat":    (0, 0, 0, 0),
     "stripes": (1, 0, 0, 0),
     "checks":  (0, 0, 1, 0),
@@ -27,7 +27,7 @@ FORMS = {  # weights of wave u, of wave v across it, of their product, and of 1
     "holes":   (-1, -1, 0, 0.6),
 }  # fmt: skip
 LABELS = {  # choice of one or two tones; texture: form, period in px, direction of wave u in deg;
-    # `outline` of what stands on the ground, at scale 1: right of its middle and up from its foot
+    # `outline` at scale 1: of a thing on the ground, x from its middle to the right, y from it up
     "sky":           ("P/I/A",    "flat",      1,  0, "0 0  205 0  205 103  0 103"),
     "building":      ("SD/BD",    "holes",    88,  0, ""),
     "ground":        ("G",        "flat",      1,  0, ""),
@@ -61,7 +61,7 @@ LABELS = {  # choice of one or two tones; texture: form, period in px, direction
     "out of roi":    ("D",        "flat",      1,  0, "0 0  205 0  205 .5  0 .5"),
     "rectification border": ("D", "flat",      1,  0, "0 0  .5 0  .5 103  0 103"),
 }  # fmt: skip
-DETAILS = {  # painted inside a thing, without a label of their own: tone and outline
+DETAILS = {  # tone and outline of unlabelled parts that are painted inside a thing
     "car":           [("I", "-15 20 -2 20 -2 29 -10 29"), ("I", "0 20 13 20 8 29 0 29"),
                       ("D", "-17 7 6 6"), ("D", "17 7 6 6")],
     "truck":         [("I", "19 28 28 28 26 43 19 43"), ("D", "-23 9 6 6"), ("D", "24 9 6 6")],
@@ -74,12 +74,12 @@ DETAILS = {  # painted inside a thing, without a label of their own: tone and ou
     "rider":         [("S", "0 42 5 42 6 47 0 47")],
     "traffic light": [("P", f"0 {y} 4 4") for y in (56, 66, 76)],
 }  # fmt: skip
-STRIPS = (  # ground on both sides of the middle, wide to narrow: least and largest half width
+STRIPS = (  # ground strips along the street, wide to narrow: smallest and largest half width
     ("ground", 1400, 1500), ("terrain", 1160, 1200), ("sidewalk", 820, 900), ("parking", 690, 720),
     ("road", 600, 640),
 )  # fmt: skip
 LANES = (-400, 0, 400)
-LINEUP = (  # one of these, the next in the next scene; distance aside, () in a lane; scales
+LINEUP = (  # things, of which scenes take one in turn; distance to the side, () in a lane; scales
     (("cargroup", "persongroup", "polegroup"),       (650, 740), (0.30, 0.40)),
     (("vegetation",),                                (880, 980), (0.40, 0.80)),
     (("truck", "bus", "train"),                      (),         (0.60, 0.80)),
@@ -103,7 +103,7 @@ def outline(numbers: str) -> np.ndarray:
 
 
 class Shape(NamedTuple):
-    label: str  # "" for a painted detail of the shape before it
+    label: str  # "" for an unlabelled detail of the previous shape
     polygon: list[tuple[int, int]]  # (x, y) in pixels
     colors: np.ndarray  # (2,3) RGB
 
@@ -117,7 +117,7 @@ class Scene:
         self.shapes: list[Shape] = []
 
     def draw(self, label: str, points: np.ndarray, tones: str = "") -> None:
-        """Add (n,2) pixels (x, y) as a polygon; one or two tones, else those of the label."""
+        """Add a polygon of (n,2) pixels (x, y), in one or two tones, by default the label's."""
         pair = str(self.rng.choice((tones or LABELS[label][0]).split("/")))
         shift = self.rng.uniform(-16, 16) + self.rng.uniform(-9, 9, 3)
         colors = np.array([TONES[pair[0]], TONES[pair[-1]]]) + shift
@@ -125,11 +125,11 @@ class Scene:
         self.shapes.append(Shape(label, polygon, colors))
 
     def project(self, points: np.ndarray, scale: Any) -> np.ndarray:
-        """(n,2) px at scale 1, right of the middle of the street and up from it -> (n,2) pixels."""
+        """(n,2) px at scale 1, x right and y up from the middle of the street -> (n,2) pixels."""
         return self.eye + (points * (1, -1) + (0, GROUND)) * np.reshape(scale, (-1, 1))
 
     def plane(self, label: str, line: tuple, far: float, near: float, tones: str = "") -> None:
-        """Draw what the line (right, up, right, up) covers when it moves along the street."""
+        """Draw the area that the line (right, up, right, up) sweeps along the street."""
         corners = np.reshape(line, (2, 2))[[0, 1, 1, 0]]
         self.draw(label, self.project(corners, [far, far, near, near]), tones)
 
@@ -141,7 +141,7 @@ class Scene:
 
 
 def draw_street(scene: Scene) -> None:
-    """What stands behind the road users."""
+    """Draw everything behind the road users."""
     rng = scene.rng
     scene.draw("sky", outline(LABELS["sky"][-1]))
     scene.draw("vegetation", scene.project(outline("-150 0 150 0 150 90 -150 90"), FAR))
@@ -178,7 +178,7 @@ def compose(rng: Generator, index: int) -> list[Shape]:
 
 
 def index_map(shapes: list[Shape]) -> np.ndarray:
-    """(H,W) uint8: the number of the shape seen in each pixel."""
+    """(H,W) uint8: the number of the shape that is visible at each pixel."""
     image = Image.new("L", (WIDTH, HEIGHT))
     drawer = ImageDraw.Draw(image)
     for number, shape in enumerate(shapes):
@@ -189,10 +189,10 @@ def index_map(shapes: list[Shape]) -> np.ndarray:
 def paint(rng: Generator, shapes: list[Shape]) -> np.ndarray:
     """(H,W,3) uint8 RGB: colours, textures, light and sensor noise.
 
-    A texture mixes two tones by the waves u and v; all shapes at once, through tables by number.
+    The waves u and v mix two tones to a texture. Tables indexed by shape number paint all at once.
     """
     index = index_map(shapes)
-    plain = LABELS["road"]  # for details
+    plain = LABELS["road"]  # texture of details
     styles = [LABELS.get(shape.label, plain)[1:4] for shape in shapes]
     forms, periods, directions = zip(*styles, strict=True)
     angle = np.deg2rad(directions)

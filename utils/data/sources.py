@@ -1,8 +1,8 @@
-"""What a derived file was made from, so that a change of it is noticed before it is used.
+"""Records of the sources of derived files, so that commands refuse an outdated derived file.
 
-Beside packed/train.pack, say, lies packed/train.pack.sources.json: what the ids meant, and of every
-source file its size, times and inode, and the CRC-32 of its content. Content is read only where one
-of the others is not as noted, as after copying a data set.
+For example, packed/train.pack.sources.json records for packed/train.pack the meaning of ids, and
+size, times, inode and CRC-32 of every source file. A command reads the content of a source only if
+its size, times or inode differ from the record, as after copying a data set.
 """
 
 import json
@@ -23,11 +23,11 @@ from utils.data.dataset import DataSet, converted_labels, train_id_path
 from utils.data.image_files import write_png
 from utils.data.label_table import LabelTable
 
-Noted = dict[str, list[int]]  # name_below of a file -> size, times, inode [, CRC-32]
+Noted = dict[str, list[int]]  # name_below of a file -> size, two times, inode [, CRC-32]
 Paths = Collection[Path]
 DAMAGED = -1  # meaning of a record that cannot be read
 THREADS = 4
-MANY = 1000  # files whose reading deserves a progress line
+MANY = 1000  # reading more files shows a progress bar
 
 
 def record_of(derived: Path) -> Path:
@@ -35,14 +35,14 @@ def record_of(derived: Path) -> Path:
 
 
 def name_below(root: Path, path: Path) -> str:
-    """As in a record, where a file that lies elsewhere has its absolute name. Path.relative_to
-    would take seconds for 100,000 files."""
+    """A file's name in a record: its path relative to `root`, or its absolute path if it is not
+    below `root`. Path.relative_to would take seconds for 100,000 files."""
     return path.as_posix().removeprefix(f"{root.as_posix().rstrip('/')}/")
 
 
 def stamps(root: Path, names: Iterable[str]) -> Noted:
-    """Size, times and inode: they change with the content, even where a tool restores size and
-    date. Files that are gone are left out."""
+    """Size, times and inode of the files that exist: they change with the content, even if a tool
+    restores size and date."""
     found = {}
     for name in names:
         with suppress(OSError):
@@ -63,8 +63,8 @@ def write_record(derived: Path, classes: LabelTable, files: Noted) -> None:
 
 
 def read_record(derived: Path) -> tuple[int | None, Noted]:
-    """What ids meant and the files; None and {} where there is none: made before there were
-    records, or by an interrupted run."""
+    """The meaning of ids, and the files. None and {} without a record, if an older version or an
+    interrupted run made `derived`."""
     try:
         content = json.loads(record_of(derived).read_bytes())
         return content["meaning"], content["files"]
@@ -77,13 +77,13 @@ def read_record(derived: Path) -> tuple[int | None, Noted]:
 def compare(
     derived: Path, root: Path, classes: LabelTable, sources: Paths = (), *, thorough: bool = False
 ) -> tuple[list[str] | None, Noted]:
-    """Names of files that are changed, new, gone or no longer listed since `derived` was made, with
-    the record's before them where ids meant other classes; None without a record. And what the
-    record of a new one would hold.
+    """Names of files that are changed, new, gone or no longer listed since `derived` was made, or
+    None without a record; and the files for a new record. If the meaning of ids changed, the names
+    are those of the record and of all sources.
 
-    sources: those that it should have today, if they are known. They may be removed folder by
-    folder: one that is gone counts where others of its folder are left. thorough: all contents are
-    compared. Where only stamps differ they are noted anew.
+    sources: the current source files, if known. A file that is gone counts only if its folder has
+    other sources: users may delete whole folders. thorough: compare the content of all files. If
+    only stamps differ, the record gets the new ones.
     """
     meaning, files = read_record(derived)
     today = dict.fromkeys(name_below(root, path) for path in sources)
@@ -98,7 +98,7 @@ def compare(
     if meaning != classes.meaning:
         changed = [record_of(derived).name, *today]
     elif not changed and noted != files:
-        with suppress(UserError):  # a data set that takes no changes
+        with suppress(UserError):  # the data set may be read-only
             write_record(derived, classes, noted)
     return None if meaning is None else changed, {x: noted[x] for x in now if x in today}
 
@@ -107,9 +107,9 @@ def compare(
 def noting(
     derived: Path, root: Path, sources: Paths, classes: LabelTable
 ) -> Iterator[tuple[list[str] | None, Noted]]:
-    """Within, `derived` is made; then its record is written. Yields what compare gives.
+    """Write the record of `derived`, which the caller makes in this context; yields as compare.
 
-    A source that changes meanwhile is noted as it was before, so that `derived` counts as old.
+    The record has the stamps from before, so that a source that changes meanwhile is noticed.
     """
     changed, noted = compare(derived, root, classes, sources)
     yield changed, noted
@@ -127,15 +127,15 @@ def convert(
     workers: int,
     overwrite: bool,
 ) -> dict[str, np.ndarray]:
-    """Write read(name), (H,W) uint8 train ids, to the train_id_path of each of a split's labels,
-    where it is not there, or of another content; the (256,) pixel counts of those written."""
+    """Write read(name), (H,W) uint8 train ids, to the train_id_path of each label of a split whose
+    output is missing or outdated. Returns name -> (256,) pixel counts of the written ones."""
     make_folder(train_id_path(root, "").parent)
     with noting(converted_labels(root, split), root, labels.values(), classes) as (changed, _):
         again = set(changed or ())
 
         def current(name: str) -> bool:
             output, label = train_id_path(root, name), labels[name]
-            if changed is None and output.is_file():  # neither written nor put there later
+            if changed is None and output.is_file():  # no record: compare times
                 times = label.stat()
                 return output.stat().st_mtime >= max(times.st_mtime, times.st_ctime)
             return output.is_file() and name_below(root, label) not in again
@@ -154,7 +154,7 @@ def convert(
 def require_unchanged(
     derived: Path, data_set: DataSet, root: Path, sources: Paths = (), *, thorough: bool = False
 ) -> bool:
-    """UserError where `derived` must be made again, see compare; whether there is a record."""
+    """UserError if `derived` must be made again, see compare. Returns whether it has a record."""
     if not record_of(derived).exists():
         return False
     if changed := compare(derived, root, data_set.classes, sources, thorough=thorough)[0]:
@@ -162,6 +162,6 @@ def require_unchanged(
         what = f"{root / changed[0]}{count}: changed, new, gone or no longer listed"
         what = f"{what} since {derived} was made"
         if changed[0] == record_of(derived).name:
-            what = f"{derived}: made when ids meant other classes, or its record is damaged"
+            what = f"{derived}: made with another meaning of ids, or its record is damaged"
         raise UserError(f"{what}. {data_set.prepare_again(root, derived)}")
     return True

@@ -1,6 +1,6 @@
-"""Draws the synthetic data set: Cityscapes' format, file names and label ids.
+"""Draws the synthetic data set, with the format, file names and label ids of Cityscapes.
 
-A scene is a list of labelled polygons (utils/data/scene.py); cityscapesscripts turns it into
+A scene is a list of labelled polygons (utils/data/scene.py); cityscapesscripts converts them to
 ground truth.
 """
 
@@ -22,8 +22,8 @@ from utils.base.progress import progress
 from utils.data.image_files import write_png
 from utils.data.scene import HEIGHT, WIDTH, compose, paint
 
-VERSION = 1  # of the pictures: raise it when a change alters them
-CITIES = {"train": ("synthville", "mockburg"), "val": ("fakehaven",)}  # cities
+VERSION = 1  # raise it when a code change alters the pictures
+CITIES = {"train": ("synthville", "mockburg"), "val": ("fakehaven",)}
 SCENE_FILES = {  # folder and name ending of the files of one scene
     "image":     ("leftImg8bit", "leftImg8bit.png"),
     "ids":       ("gtFine", "gtFine_labelIds.png"),
@@ -64,7 +64,7 @@ def write_scene(task: tuple[Path, int, str, int]) -> None:
 
 
 def own_files(root: Path) -> set[Path]:
-    """The scenes' files in `root`, known by their names; UserError where there are others."""
+    """The files of scenes in `root`, recognised by name; UserError if there are other files."""
     files, own = set(), set()
     for top, ending in SCENE_FILES.values():
         files |= {path for path in find(root / top, "**/*") if path.is_file()}
@@ -72,20 +72,20 @@ def own_files(root: Path) -> set[Path]:
             for city in cities:
                 own |= set(root.glob(f"{top}/{split}/{city}/{city}_??????_000019_{ending}"))
     if foreign := sorted(files - own):
-        raise UserError(f"{foreign[0]}: not written by this command. Choose another --data_root")
+        raise UserError(f"{foreign[0]}: not written by this command. Give another --data_root")
     return own
 
 
 def generate(
     data_root: Path, *, train: int, val: int, seed: int = 0, workers: int, overwrite: bool = False
 ) -> None:
-    """Write the data set; an interrupted one is completed, a complete one left as it is."""
+    """Write the data set. Completes an interrupted one and leaves a complete one unchanged."""
     made = {"seed": seed, "train": train, "val": val, "version": VERSION}
-    marker = data_root / "synthetic.json"  # says what the files beside it are
+    marker = data_root / "synthetic.json"  # parameters of the data set
     try:
         found = json.loads(read_bytes(marker)) if marker.is_file() else {}
     except ValueError as error:
-        raise UserError(f"{marker}: damaged. Choose another --data_root") from error
+        raise UserError(f"{marker}: damaged. Give another --data_root") from error
     if found == made | {"complete": True} and not overwrite:
         print(f"{data_root}: complete already, nothing to do")
         return
@@ -93,9 +93,9 @@ def generate(
     same = found in (made | {"complete": True}, made | {"complete": False})
     if own and not same and not overwrite:
         what = f"holds a synthetic data set with other parameters ({found})"
-        raise UserError(f"{data_root}: {what}. Choose another --data_root or --overwrite true")
+        raise UserError(f"{data_root}: {what}. Give another --data_root or --overwrite true")
     if overwrite:
-        marker.unlink(missing_ok=True)  # first: without it, what is left is never completed
+        marker.unlink(missing_ok=True)  # first, so that no run completes the remains
         for path in own:
             path.unlink()
     make_folder(data_root)

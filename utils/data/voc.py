@@ -1,4 +1,4 @@
-"""PASCAL VOC segmentation, and SBD's labels of its other images: which files make up a split.
+"""PASCAL VOC segmentation, and SBD's labels of further VOC images: the files of each split.
 
 VOC: host.robots.ox.ac.uk/pascal/VOC (Everingham et al., 2010). SBD, "VOC aug": Hariharan et al.,
 "Semantic Contours from Inverse Detectors", 2011.
@@ -17,7 +17,7 @@ from utils.data.label_table import VOC
 from utils.data.sources import convert
 
 FOLDERS = (".", "VOCdevkit/VOC2012", "VOC2012", "VOCdevkit/VOC2007", "VOC2007")
-SEE_DOCS = "docs/voc.md says how to get it"
+SEE_DOCS = "See docs/voc.md for the download"
 LISTS = "ImageSets/Segmentation"
 AUG_LISTS = ("list/train_aug.txt", f"{LISTS}/train_aug.txt", f"{LISTS}/trainaug.txt")
 SBD_FOLDERS = ("SBD", "sbd", "benchmark_RELEASE/dataset")
@@ -33,7 +33,7 @@ def find(root: Path, split: str) -> FoundFiles:
         raise NoImages(f"{listing}: not found. {SEE_DOCS}")
     files = lying_in(voc, read_names(listing))
     if split == "test" and not any(path.is_file() for path in files["ids"].values()):
-        del files["ids"]  # VOC 2012's are not public
+        del files["ids"]  # VOC 2012's test labels are not public
     return files
 
 
@@ -42,11 +42,11 @@ def voc_folder(root: Path) -> Path:
     for name in FOLDERS:
         if (root / name / LISTS).is_dir():
             return root / name
-    raise NoImages(f"{root}: no {FOLDERS[1]}/{LISTS}. Give the folder with --data_root; {SEE_DOCS}")
+    raise NoImages(f"{root}: no {FOLDERS[1]}/{LISTS}. Give the folder with --data_root. {SEE_DOCS}")
 
 
 def lying_in(voc: Path, names: list[str], labels: str = "SegmentationClass") -> FoundFiles:
-    """Images and labels of these names, or where they should lie."""
+    """Paths of the images and labels of these names, whether or not the files exist."""
     files: FoundFiles = {}
     for kind, folder, ending in (("image", "JPEGImages", ".jpg"), ("ids", labels, ".png")):
         found = find_named(voc / folder, f"{{name}}{ending}")
@@ -55,10 +55,10 @@ def lying_in(voc: Path, names: list[str], labels: str = "SegmentationClass") -> 
 
 
 def augmented(root: Path, voc: Path) -> FoundFiles:
-    """VOC's train images and SBD's that are not in VOC's val: 10,582 of VOC 2012.
+    """VOC's train images and the images of SBD that are not in VOC's val: 10,582 for VOC 2012.
 
-    From a list beside SegmentationClassAug, whose lines are names or "/JPEGImages/X.jpg
-    /SegmentationClassAug/X.png"; else from SBD, as prepare converts it.
+    They come from a list, whose lines are names or "/JPEGImages/X.jpg /SegmentationClassAug/X.png",
+    with labels in SegmentationClassAug. Without a list they come from SBD, which prepare converts.
     """
     for path in (voc / name for name in AUG_LISTS):
         if path.is_file():
@@ -74,25 +74,25 @@ def augmented(root: Path, voc: Path) -> FoundFiles:
 
 
 def listed(voc: Path, path: Path) -> FoundFiles:
-    """The files in an augmented list; paths in it begin with a slash and lie below `voc`."""
+    """The files in an augmented list; its paths begin with a slash but are relative to `voc`."""
     lines = [line.split() for line in read_names(path)]
     files = lying_in(voc, [x[0] for x in lines if len(x) == 1], "SegmentationClassAug")
     for words in (words for words in lines if len(words) > 1):
         image, label = (voc / word.lstrip("/") for word in words[:2])
         if files["image"].setdefault(image.stem, image) != image:
-            raise UserError(f"{path}: two images are named {image.stem}. Rename one")
+            raise UserError(f"{path}: two images have the name {image.stem}. Rename one")
         files["ids"][image.stem] = label
     return files
 
 
 def sbd_folder(root: Path) -> Path | None:
-    """Where SBD's cls/*.mat, train.txt and val.txt lie: torchvision's layout, or the archive's."""
+    """Folder of SBD's cls/*.mat, train.txt and val.txt, as in torchvision or in the archive."""
     folders = (root / name for name in SBD_FOLDERS)
     return next((folder for folder in folders if (folder / "cls").is_dir()), None)
 
 
 def sbd_names(sbd: Path, voc: Path) -> list[str]:
-    """SBD's images that VOC's train and val do not hold, sorted."""
+    """Sorted names of the SBD images that are neither in VOC's train nor in its val."""
     names, own = (
         {name for split in ("train", "val") for name in read_names(folder / f"{split}.txt")}
         for folder in (sbd, voc / LISTS)
@@ -101,7 +101,7 @@ def sbd_names(sbd: Path, voc: Path) -> list[str]:
 
 
 def downloaded(root: Path, split: str) -> FoundFiles:
-    """As find, without the images whose SBD label is still to be converted."""
+    """Like find, but without the images whose SBD label is not yet converted."""
     files, sbd = find(root, split), sbd_folder(root)
     if split != "trainaug" or sbd is None:
         return files
@@ -113,7 +113,7 @@ def downloaded(root: Path, split: str) -> FoundFiles:
 
 
 def prepare(root: Path, *, workers: int, overwrite: bool) -> bool:
-    """Write SBD's .mat labels as PNGs of ids below root/meta, where `root` holds SBD."""
+    """Convert SBD's .mat labels to PNGs of ids below root/meta, if `root` contains SBD."""
     sbd = sbd_folder(root)
     if sbd is None:
         return False
@@ -130,11 +130,11 @@ def read_mat(path: Path) -> np.ndarray:
     try:
         from scipy.io import loadmat  # only SBD needs it
     except ImportError as error:
-        raise UserError(f"{path}: MATLAB's format. Install scipy: pip install scipy") from error
+        raise UserError(f"{path}: a MATLAB file needs scipy. Type pip install scipy") from error
     content = read_bytes(path)
     try:
         ids = loadmat(BytesIO(content))["GTcls"][0]["Segmentation"][0].astype(np.uint8)
-    except Exception as error:  # whatever scipy makes of damaged bytes
+    except Exception as error:  # damaged bytes raise various errors
         text = str(error).split("\n")[0]
         raise UserError(f"{path}: not one of SBD's files ({text}). Replace it") from error
     if ids.ndim != 2:
@@ -154,6 +154,6 @@ DATA_SET = DataSet(
     },
     downloaded=downloaded,
     prepare=prepare,
-    # VOC 2012 development kit, section 5.3; comp6: trained on other data than VOC's, as ImageNet is
+    # VOC 2012 development kit, section 5.3; comp6: trained also on other data, such as ImageNet
     server=Server(1456, ".tgz", "results/VOC2012/Segmentation/comp6_test_cls/{}.png"),
 )
