@@ -83,7 +83,7 @@ def test_with_no_whole_checkpoint_nothing_starts_and_nothing_changes(run_folder)
     for path in step_files(folder / "checkpoints"):
         path.write_bytes(path.read_bytes()[:-1])
     before = tree(folder)
-    with pytest.raises(UserError, match=r"run: no checkpoint is whole. .*--overwrite"):
+    with pytest.raises(UserError, match=r"run: no checkpoint is intact. .*--overwrite"):
         train(config)
     assert tree(folder) == before
 
@@ -383,7 +383,7 @@ def test_checkpoints_of_newer_versions_and_incomplete_ones_are_told(run_folder, 
     _, folder = run_folder
     state = load_checkpoint(folder / "checkpoints" / "last.pth")
     torch.save(state | {"format": 2}, tmp_path / "new.pth")
-    with pytest.raises(UserError, match=r"new.pth: of a newer version, format 2 not 1"):
+    with pytest.raises(UserError, match=r"new.pth: format 2, newer than 1"):
         load_checkpoint(tmp_path / "new.pth")
     for name in ("model", "network", "classes"):
         torch.save({key: state[key] for key in state if key != name}, tmp_path / "x.pth")

@@ -101,7 +101,7 @@ def test_imagenet_weights_of_group_norm_are_read_and_others_refused(tmp_path):
     torch.save(build_model("deeplabv3", num_classes=2).backbone.state_dict(), bn)
     with pytest.raises(UserError, match="weights of BatchNorm"):
         load_backbone_weights(str(bn), "resnet18", norm="gn_ws")
-    with pytest.raises(UserError, match=r"R-50-GN-WS\.pth\.tar: not there"):
+    with pytest.raises(UserError, match=r"R-50-GN-WS\.pth\.tar: missing"):
         load_backbone_weights("imagenet", "resnet50", norm="gn_ws")
     with pytest.raises(UserError, match=r"no bn1\.running_mean"):
         load_backbone_weights(str(path), "resnet101")

@@ -45,7 +45,7 @@ def work(root: str, result: str) -> None:
     world = distributed.start("cpu")
     distributed.require_same("options", "options", world)
     if world.size == 3:
-        with pytest.raises(UserError, match=r"data set: process 2 has other than process 0"):
+        with pytest.raises(UserError, match=r"data set: process 2 differs from process 0"):
             distributed.require_same(world.rank == 2, "data set", world)
     root = Path(root)
     train_set, val_set = (build_dataset("cityscapes", root, split) for split in ("train", "val"))

@@ -100,7 +100,7 @@ def test_a_run_keeps_its_images_per_step_whatever_the_batch(cityscapes_root, tmp
     shutil.copytree(tmp_path / "whole", tmp_path / "run", symlinks=True)
     step_files(tmp_path / "run" / "checkpoints")[-1].unlink()
     config = replace(config, run_name="run", resume="auto")
-    with pytest.raises(UserError, match=r"has 4 images, 1 x 3 do not divide it. .*--batch_size"):
+    with pytest.raises(UserError, match=r"has 4 images, not a multiple of 1 x 3. .*--batch_size"):
         train(replace(config, batch_size=3))
     done = train(replace(config, batch_size=2))
     assert "1 x 2 batches of 2 keep the 4 images of this run's steps" in done.stderr

@@ -1,4 +1,4 @@
-"""The progress bar of every command."""
+"""The progress line of every command."""
 
 import sys
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from tqdm import tqdm
 def progress(
     total: int, items: Iterable = (), *, start: int = 0, unit: str, label: str, enabled: bool = True
 ) -> tqdm:
-    """A tqdm bar with ETA on stderr, over `items` or updated by the caller; only every 30 s if
+    """A tqdm line with ETA on stderr, over `items` or updated by the caller; only every 30 s if
     stderr is not a terminal."""
     pause = 0.2 if sys.stderr.isatty() else 30.0
     bar = "{desc} {percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"

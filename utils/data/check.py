@@ -43,7 +43,7 @@ def check_data(data_set: DataSet, root: Path, *, workers: int) -> None:
         before = faults
         more = split_faults(data_set, root, split, found, workers=workers)
         for line in chain(lines, more, packed_faults(data_set, root, split)):
-            tqdm.write(line)  # above the progress bar
+            tqdm.write(line)  # above the progress line
             faults += 1
         for line in outdated(data_set, root, split) if faults == before else ():
             tqdm.write(line)

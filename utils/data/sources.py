@@ -27,7 +27,7 @@ Noted = dict[str, list[int]]  # name_below of a file -> size, two times, inode [
 Paths = Collection[Path]
 DAMAGED = -1  # meaning of a record that cannot be read
 THREADS = 4
-MANY = 1000  # reading more files shows a progress bar
+MANY = 1000  # reading more files shows a progress line
 
 
 def record_of(derived: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, checked by hash, read without pickle's dangers."""
+"""Checkpoints: written completely or not at all, verified by hash, read without running code."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ from utils.base.errors import UserError
 
 FORMAT = 1
 SCALAR = np.float64(0).__reduce__()[0]
-NUMPY_SCALARS = [  # a best score beside the weights; they hold a number and run nothing
+NUMPY_SCALARS = [  # for numbers that some files store, such as a best score; they run no code
     np.dtype,
     np.dtypes.Float32DType,
     np.dtypes.Float64DType,
@@ -29,8 +29,8 @@ CHECKPOINT_NAME = re.compile(r"step_(\d{8})-([0-9a-f]{16})\.pth")
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
     """Write `state` as folder/step_<step>-<sha256>.pth and point last.pth at it; returns the path.
 
-    The file gets its name only once its bytes are on the disk: a kill at any moment leaves the
-    previous checkpoint as it was.
+    The file gets this name only after its bytes are on the disk, so that a kill at any moment
+    leaves the previous checkpoint unchanged.
     """
     temporary = folder / f".tmp-{os.getpid()}"
     try:
@@ -49,20 +49,20 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
         temporary.unlink(missing_ok=True)
         free = shutil.disk_usage(folder.parent).free / 2**30
         what = f"step {state['step']} cannot be saved ({cause.strerror}, {free:.1f} GiB free)"
-        advice = "earlier checkpoints are whole. Free space, then --resume auto"
+        advice = "earlier checkpoints are intact. Free space, then give --resume auto"
         raise UserError(f"{folder}: {what}; {advice}") from error
     return path
 
 
 def system_error(error: BaseException | None) -> OSError | None:
-    """The first OSError among `error` and what led to it."""
+    """The first OSError in the chain of `error` and its causes."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error
 
 
 def point(link: Path, target: Path) -> None:
-    """Make `link` (last.pth, best.pth) stand for `target`, replacing an older one in one step."""
+    """Point `link` (last.pth, best.pth) at `target`, and replace an existing link atomically."""
     temporary = link.with_name(f".tmp-{link.name}-{os.getpid()}")
     temporary.unlink(missing_ok=True)
     try:
@@ -77,9 +77,9 @@ def point(link: Path, target: Path) -> None:
 
 
 def prune(folder: Path, *, keep: int = 2) -> None:
-    """Delete all but the newest `keep` checkpoints and what best.pth and last.pth stand for.
+    """Delete all checkpoints except the newest `keep` and the targets of best.pth and last.pth.
 
-    Of two files of the last step, as a damaged one and its successor, only the latter stays.
+    If the last step has two files, such as a damaged one and a new one, keep last.pth's target.
     """
     best, last = ((folder / name).resolve() for name in ("best.pth", "last.pth"))
     files = step_files(folder)
@@ -90,7 +90,7 @@ def prune(folder: Path, *, keep: int = 2) -> None:
 
 
 def step_files(folder: Path) -> list[Path]:
-    """Checkpoints of a run's folder, oldest step first."""
+    """Checkpoint files in a folder, oldest step first."""
     return sorted(x for x in folder.glob("*.pth") if CHECKPOINT_NAME.fullmatch(x.name))
 
 
@@ -101,16 +101,16 @@ def sha256(path: Path) -> str:
 
 
 def load_checkpoint(path: Path, *, needs: Iterable[str] = ()) -> dict[str, Any]:
-    """The state that `save_checkpoint` wrote, on the CPU, with the entries `needs` at least.
-    UserError for a damaged or foreign file."""
+    """The state that `save_checkpoint` wrote, on the CPU. UserError for a damaged or foreign file,
+    and if an entry of `needs` is missing."""
     path = path.resolve()
     match = CHECKPOINT_NAME.fullmatch(path.name)
     if match and path.is_file() and sha256(path) != match[2]:
-        raise UserError(f"{path}: damaged, its hash is not {match[2]}. Use an older checkpoint")
+        raise UserError(f"{path}: damaged, its hash is not {match[2]}. Give an older checkpoint")
     state = read_tensors(path)
     found = state.get("format") if isinstance(state, dict) else None
     if isinstance(found, int) and found > FORMAT:
-        raise UserError(f"{path}: of a newer version, format {found} not {FORMAT}. Update the code")
+        raise UserError(f"{path}: format {found}, newer than {FORMAT}. Update the code: git pull")
     if found != FORMAT:
         advice = "Give a run of train.py, or convert it: python utils/convert_checkpoint.py"
         raise UserError(f"{path}: not a checkpoint of train.py. {advice}")
@@ -119,14 +119,14 @@ def load_checkpoint(path: Path, *, needs: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def require_entries(state: dict[str, Any], names: Iterable[str], path: Any) -> None:
-    """UserError naming the entries that a checkpoint lacks."""
+    """UserError that lists the missing entries of a checkpoint."""
     if missing := [name for name in names if name not in state]:
         raise UserError(f"{path}: lacks {', '.join(missing)}. Give a file that train.py wrote")
 
 
 def read_tensors(path: Path) -> Any:
     """`torch.load` of tensors and plain containers only: a file can never run code."""
-    if path.exists() and not path.is_file():  # a named pipe would be waited for
+    if path.exists() and not path.is_file():  # reading a named pipe would block
         raise UserError(f"{path}: not a readable weights file. Replace it")
     try:
         with torch.serialization.safe_globals(NUMPY_SCALARS):
@@ -135,10 +135,10 @@ def read_tensors(path: Path) -> Any:
         raise UserError(f"{path}: does not exist. Give an existing file") from error
     except Exception as error:  # a damaged file raises one of seven unrelated types
         objects: list[str] = []
-        with suppress(Exception):  # whatever made loading fail
+        with suppress(Exception):  # this may fail like the load
             objects = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         what = "not a readable weights file. Replace it"
         if objects:
             what = f"holds Python objects ({', '.join(objects[:3])}), which could run code. "
-            what += "Save its state_dict alone, where it comes from"
+            what += "Save only its state_dict, in the project that wrote it"
         raise UserError(f"{path}: {what}") from error

@@ -1,6 +1,6 @@
 """Every option of `train.py`, as a typed dataclass.
 
-Imports no torch: `--help` and a mistyped option answer at once.
+This file does not import torch, so that `--help` and error messages appear at once.
 """
 
 import re
@@ -19,52 +19,52 @@ from utils.base.paths import write_text
 class Config:
     """Defaults are the recipe of configs/cityscapes/deeplabv3_resnet18_os8.yaml.
 
-    Names are stored in checkpoints: never rename one.
+    Checkpoints store the names of options: never rename one.
     """
 
     dataset: str = "cityscapes"
-    """Data set to train on: one of datasets.py, of configs/datasets/, or custom, which dataset.yaml
-    in --data_root describes."""
+    """Data set to train on: one of datasets.py, one of configs/datasets/, or custom, which the
+    dataset.yaml in --data_root describes."""
     data_root: Path | None = None
     """Folder of the data set. Default: $CITYSCAPES_DATASET for cityscapes, else data/<dataset>."""
     split: str = "train"
-    """Images to train on; trainval adds the val split, whose scores then mean nothing: for the test
-    server; trainaug, of voc, adds SBD's; train_extra, of cityscapes, the coarsely labelled ones."""
+    """Split to train on. trainval adds val, for the test server: val scores then mean nothing.
+    trainaug (voc) adds SBD's images, train_extra (cityscapes) the coarsely labelled images."""
     fine_repeats: int = 1
-    """With --split train_extra: how often an epoch shows a finely labelled image while it shows a
-    coarsely labelled one once; 7 makes them about as many."""
+    """With --split train_extra: how often an epoch shows each finely labelled image. It shows each
+    coarsely labelled image once; 7 gives about as many of both."""
     run_name: str | None = None
     """Name of the run's folder in --log_root. Default: data set, model, backbone, stride, time."""
     log_root: Path | None = None
     """Folder of all runs. Default: training_logs/."""
     resume: str | None = None
-    """'auto' resumes the last checkpoint of --run_name (of the newest run if none is named);
-    a path resumes that checkpoint."""
+    """'auto' resumes from the last checkpoint of --run_name, or of the newest run if --run_name is
+    not given; a path resumes from that checkpoint."""
     overwrite: bool = False
     """Replace an existing run of the same name."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto takes CUDA when there is a GPU."""
+    """Device that computes; auto uses CUDA if there is a GPU."""
 
     model: str = "deeplabv3"
     """Architecture: one of MODELS in model/__init__.py."""
     backbone: str = "resnet18"
     """Encoder: one of ENCODERS in model/encoders.py; resnet18, 34, 50, 101 or 152."""
     output_stride: Literal[8, 16, 32] = 8
-    """Input pixels per feature; 8 is finer and costs about three times as much as 16."""
+    """Input pixels per feature; 8 is finer and takes about three times as long as 16."""
     multi_grid: tuple[int, int, int] = (1, 1, 1)
-    """Factors on the dilation of the last stage's blocks (DeepLabV3 section 3.2)."""
+    """Dilation factors of the blocks in the last stage (DeepLabV3 section 3.2)."""
     norm: Literal["bn", "gn", "gn_ws"] = "bn"
-    """BatchNorm, GroupNorm of 32 groups, or that with Weight Standardization in every convolution:
-    independent of the batch, so also for --batch_size 1."""
+    """BatchNorm, GroupNorm with 32 groups, or GroupNorm with Weight Standardization of every
+    convolution. GroupNorm does not depend on the batch and allows --batch_size 1."""
     aux: bool = False
-    """Train an auxiliary FCN head on the third stage, weight 0.4."""
+    """Train an auxiliary FCN head on the third stage, with loss weight 0.4."""
     backbone_weights: str | None = "imagenet"
-    """'imagenet' (torchvision's weights, read from or downloaded to pretrained_models/),
-    a file with a ResNet state_dict, or null for a random start."""
+    """'imagenet' (torchvision's weights, downloaded to pretrained_models/ if missing), a file with
+    a ResNet state_dict, or null for random weights."""
 
     init_from: str | None = None
-    """Fine-tune: a run's name or folder, or a checkpoint file, also of other classes; tensors that
-    fit are taken over, the others start at random."""
+    """Fine-tune a run (its name or folder) or a checkpoint file; its classes may differ. Tensors
+    of the same name and shape are loaded, the others start at random."""
 
     crop: tuple[int, int] = (512, 1024)
     """Height and width of a training crop in pixels."""
@@ -73,16 +73,16 @@ class Config:
     flip: bool = True
     """Mirror half of the training crops left to right."""
     batch_size: int = 8
-    """Crops per micro-batch and process; with --accumulate a step has several of these."""
+    """Crops per micro-batch and process; with --accumulate a step has several micro-batches."""
     workers: int = usual_workers()
-    """Threads that read and crop images, 0 for none. Default: a process's cores, at most 16."""
+    """Threads that read and crop images; 0: main thread. Default: cores per process, at most 16."""
 
     steps: int = 80_000
     """Optimizer steps of the whole training."""
     epochs: float | None = None
-    """Length of the training in passes over the training set; when given, --steps is ignored."""
+    """Length of the training in passes over the training set; if given, it replaces --steps."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    """Update rule; sgd uses momentum 0.9."""
+    """Optimizer; sgd uses momentum 0.9."""
     base_lr: float = 0.01
     """Learning rate after warm-up."""
     min_lr: float = 1e-4
@@ -92,45 +92,45 @@ class Config:
     warmup_steps: int = 500
     """Steps over which the learning rate rises linearly from zero."""
     weight_decay: float = 5e-4
-    """L2 penalty of sgd, decoupled decay of adamw."""
+    """Weight decay: L2 penalty for sgd, decoupled for adamw."""
     head_lr_factor: float = 1.0
-    """Learning rate of everything behind the backbone, as a multiple of the backbone's."""
+    """Learning rate of all layers after the backbone, as a multiple of the backbone's."""
     decay_norm: bool = True
-    """Also decay biases and normalisation weights."""
+    """Apply weight decay to biases and normalisation weights too."""
     clip_grad: float | None = None
-    """Largest L2 norm of all gradients together; longer ones are shortened to it."""
+    """Maximum L2 norm of all gradients together; larger gradients are scaled down to it."""
     accumulate: int = 1
-    """Micro-batches per step, each of --batch_size crops and apart for BatchNorm: saves memory."""
+    """Micro-batches per step, each of --batch_size crops; saves memory. BatchNorm sees each alone."""
     ema: float | None = None
-    """Decay per step of an exponential moving average of weights and buffers, such as 0.999; where
-    given, evaluation and checkpoints' users take the average."""
+    """Decay per step of an exponential moving average of weights and buffers, such as 0.999. If it
+    is given, evaluation and other commands use the averaged weights."""
     freeze_bn: bool = False
-    """Keep all BatchNorm statistics and weights as they start."""
+    """Keep all BatchNorm statistics and weights at their initial values."""
     bn_momentum: tuple[float, float] = (0.1, 0.1)
-    """Share of each batch in the running statistics of BatchNorm: the backbone's and the head's."""
+    """BatchNorm momentum, the share of each batch in the running statistics: backbone, head."""
     sync_bn: bool = False
-    """BatchNorm over the crops of all GPUs together."""
+    """Compute BatchNorm statistics over the crops of all GPUs together."""
 
     class_weights: bool = True
     """Weigh the loss by the ENet class weights that utils/preprocess_data.py computed."""
     label_smoothing: float = 0.0
     """Share of every pixel's target that is spread evenly over all classes."""
     hard_threshold: float | None = None
-    """Learn only from pixels whose class has at most this probability (hard example mining)."""
+    """Hard example mining: learn only from pixels whose class has at most this probability."""
     hard_min_kept: int = 100_000
-    """Pixels of a process's micro-batch that count in any case, the worst, with hard_threshold."""
+    """With --hard_threshold: number of hardest pixels per micro-batch that are always kept."""
     class_uniform: float = 0.0
-    """Share of the crops that are cut around a class drawn with equal chances instead of from the
-    next image; 0.5 shows rare classes often."""
+    """Share of crops that contain a class drawn with equal probabilities, instead of coming from
+    the next image; 0.5 shows rare classes often."""
     photometric: bool = False
     """Change brightness, contrast, saturation and hue of training crops at random."""
     max_class_share: float = 1.0
-    """Draw a crop again, up to ten times, while one class fills more of its labelled pixels."""
+    """Draw a crop up to ten times until no class fills more of its labelled pixels than this."""
 
     eval_every: int = 4000
     """Steps between evaluations on the val split; the last step always evaluates."""
     eval_scales: Factors = (1.0,)
-    """Sizes, as factors, at which evaluation shows an image to the model; scores are averaged."""
+    """Scale factors of each image in evaluation; the class scores are averaged over them."""
     save_every: int = 1000
     """Steps between checkpoints; the last step always saves."""
     log_every: int = 20
@@ -139,11 +139,11 @@ class Config:
     """Stop after this many evaluations without a better mIoU."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the network; auto: bf16, on GPUs older than Ampere fp16, which scales the loss,
-    on a CPU fp32. On a GPU the convolutions of fp32 take TF32, as is PyTorch's default."""
+    """Precision of the network. auto: bf16 on a GPU, fp16 with loss scaling on GPUs older than
+    Ampere, fp32 on a CPU. On a GPU, fp32 convolutions use TF32, which is PyTorch's default."""
     compile: bool | None = None
-    """Compile the network with torch.compile, which takes a minute or more at the start, and on one
-    GPU replay its steps as a CUDA graph. Default: on GPUs where a compiler is installed."""
+    """Compile the network with torch.compile, which takes a minute or more at the start; on one GPU
+    also replay steps as a CUDA graph. Default: true on GPUs if a compiler is installed."""
     seed: int = 0
     """Seed of initial weights, data order, augmentation and dropout."""
 
@@ -170,7 +170,7 @@ class Config:
 
 
 def write_config(config: Config, path: Path) -> None:
-    """The effective options as YAML that `--config` reads back."""
+    """Write the effective options as YAML that `--config` can read."""
     write_text(path, yaml.safe_dump(plain(config), sort_keys=False))
 
 

@@ -1,4 +1,4 @@
-"""One process per GPU, started by torchrun; without torchrun a world of one."""
+"""One process per GPU, started by torchrun; without torchrun a single process."""
 
 import hashlib
 import os
@@ -21,13 +21,13 @@ from utils.base.errors import UserError
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among `size` processes, and its device."""
+    """The rank of this process among `size` processes, and its device."""
 
     rank: int
     size: int
     device: torch.device
-    launch: str = ""  # what torchrun calls it, the same in all processes and after restarts
-    restarted: bool = False  # by torchrun, after one of the processes had failed
+    launch: str = ""  # torchrun's id of the run, the same in all processes and after restarts
+    restarted: bool = False  # torchrun restarted all processes after one of them failed
 
     @property
     def is_main(self) -> bool:
@@ -38,14 +38,14 @@ class World:
         return self.device.type == "cuda"
 
     def amp_dtype(self, precision: str) -> torch.dtype | None:
-        """What autocast computes in; precision as in Config. None for float32."""
+        """The dtype for autocast, None for float32; precision as in Config."""
         if precision == "auto":
             native = self.on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
             precision = "bf16" if native else "fp16" if self.on_gpu else "fp32"
         return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[precision]
 
     def use_compile(self, wanted: bool | None, *, sync_bn: bool = False) -> bool:
-        """Whether to use torch.compile; None: on a GPU that has what it needs, without sync_bn."""
+        """Whether to use torch.compile. None: on a GPU, if nothing is missing, without sync_bn."""
         if wanted is False or (wanted is None and not self.on_gpu):
             return False
         lacks = lacks_to_build("C++")
@@ -60,13 +60,13 @@ class World:
 
 
 def start(device: str) -> World:
-    """Choose the device (auto, cpu, cuda) and join the process group that torchrun announced."""
+    """Choose the device (auto, cpu, cuda) and join torchrun's process group, if there is one."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     chosen = torch.device("cpu")
     if device != "cpu" and torch.cuda.is_available():
         chosen = usable_gpu(int(os.environ.get("LOCAL_RANK", "0")))
     elif device != "cpu" and ((why := why_no_gpu(torch.version.cuda)) or device == "cuda"):
-        what, advice = why or ("PyTorch sees no GPU", "see python utils/doctor.py")
+        what, advice = why or ("PyTorch sees no GPU", "type python utils/doctor.py")
         raise UserError(f"--device {device}: {what}. Give --device cpu, or {advice}")
     if size > 1:
         join("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
@@ -77,7 +77,7 @@ def start(device: str) -> World:
 
 
 def usable_gpu(number: int) -> torch.device:
-    """This process's GPU, once it has computed something; UserError where it cannot."""
+    """The GPU of this process, after a test computation; UserError if that fails."""
     count = torch.cuda.device_count()
     if number >= count:
         what = f"process {number} of this host finds {count} GPUs"
@@ -93,10 +93,10 @@ def usable_gpu(number: int) -> torch.device:
 
 
 def join(backend: str) -> None:
-    """The process group that the environment announces; UserError where that is impossible."""
+    """Join the process group of the environment variables; UserError if that fails."""
     place = ":".join(os.environ.get(name, "(unset)") for name in ("MASTER_ADDR", "MASTER_PORT"))
     try:
-        socket.getaddrinfo(os.environ.get("MASTER_ADDR"), None)  # torch would try for ten minutes
+        socket.getaddrinfo(os.environ.get("MASTER_ADDR"), None)  # torch would retry for ten minutes
         dist.init_process_group(backend, timeout=timedelta(minutes=10))
     except (OSError, RuntimeError, ValueError) as error:
         what = f"process {os.environ.get('RANK')} cannot join there ({str(error).splitlines()[0]})"
@@ -110,19 +110,19 @@ def stop(world: World) -> None:
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
-    """A context that computes in `dtype`, or as it is for None."""
+    """A context that computes in `dtype`, or without autocast if `dtype` is None."""
     return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 def sum_over_ranks(values: torch.Tensor, world: World) -> torch.Tensor:
-    """In place; a world of one leaves `values` alone."""
+    """Sum `values` over all processes, in place."""
     if world.size > 1:
         dist.all_reduce(values)
     return values
 
 
 def gather_over_ranks(value: Any, world: World) -> list[Any]:
-    """Every process's value, by rank."""
+    """The values of all processes, in order of rank."""
     if world.size == 1:
         return [value]
     values = [None] * world.size
@@ -131,11 +131,11 @@ def gather_over_ranks(value: Any, world: World) -> list[Any]:
 
 
 def require_same(value: Any, what: str, world: World) -> None:
-    """UserError where a process has another `value`, which must have a definite repr."""
+    """UserError if processes have different values, compared by repr."""
     hashes = gather_over_ranks(hashlib.sha256(repr(value).encode()).hexdigest(), world)
     other = [str(rank) for rank, found in enumerate(hashes) if found != hashes[0]]
     if other:
-        found = f"process {', '.join(other)} has other than process 0"
+        found = f"process {', '.join(other)} differs from process 0"
         raise UserError(f"{what}: {found}. Give all hosts the same files and options")
 
 
@@ -152,13 +152,13 @@ def wait_for_all(world: World) -> None:
 
 
 class Interrupted(Exception):
-    """A stop was asked for while waiting; raised where StopRequest.interrupting allows it."""
+    """A signal requested a stop within StopRequest.interrupting."""
 
 
 class StopRequest:
-    """A signal asks for a stop at the next safe place; Ctrl-C once more stops at once."""
+    """A signal requests a stop at the next safe point; a further Ctrl-C stops at once."""
 
-    NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # the latter not on Windows
+    NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # Windows lacks the last two
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -182,7 +182,7 @@ class StopRequest:
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Within, a signal raises Interrupted; not where other processes wait for this one."""
+        """In this context a signal raises Interrupted, unless other processes wait for this one."""
         self.waiting = self.world.size == 1
         try:
             if self.waiting and self.signal is not None:
@@ -192,9 +192,9 @@ class StopRequest:
             self.waiting = False
 
     def requested(self) -> bool:
-        """Whether any process was asked; all of them must call this at the same place.
+        """Whether any process received a signal; all processes must call this at the same point.
 
-        The signal then counts for all. A number on the host: nobody waits for a GPU here.
+        Afterwards all processes have the signal. The tensor is on the CPU: no GPU is waited for.
         """
         if self.world.size > 1:
             number = torch.tensor(self.signal or 0)

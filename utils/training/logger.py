@@ -1,4 +1,4 @@
-"""A run's folder: options, environment, curves, samples."""
+"""Writes the files of a run except its checkpoints, and its progress line."""
 
 import csv
 import platform
@@ -28,11 +28,11 @@ except ImportError:  # Windows
 
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "cityscapesscripts")
 COLUMNS = ("step", "epoch", "loss", "lr", "images_per_second", "data_wait", "val_loss", "miou")
-COLUMNS += ("memory_gib", "gpu_utilization", "gpu_temperature")  # empty where unknown
+COLUMNS += ("memory_gib", "gpu_utilization", "gpu_temperature")  # empty if unknown
 
 
 class RunLogger:
-    """All that a run says and leaves beside its checkpoints; `enabled` in the main process only.
+    """All output of a run except its checkpoints; only the main process sets `enabled`.
 
     The progress line, metrics.csv, curves.png, samples/, results.json and TensorBoard events.
     """
@@ -40,11 +40,11 @@ class RunLogger:
     def __init__(
         self, folder: Path, config: Config, *, start: int, total: int, enabled: bool
     ) -> None:
-        """Rows after step `start`, left by an interrupted run, are dropped."""
+        """Drops the rows of an interrupted run after step `start`."""
         self.folder, self.config, self.enabled = folder, config, enabled
         self.start, self.begin = start, time.perf_counter()
         self.bar = progress(total, start=start, unit="step", label="train", enabled=enabled)
-        self.hinted = False  # whether the hint about slow data was given
+        self.hinted = False  # whether the hint about slow data was printed
         self.rows = [row for row in read_metrics(folder) if int(row["step"]) <= start]
         if not enabled:
             return
@@ -64,12 +64,12 @@ class RunLogger:
         self.bar.close()
 
     def say(self, text: str, *, error: bool = False) -> None:
-        """A line above the progress line; on stderr what is no result."""
+        """Print a line above the progress line, on stdout, or on stderr if `error`."""
         if self.enabled:
             self.bar.write(text, file=sys.stderr if error else sys.stdout)
 
     def show(self, row: dict[str, float]) -> None:
-        """A row's figures in the progress line."""
+        """Show the values of a row in the progress line."""
         busy = f", GPU {row['gpu_utilization']:.0f} %" if "gpu_utilization" in row else ""
         self.bar.set_postfix_str(
             f"loss {row['loss']:.3f}, lr {row['lr']:.1e}, {row['images_per_second']:.1f} img/s, "
@@ -78,7 +78,7 @@ class RunLogger:
         )
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """One row of metrics.csv and one TensorBoard point per value."""
+        """Write one row of metrics.csv and one TensorBoard point per value."""
         if not self.enabled:
             return
         self.rows.append({"step": step, **values})
@@ -89,9 +89,9 @@ class RunLogger:
         self.events.add(step=step, summary=Summary(value=points))
 
     def results(self, step: int, scores: dict[str, Any], network: dict[str, Any]) -> None:
-        """The latest evaluation to results.json, with what it came from; the curves so far.
+        """Write the latest evaluation and its origin to results.json, and plot the curves so far.
 
-        `seconds` are this process's, which trained from step `start`.
+        `seconds` is the run time of this process, which trained from step `start`.
         """
         if self.enabled:
             origin = {
@@ -107,11 +107,11 @@ class RunLogger:
 
 
 class Events:
-    """A run's file for TensorBoard, written at once: PyTorch's SummaryWriter does it in a thread,
-    whose error, of a full disk say, comes later or never."""
+    """A run's TensorBoard file, written without a thread: the thread of PyTorch's SummaryWriter
+    reports an error, such as a full disk, late or never."""
 
     def __init__(self, folder: Path, *, start: int) -> None:
-        """Points after step `start`, in older files, are not shown."""
+        """Makes TensorBoard hide the points after step `start` in older files."""
         self.path = folder / f"events.out.tfevents.{time.time_ns()}"
         self.add(step=start + 1, file_version="brain.Event:2")
         self.add(step=start + 1, session_log=SessionLog(status=SessionLog.START))
@@ -123,7 +123,7 @@ class Events:
 
 
 class StepClock:
-    """Time between two readings: images per second and the share spent waiting for data."""
+    """Images per second, and share of time spent waiting for data, between two readings."""
 
     def __init__(self, images: int) -> None:
         """images: number trained on so far."""
@@ -131,7 +131,7 @@ class StepClock:
         self.restart()
 
     def restart(self) -> None:
-        """Leave out what happened since the last reading (an evaluation)."""
+        """Exclude the time since the last reading, such as that of an evaluation."""
         self.since, self.waited = time.perf_counter(), 0.0
 
     @contextmanager
@@ -150,7 +150,7 @@ class StepClock:
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Most memory used so far: the GPU's, or on the CPU the process's (0 where unknown)."""
+    """Peak memory so far: of the GPU, or of the process if `device` is the CPU (0 if unknown)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     if resource is None:
@@ -160,18 +160,18 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 def device_state(device: torch.device) -> dict[str, float]:
-    """Peak memory and, of a GPU, its load in per cent and degrees Celsius, as far as known."""
+    """Peak memory and, for a GPU, load in per cent and temperature in degrees Celsius if known."""
     state: dict[str, float] = {"memory_gib": peak_memory_gib(device)}
     if device.type == "cuda":
-        with suppress(Exception):  # NVML's, of a GPU in parts (MIG) say: worth no training's end
+        with suppress(Exception):  # NVML fails for parts of a GPU (MIG), for example
             state["gpu_utilization"] = torch.cuda.utilization(device)
             state["gpu_temperature"] = torch.cuda.temperature(device)
     return state
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Rows of metrics.csv, values as strings ("" where a row has none), without one that a power
-    cut left half written; [] without the file."""
+    """Rows of metrics.csv with values as strings, "" for a missing value; skips a row that a power
+    cut truncated. [] without the file."""
     path = folder / "metrics.csv"
     if not path.is_file():
         return []
@@ -180,16 +180,16 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions and hardware, to be read beside the figures of a run.
+    """Versions and hardware, to interpret the results of a run.
 
-    What cannot be found out is left empty: a record never stops a training.
+    Unknown values stay empty, so that this record never stops a training.
     """
-    # None of one that is not there: opencv-python instead of its headless build, say.
+    # None for a missing package, for example if opencv-python replaces its headless build.
     packages = {x: next((y.version for y in distributions(name=x)), None) for x in PACKAGES}
     gpus, cudnn = [], None
-    with suppress(RuntimeError, AssertionError):  # of a fork whose parent has asked for CUDA
+    with suppress(RuntimeError, AssertionError):  # raised in a fork whose parent used CUDA
         gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        cudnn = torch.backends.cudnn.version()  # refuses GPUs that are too old for it
+        cudnn = torch.backends.cudnn.version()  # raises if a GPU is too old
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -1,4 +1,4 @@
-"""From options to a network: what an architecture takes, its pretrained part, other weights."""
+"""Options -> a network: the arguments of its architecture, pretrained weights, other weights."""
 
 import socket
 from collections.abc import Mapping, Sequence
@@ -22,24 +22,24 @@ NETWORK_OPTIONS = ("backbone", "output_stride", "norm", "multi_grid", "aux")
 
 
 def network_options(config: Config, num_classes: int) -> dict[str, Any]:
-    """build_model's options: those of NETWORK_OPTIONS that the architecture's constructor takes.
-    UserError for one that it does not take, and for a batch that is too small for it."""
+    """Arguments of build_model: the NETWORK_OPTIONS that the architecture's constructor has.
+    UserError for a given option that it does not have, and if --batch_size is too small for it."""
     if config.model not in MODELS:
         known = ", ".join(MODELS)
-        raise UserError(f"--model {config.model}: unknown architecture. Choose one of {known}")
+        raise UserError(f"--model {config.model}: unknown architecture. Give one of {known}")
     taken = option_names(config.model)
     network: dict[str, Any] = {"name": config.model, "num_classes": num_classes}
     for name in (*NETWORK_OPTIONS, "backbone_weights"):
         value = getattr(config, name)
         if name not in taken:
-            if value not in (getattr(Config, name), None):  # the default
+            if value not in (getattr(Config, name), None):  # it was given
                 owners = [model for model in MODELS if name in option_names(model)]
-                raise UserError(f"--{name}: {', '.join(owners)} only. Leave it out")
+                raise UserError(f"--{name}: for {', '.join(owners)} only. Leave it out")
         elif name in NETWORK_OPTIONS:
             network[name] = list(value) if isinstance(value, tuple) else value
     if "backbone" in network and config.backbone not in ENCODERS:
         known = ", ".join(ENCODERS)
-        raise UserError(f"--backbone {config.backbone}: unknown encoder. Choose one of {known}")
+        raise UserError(f"--backbone {config.backbone}: unknown encoder. Give one of {known}")
     least = getattr(MODELS[config.model], "smallest_batch", 1)
     if config.batch_size < least and config.norm == "bn":
         what = f"at least {least} for {config.model} (BatchNorm after image pooling)"
@@ -61,8 +61,7 @@ def load_backbone_weights(
 ) -> dict[str, torch.Tensor] | None:
     """State dict of 'imagenet' (the encoder's own weight file) or of a file; None for None.
 
-    ImageNet files are looked for in pretrained_models/ and, where they have an address, downloaded
-    there once.
+    ImageNet files are read from pretrained_models/; missing ones are downloaded if a URL is known.
     """
     if spec is None:
         return None
@@ -77,20 +76,20 @@ def load_backbone_weights(
         if key not in weights or weights[key].shape != value.shape:
             raise UserError(f"{path}: no {key} of {tuple(value.shape)}. Give weights of {backbone}")
     if norm != "bn" and any(key.endswith("running_mean") for key in weights):
-        raise UserError(f"{path}: weights of BatchNorm. Give a {norm} network's, or --norm bn")
+        raise UserError(f"{path}: weights of BatchNorm. Give weights of {norm}, or --norm bn")
     return weights
 
 
 def imagenet_file(backbone: str, norm: str) -> Path:
-    """The encoder's weight file in pretrained_models/, downloaded if it is not there."""
+    """The encoder's weight file in pretrained_models/, downloaded if it is missing."""
     file = ENCODERS[backbone].weight_file(backbone, norm)
     path = PRETRAINED / file.name
     if path.is_file():
         return path
-    advice = f"Fetch it from {file.page}, or start from random weights: --backbone_weights null"
+    advice = f"Download it from {file.page}, or start from random weights: --backbone_weights null"
     if file.url is None:
-        raise UserError(f"{path}: not there. {advice}")
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # torch.hub sets none
+        raise UserError(f"{path}: missing. {advice}")
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # torch.hub sets no timeout
     try:
         torch.hub.download_url_to_file(file.url, str(path), hash_prefix=path.stem.split("-")[1])
     except (OSError, RuntimeError) as error:
@@ -101,11 +100,11 @@ def imagenet_file(backbone: str, norm: str) -> Path:
 def take_over(
     model: nn.Module, path: Path, network: Mapping[str, Any], classes: Sequence[str]
 ) -> str:
-    """Load those tensors of a checkpoint that fit by name and shape; what remains random, in words.
+    """Load the tensors of a checkpoint that fit by name and shape; returns text on the random rest.
 
-    Averaged weights, where there are any; a plain state_dict is read as well, and another
-    project's file under this project's names. Of a checkpoint that was trained on other classes
-    each class is taken over by its name.
+    Prefers averaged weights. Also accepts a plain state_dict and files of other projects, whose
+    tensors it renames. From a checkpoint with other classes it loads the rows of each class of the
+    same name.
     """
     content, own = read_tensors(path), model.state_dict()
     content = content if isinstance(content, dict) else {}
@@ -116,7 +115,7 @@ def take_over(
     common = [name for name in classes if name in before]
     if [*before] != [*classes]:
         here, there = ([*map(names.index, common)] for names in ([*classes], [*before]))
-        with torch.device("meta"):  # of another shape are tensors with a row for each class
+        with torch.device("meta"):  # only tensors with a row per class get another shape
             other = build_model(**{**network, "num_classes": len(classes) + 1}).state_dict()
         for name in weights.keys() & other.keys():
             rows = own[name].shape != other[name].shape

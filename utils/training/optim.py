@@ -21,8 +21,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """OPTIMIZERS[kind] over the trainable parameters.
 
-    head_lr_factor: times base_lr for all that is not in model.backbone (DeepLabV2's practice).
-    decay_norm: whether biases and normalisation weights decay as well.
+    head_lr_factor: multiplies base_lr for parameters outside model.backbone, as in DeepLabV2.
+    decay_norm: apply weight decay to biases and normalisation weights too.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -37,14 +37,14 @@ def build_optimizer(
 
 
 def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """SGD's with zeros, where it has none: an overflow in fp16's first step leaves no values."""
+    """Set missing momentum of SGD to zero; it is missing if fp16 overflows in the first step."""
     for parameter in (p for group in optimizer.param_groups for p in group["params"]):
         if isinstance(optimizer, torch.optim.SGD) and not optimizer.state[parameter]:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def lr_factor(step: int, *, total: int, warmup: int, power: float, floor: float) -> float:
-    """Share of the base learning rate at `step` of 0..total-1.
+    """Factor on the base learning rate at `step` in 0..total-1.
 
     Polynomial decay (DeepLabV2, arXiv 1606.00915, section 4.1.1) from 1 to `floor`, times a linear
     rise over the first `warmup` steps.
@@ -54,8 +54,8 @@ def lr_factor(step: int, *, total: int, warmup: int, power: float, floor: float)
 
 
 def poly_schedule(optimizer: torch.optim.Optimizer, *, start: int, **curve: float) -> LambdaLR:
-    """The schedule as it stands before the first step (start 0), or after `start` steps; curve:
-    lr_factor's total, warmup, power and floor."""
+    """The schedule in its state after `start` steps. curve: total, warmup, power and floor of
+    lr_factor."""
     return LambdaLR(optimizer, partial(lr_factor, **curve), last_epoch=start - 1)
 
 
@@ -63,7 +63,7 @@ class AveragedWeights:
     """An exponential moving average of a model's weights and buffers, as a second model."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        """Of `model`, whose tensors must stay the same objects."""
+        """Average `model`, whose tensors must stay the same objects."""
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
         both = (network.state_dict().values() for network in (self.model, model))
@@ -74,9 +74,9 @@ class AveragedWeights:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """After optimizer step `step` (1, 2, ...); early ones count more, or the start would stay.
+        """Update after optimizer step `step` (1, 2, ...); copies counters (num_batches_tracked).
 
-        Counters (BatchNorm's num_batches_tracked) are copied.
+        Early steps weigh more, because the average would otherwise keep the initial weights.
         """
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(*self.floats, 1 - decay)

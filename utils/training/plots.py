@@ -1,4 +1,4 @@
-"""Curves of a run."""
+"""Plots the curves of a run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ PANELS = {"loss": ("loss", "val_loss"), "mIoU": ("miou",), "learning rate": ("lr
 
 def plot_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Rows of metrics.csv -> a PNG with loss, mIoU and learning rate over the steps."""
-    from matplotlib.figure import Figure  # only when something is drawn; no screen, no globals
+    from matplotlib.figure import Figure  # slow, so only here; no display, no globals
 
     figure = Figure(figsize=(15, 4))
     figure.subplots_adjust(left=0.04, right=0.99, bottom=0.14, top=0.92, wspace=0.2)

@@ -1,4 +1,4 @@
-"""The same work again and again, launched at once."""
+"""Repeats the same GPU work with a single launch."""
 
 import sys
 from collections.abc import Callable
@@ -12,21 +12,21 @@ Inputs = TypeVar("Inputs", Batch, torch.Tensor)
 
 
 class Replay:
-    """Calls work(batch), from the fourth time on as a CUDA graph: one launch for its hundreds.
+    """Calls work(batch), from the fourth call on as a CUDA graph: one launch instead of hundreds.
 
     The host may need longer for the launches of a small network than the GPU for the work
-    (docs/results.md). Whatever is not the batch must stay the same: the objects that hold weights
-    and gradients, options, shapes. What cannot be recorded is launched as before, and it is said.
+    (docs/results.md). Everything except the batch must stay the same: the tensors of weights and
+    gradients, options, shapes. If recording fails, it prints so and calls work(batch) as before.
     """
 
-    WARM_UP = 3  # calls that compile, search for algorithms, fill caches
+    WARM_UP = 3  # calls that compile, choose algorithms, fill caches
 
     def __init__(self) -> None:
         self.calls = 0
         self.forget()
 
     def forget(self) -> None:
-        """Give back the graph's memory, all activations; the next call records it again."""
+        """Free the memory of the graph (all activations); the next call records a new graph."""
         self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: list[torch.Tensor] = []
         self.result: torch.Tensor | None = None
@@ -42,16 +42,16 @@ class Replay:
         return self.result.clone()
 
     def record(self, work: Callable[[Inputs], torch.Tensor], batch: Inputs) -> None:
-        """Nothing is computed here."""
+        """Record work(batch) as a graph, without computing it."""
         own = batch.to(tensors(batch)[0].device, copy=True)
         try:
             graph = torch.cuda.CUDAGraph()
-            # The loader's threads go on to allocate memory meanwhile.
+            # Threads of the loader allocate memory during the recording.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self.result = work(own)
         except RuntimeError as error:
             what = str(error).splitlines()[0]
-            print(f"no CUDA graph could be recorded, which is slower ({what})", file=sys.stderr)
+            print(f"no CUDA graph could be recorded: training is slower ({what})", file=sys.stderr)
             self.calls = -sys.maxsize
             return
         self.graph, self.inputs = graph, tensors(own)

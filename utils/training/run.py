@@ -1,4 +1,4 @@
-"""A training run: its folder, what a checkpoint must bring back, how it is found again."""
+"""A training run: its folder, the state in its checkpoints, and how to find and resume it."""
 
 import shutil
 import sys
@@ -32,17 +32,17 @@ from utils.training.logger import describe_environment
 from utils.training.network import network_options, pretrained_weights, take_over
 from utils.training.optim import AveragedWeights, begin_momentum, build_optimizer
 
-# What may change when a run resumes; another value of any other option is another training.
+# Options that may change when a run resumes; any other change would make it another training.
 FREE_ON_RESUME = {"run_name", "resume", "overwrite", "log_root", "data_root", "device", "workers"}
 FREE_ON_RESUME |= {"compile", "log_every", "save_every", "eval_every", "patience"}
-# These too: their product with the number of processes stays as it was (accumulation).
+# These may change too: accumulation() keeps their product with the number of processes.
 BATCHING = {"batch_size", "accumulate"}
-ADVICE_ON_DIVERGENCE = "Start again with a lower --base_lr, longer --warmup_steps, or --clip_grad"
+ADVICE_ON_DIVERGENCE = "Start again with a lower --base_lr, more --warmup_steps, or --clip_grad"
 
 
 @dataclass
 class Run:
-    """Everything of a training that a checkpoint must bring back."""
+    """The state of a training that a checkpoint must restore."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -52,8 +52,8 @@ class Run:
     label_table: dict[str, Any]  # LabelTable.plain()
     loss_sum: torch.Tensor  # of the steps since the last row of metrics.csv
     ema: AveragedWeights | None = None
-    scaler: torch.amp.GradScaler | None = None  # of fp16
-    loss_steps: int = 0  # their number
+    scaler: torch.amp.GradScaler | None = None  # only for fp16
+    loss_steps: int = 0  # number of these steps
     images_per_step: int = 0
     step: int = 0
     best_miou: float = -1.0
@@ -62,7 +62,7 @@ class Run:
     pending: dict[str, float] | None = None  # metrics of a step whose evaluation was interrupted
     bad_step: torch.Tensor | None = None  # the first step whose loss was not finite, or 0
 
-    # Entries of a checkpoint: stored, never renamed.
+    # Entries of a checkpoint: never rename one.
     PLAIN: ClassVar = (
         "network", "config", "classes", "label_table", "step", "loss_steps", "images_per_step",
         "best_miou", "best_step", "stale", "pending",
@@ -72,23 +72,23 @@ class Run:
         self.bad_step = torch.zeros((), dtype=torch.int64, device=self.loss_sum.device)
 
     def steps(self, total: int) -> range:
-        """The steps that are left; a step whose evaluation was interrupted comes once more."""
+        """The remaining steps, first the last step again if its evaluation was interrupted."""
         return range(self.step + (self.pending is None), total + 1)
 
     def take_pending(self) -> dict[str, float] | None:
-        """The row of the step whose evaluation was interrupted, once; None for any other step."""
+        """The metrics of the step whose evaluation was interrupted, on the first call; else None."""
         row, self.pending = self.pending, None
         return row
 
     def note(self, miou: float) -> None:
-        """Keep the best mIoU and the number of evaluations since."""
+        """Update the best mIoU and the number of evaluations since."""
         if miou > self.best_miou:
             self.best_miou, self.best_step, self.stale = miou, self.step, 0
         else:
             self.stale += 1
 
     def add_loss(self, step: int, loss: torch.Tensor) -> None:
-        """Count a step's loss in, without waiting for the device."""
+        """Add the loss of a step, without waiting for the device."""
         self.loss_sum += loss
         self.loss_steps += 1
         self.bad_step.masked_fill_((self.bad_step == 0) & ~loss.isfinite(), step)
@@ -112,34 +112,34 @@ class Run:
         }
 
     def require_space(self, folder: Path, *, checkpoints: int = 3) -> None:
-        """UserError where the disk has no room for as many checkpoints as a run holds at once."""
+        """UserError if the disk lacks space for the checkpoints that a run has at the same time."""
         weights = sum(x.nbytes for x in self.model.state_dict().values())
         moments = 2 if isinstance(self.optimizer, torch.optim.AdamW) else 1
         needed = checkpoints * weights * (1 + moments + (self.ema is not None)) / 2**30
         free = shutil.disk_usage(folder).free / 2**30
         if free < needed:
             what = f"{free:.2f} GiB free, {checkpoints} checkpoints need {needed:.2f}"
-            raise UserError(f"{folder}: {what}. Free space, or choose another --log_root")
+            raise UserError(f"{folder}: {what}. Free space, or give another --log_root")
 
     def restore(self, state: dict[str, Any]) -> None:
-        state = {"label_table": self.label_table, **state}  # older runs lack it, and these two
+        state = {"label_table": self.label_table, **state}  # older runs lack it
         needed = set(self.state()) - {"environment", "pending", "images_per_step"}
         require_entries(state, sorted(needed), f"checkpoint of step {state.get('step')}")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        begin_momentum(self.optimizer)  # of an older run that was stopped before its first step
+        begin_momentum(self.optimizer)  # an older run may have stopped before its first step
         if self.ema is not None:
             self.ema.model.load_state_dict(state["ema"])
-        if self.scaler is not None and state["scaler"]:  # not of a GPU that computes in bf16
+        if self.scaler is not None and state["scaler"]:  # a run in bf16 saved none
             self.scaler.load_state_dict(state["scaler"])
         self.loss_sum.copy_(state["loss_sum"])
         for name in self.PLAIN:
             setattr(self, name, state.get(name))
 
     def save(self, folder: Path) -> None:
-        """Write a checkpoint; best.pth follows when this step is the best. Older ones go.
+        """Write a checkpoint, point best.pth at it if it is the best, and delete older ones.
 
-        UserError for weights that are not finite: a good checkpoint never gives way to a bad one.
+        UserError if weights are not finite, so that a bad checkpoint never replaces a good one.
         """
         floats = [x for x in self.model.state_dict().values() if x.is_floating_point()]
         if not torch.stack([x.isfinite().all() for x in floats]).all():
@@ -152,13 +152,13 @@ class Run:
 
 
 def default_run_name(config: Config, world: World) -> str:
-    """<dataset>_<model>_<backbone>_os<stride>_<launch or time>, for a run the user did not name."""
+    """<dataset>_<model>_<backbone>_os<stride>_<launch or time>, for a run without --run_name."""
     words = describe(network_options(config, num_classes=1))
     return "_".join((config.dataset, *words, world.launch or time.strftime("%Y%m%d-%H%M%S")))
 
 
 def empty_folder(folder: Path) -> None:
-    """Remove the run in `folder`, but for the lock that its user holds."""
+    """Delete the run in `folder`, except the lock that this process holds."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -167,29 +167,29 @@ def empty_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Temporary files of processes that were killed; only for the holder of the run's lock."""
+    """Delete temporary files of killed processes; the caller must hold the run's lock."""
     for path in folder.rglob(".tmp-*"):
         path.unlink()
 
 
 def newest_good(folder: Path) -> dict[str, Any]:
-    """The state in the newest whole checkpoint of a run; a damaged one is named on stderr.
+    """The state in the newest intact checkpoint of a run; warns of damaged ones.
 
-    UserError where all are damaged: a run never starts again from nothing by itself.
+    UserError if all are damaged: a run never restarts from step 0 without the user's consent.
     """
     for path in step_files(folder / "checkpoints")[::-1]:
         try:
             return load_checkpoint(path)
         except UserError as error:
             warn(str(error))
-    raise UserError(f"{folder}: no checkpoint is whole. Start again with --overwrite true")
+    raise UserError(f"{folder}: no checkpoint is intact. Start again with --overwrite true")
 
 
 def find_checkpoint(spec: str | None, log_root: Path, *, prefer: str = "best.pth") -> Path:
     """A run's name, a run folder or a file -> checkpoint file.
 
-    None means the run with the newest checkpoint. Of a run, `prefer` is taken if it exists, else
-    its last checkpoint.
+    None means the run with the newest checkpoint. From a run, it takes `prefer` if that exists,
+    else the last checkpoint.
     """
     if spec is not None and Path(spec).is_file():
         return Path(spec)
@@ -198,9 +198,9 @@ def find_checkpoint(spec: str | None, log_root: Path, *, prefer: str = "best.pth
     elif every := find(log_root, "*/checkpoints/step_*.pth"):
         folder = max(every, key=lambda path: path.stat().st_mtime).parents[1]
     else:
-        raise UserError(f"{log_root}: no run with a checkpoint. Run train.py first")
+        raise UserError(f"{log_root}: no run with a checkpoint. Run python train.py first")
     checkpoints = folder / "checkpoints"
-    # The last: of a run that was killed between writing a file and naming it last.pth.
+    # step_files: a kill may come between writing a file and pointing last.pth at it.
     for path in (checkpoints / prefer, checkpoints / "last.pth", *step_files(checkpoints)[::-1]):
         if path.is_file():
             return path
@@ -211,8 +211,8 @@ def find_checkpoint(spec: str | None, log_root: Path, *, prefer: str = "best.pth
 
 
 def find_run(config: Config, world: World) -> tuple[Path, Path | None]:
-    """The run's folder, free for a new run, and the checkpoint to resume from. Where torchrun
-    starts its processes again, they resume the run that they had begun."""
+    """The run's folder, unused for a new run, and the checkpoint to resume from. Processes that
+    torchrun restarts resume the run that they began."""
     log_root = resolve_log_root(config.log_root)
     if config.resume is None:
         folder = log_root / (config.run_name or default_run_name(config, world))
@@ -220,8 +220,8 @@ def find_run(config: Config, world: World) -> tuple[Path, Path | None]:
         if world.restarted and checkpoints:
             return folder, checkpoints[-1]
         if listing(folder) and world.is_main and not (config.overwrite or world.restarted):
-            what = "this run exists. Continue it with --resume auto, replace it with "
-            raise UserError(f"{folder}: {what}--overwrite true, or choose another --run_name")
+            what = "this run exists. Resume it with --resume auto, replace it with "
+            raise UserError(f"{folder}: {what}--overwrite true, or give another --run_name")
         return folder, None
     spec = config.run_name if config.resume == "auto" else config.resume
     path = find_checkpoint(spec, log_root, prefer="last.pth").resolve()
@@ -231,7 +231,7 @@ def find_run(config: Config, world: World) -> tuple[Path, Path | None]:
 
 
 def load_run(folder: Path, checkpoint: Path | None, config: Config) -> dict[str, Any] | None:
-    """The state to resume from, made with the same options; None for a new run."""
+    """The state to resume from, None for a new run; UserError if options differ."""
     if checkpoint is None:
         return None
     named = config.resume not in (None, "auto") and Path(config.resume).is_file()
@@ -246,15 +246,15 @@ def load_run(folder: Path, checkpoint: Path | None, config: Config) -> dict[str,
 
 
 def accumulation(config: Config, world: World, state: dict[str, Any] | None) -> int:
-    """Batches per step and process: --accumulate for a new run.
+    """Micro-batches per step and process: --accumulate for a new run.
 
-    A run keeps the images per step that it began with, whatever --batch_size and the number of
-    processes are now: the same images in the same order under the same schedule.
+    A resumed run keeps its images per step, even if --batch_size or the number of processes
+    changed: it sees the same images in the same order with the same learning rates.
     """
     together = config.batch_size * world.size
     images = (state or {}).get("images_per_step") or together * config.accumulate
     if images % together:
-        what = f"{images} images, {world.size} x {config.batch_size} do not divide it"
+        what = f"{images} images, not a multiple of {world.size} x {config.batch_size}"
         advice = "Give another --batch_size, or another number of processes"
         raise UserError(f"a step of this run has {what}. {advice}")
     needed = images // together
@@ -267,8 +267,8 @@ def accumulation(config: Config, world: World, state: dict[str, Any] | None) -> 
 def build_run(
     config: Config, classes: LabelTable, world: World, state: dict[str, Any] | None
 ) -> Run:
-    """Model, average and optimizer at step 0, or as `state`, a checkpoint, has them; UserError
-    where that was trained on other classes."""
+    """Model, average and optimizer at step 0, or restored from `state`, a checkpoint; UserError
+    if the checkpoint has other classes."""
     torch.manual_seed(config.seed)
     if state and (what := classes.difference(state["classes"], state.get("label_table"))):
         advice = "Restore the data set's description, or start a new run with --init_from"
@@ -285,7 +285,7 @@ def build_run(
     set_momentum(model, *config.bn_momentum)
     if config.freeze_bn:
         freeze_norms(model)
-    if config.sync_bn and world.size > 1:  # last: it takes over what was set before
+    if config.sync_bn and world.size > 1:  # last: it copies the settings above
         if not world.on_gpu:
             raise UserError("--sync_bn true: PyTorch supports it on GPUs only. Leave it out")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)

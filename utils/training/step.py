@@ -24,16 +24,16 @@ def training_step(
     clip: float | None = None,
     replay: Replay | None = None,
 ) -> torch.Tensor:
-    """One update from micro-batches; the mean loss as a scalar that stays on the device.
+    """Update the weights from micro-batches; returns the mean loss as a scalar on the device.
 
-    The mean is over the labelled pixels of all micro-batches and processes: gradients of the sums
-    are added up first and divided by the weight of all pixels at last. So 1 x 8, 2 x 4 and two
-    processes with 4 are the same training, but for BatchNorm, which sees each batch alone.
-    model: FromPixels of a network, or that within DDP. replay: the same object at every step of a
-    training of one process.
+    The mean is over the labelled pixels of all micro-batches and processes: gradients of loss sums
+    are added first, then divided by the weight of all pixels. So 1 x 8, 2 x 4 and two processes
+    with 4 crops are the same training, except that BatchNorm sees each micro-batch alone.
+    model: FromPixels around a network, or DDP around FromPixels. replay: for a training of one
+    process, the same object at every step.
     """
     optimizer.zero_grad(set_to_none=replay is None)
-    # Dividing by the number of pixels keeps the sums in fp16's range.
+    # Division by the number of pixels keeps the sums in the range of fp16.
     pixels = sum(batch.images.numel() // 3 for batch in micro_batches)
     add = partial(add_gradients, model, criterion, pixels=pixels, amp=amp, scaler=scaler)
     sums = []
@@ -73,7 +73,7 @@ def add_gradients(
     amp: torch.dtype | None,
     scaler: torch.amp.GradScaler | None,
 ) -> torch.Tensor:
-    """Adds those of a micro-batch's loss_sum / pixels; (2,): loss_sum and weight_sum."""
+    """Add the gradients of a micro-batch's loss_sum / pixels; returns loss_sum and weight_sum."""
     with autocast(batch.images.device, amp):
         outputs = model(batch.images, batch.colors)
     loss_sum, weight_sum = criterion(outputs, batch.targets)
