@@ -100,7 +100,7 @@ class Config:
     clip_grad: float | None = None
     """Maximum L2 norm of all gradients together; larger gradients are scaled down to it."""
     accumulate: int = 1
-    """Micro-batches per step, each of --batch_size crops; saves memory. BatchNorm sees each alone."""
+    """Micro-batches per step, each of --batch_size crops and alone in BatchNorm. Saves memory."""
     ema: float | None = None
     """Decay per step of an exponential moving average of weights and buffers, such as 0.999. If it
     is given, evaluation and other commands use the averaged weights."""

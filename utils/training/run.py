@@ -76,7 +76,7 @@ class Run:
         return range(self.step + (self.pending is None), total + 1)
 
     def take_pending(self) -> dict[str, float] | None:
-        """The metrics of the step whose evaluation was interrupted, on the first call; else None."""
+        """The metrics of the step whose evaluation was interrupted, once; for other steps None."""
         row, self.pending = self.pending, None
         return row
 
