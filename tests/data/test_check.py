@@ -134,7 +134,7 @@ def test_a_damaged_packed_file_is_one_line(root, capsys, split):
     damaged[len(content) // 2] ^= 1
     path.write_bytes(damaged)
     lines = check(root, capsys)
-    assert len(lines) == 2 and lines[0].startswith(f"{path}: image {dataset.names[1]} damaged")
+    assert len(lines) == 2 and lines[0].startswith(f"{path}: image {dataset.names[1]} is damaged")
     path.write_bytes(content[:-64])
     lines = check(root, capsys)
     assert len(lines) == 2 and lines[0].startswith(f"{path}: ") and "bytes instead of" in lines[0]

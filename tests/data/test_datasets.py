@@ -167,7 +167,7 @@ def test_unknown_names_are_refused(tmp_path):
     known = "Give one of cityscapes, synthetic, voc, custom, .*camvid"
     with pytest.raises(UserError, match=f"--dataset nowhere: unknown data set. {known}"):
         build_dataset("nowhere", tmp_path, "train")
-    with pytest.raises(UserError, match="--split trainaug: cityscapes has none. .*train, val"):
+    with pytest.raises(UserError, match="--split trainaug: not in cityscapes. .*train, val"):
         build_dataset("cityscapes", tmp_path, "trainaug")
 
 

@@ -146,14 +146,14 @@ def test_a_test_split_may_lack_its_labels(tmp_path):
         (("road: 7", "road: seven"), "seven"),
         (("road: 7", "road: 8"), "ids [8] are given twice"),
         (("[0, 255]", "[0, 26]"), "ids [26] are given twice"),
-        (("road: 7", "road: 256"), "each class must have an id of 0 to 255"),
-        (("road: 7", "road: -1"), "each class must have an id of 0 to 255"),
+        (("road: 7", "road: 256"), "each class must have an id from 0 to 255"),
+        (("road: 7", "road: -1"), "each class must have an id from 0 to 255"),
         (("road: 7", "road: []"), "each class must"),
         (("[0, 255]", "[0, 256]"), "ignore and"),
         (("ignore: [0", "colors: {bus: [1, 2, 3]}\nignore: [0"), "bus"),
         (("ignore: [0", "colors: {road: [1, 2, 300]}\nignore: [0"), "values of colours must"),
         (("ignore: [", "ignore: [[["), "dataset.yaml"),
-        (("images: images", "images: /images"), "below the data set's folder"),
+        (("images: images", "images: /images"), "relative to the data set's folder"),
         (
             ("  road: 7\n  sidewalk: 8\n  vehicle: [26, 27, 28]", "  [road, bus, road]"),
             "a class occurs twice",
@@ -182,8 +182,8 @@ def refused(root: Path, words: str) -> None:
         (COLORS.replace("sidewalk", "bus"), "label_colors contains unknown classes: bus"),
         (COLORS.replace("[9, 0", "[1, 2"), "a colour is given twice"),  # by two classes
         (COLORS.replace("[0, 0", "[1, 2"), "a colour is given twice"),  # and ignored
-        (COLORS.replace("[9, ", "[999, "), "values of colours must be 0 to 255"),
-        (COLORS.replace("[[0, ", "[[-1, "), "values of colours must be 0 to 255"),
+        (COLORS.replace("[9, ", "[999, "), "values of colours must be from 0 to 255"),
+        (COLORS.replace("[[0, ", "[[-1, "), "values of colours must be from 0 to 255"),
         (COLORS.replace("[9, ", "["), "label_colors"),
         ("ignore_colors: [[0, 0, 0]]", "ignore_colors needs label_colors"),
     ],

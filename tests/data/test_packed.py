@@ -271,7 +271,7 @@ def test_the_command_packs_checks_and_names_faults(root):
     path.write_bytes(content)
     done = run("utils/preprocess_data.py", *data, "--check", "true")
     assert done.returncode == 2
-    assert f"{path}: image aachen_000003_000019 damaged" in done.stdout
+    assert f"{path}: image aachen_000003_000019 is damaged" in done.stdout
     assert "4 train images, cityscapes has 2975: 2971 missing" in done.stdout
     assert "3 val images, cityscapes has 500: 497 missing" in done.stdout
     fails(done, "3 faults")

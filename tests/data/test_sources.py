@@ -267,7 +267,7 @@ def test_label_ids_that_contradict_instance_ids_are_named(tmp_path, capsys):
     assert "instanceIds" not in capsys.readouterr().err
     replaced("gtFine/val/*/*labelIds.png")(root)
     preprocess(root)
-    assert "lindau_000001_000019_gtFine_labelIds.png: not the id" in capsys.readouterr().err
+    assert "lindau_000001_000019_gtFine_labelIds.png: differs from" in capsys.readouterr().err
 
 
 def test_a_folder_that_takes_no_changes_is_compared_every_time(tmp_path, monkeypatch):

@@ -162,6 +162,6 @@ def require_unchanged(
         what = f"{root / changed[0]}{count}: changed, new, gone or no longer listed"
         what = f"{what} since {derived} was made"
         if changed[0] == record_of(derived).name:
-            what = f"{derived}: made with another meaning of ids, or its record is damaged"
+            what = f"{derived}: made when ids meant other classes, or its record is damaged"
         raise UserError(f"{what}. {data_set.prepare_again(root, derived)}")
     return True
