@@ -363,8 +363,8 @@ def test_mistakes_are_one_line(trained, picture, tmp_path):
         (["missing.png"], "missing.png: does not exist"),
         (["7"], "camera 7: cannot be opened"),
         (["nothing"], "no PNG, JPEG or video"),
-        (["a.*"], "its result would replace that of a.jpg"),
-        ([".", "--output", "out"], "in the folder of the images"),
+        (["a.*"], "its result would overwrite a.jpg's"),
+        ([".", "--output", "out"], "inside the source folder"),
         (["a.png", "--fps", "0"], "--fps must be above 0"),
         (["a.png", "--output", "a.jpg"], "cannot be created"),
     ):
@@ -418,13 +418,13 @@ def test_images_as_people_name_them(case, trained, picture, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["d", "--video", "true"], "d/e: its video would replace that of d/e.mp4. Rename"),
-        (["d/d", "--video", "true"], "d/d/d: its video would replace that of "),
-        (["c.webm", "--output", "."], "c.webm: would be overwritten. Choose another --output"),
+        (["d", "--video", "true"], "d/e: its video would overwrite that of d/e.mp4. Rename"),
+        (["d/d", "--video", "true"], "d/d/d: its video would overwrite that of "),
+        (["c.webm", "--output", "."], "c.webm: would be overwritten. Give another --output"),
         (["loop/a"], "loop/a: "),
         ([f"{'a' * 300}.png"], "does not exist"),
         ([f"{'a' * 240}.png"], "cannot be written (File name too long)"),
-        (["e/a.png", "e/a.jpg"], "its result would replace that of a.jpg"),
+        (["e/a.png", "e/a.jpg"], "its result would overwrite a.jpg's"),
     ],
 )
 def test_nothing_is_overwritten_by_the_same_call(arguments, words, trained, picture, tmp_path):
