@@ -203,7 +203,7 @@ def files_to_take() -> list[str]:
     """score.py and the files that its docstring names for another project, beside utils/base/."""
     source = (REPOSITORY / "evaluation/score.py").read_text(encoding="utf-8")
     text = " ".join(ast.get_docstring(ast.parse(source)).split())
-    beside, data = text.split("take this file with ")[1].split("utils/base/ and, of utils/data/,")
+    beside, data = text.split("copy this file, ")[1].split("utils/base/, and from utils/data/")
     names = [f"evaluation/{name}" for name in ("score.py", *re.findall(r"\w+\.py", beside))]
     names += [f"utils/data/{name}" for name in re.findall(r"\w+\.py", data)]
     return names
