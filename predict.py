@@ -124,7 +124,7 @@ def find_sources(sources: list[str], output: Path) -> tuple[dict[str, Path], Vid
     roots = []
     for source in sources:
         if not (found := find(Path(), os.path.expanduser(source))):
-            raise UserError(f"{source}: not found. Give an image, folder, video or camera")
+            raise UserError(f"{source}: does not exist. Give an image, folder, video or camera")
         for path in found:
             if path.is_dir() and output.is_relative_to(os.path.realpath(path)):
                 raise UserError(f"{output}: inside the source folder. Give another --output")
@@ -231,7 +231,8 @@ class Work(Faults):
         if done:
             print(f"{done} frames: {path}")
         if not made and done < 0.9 * (total or 1):  # self.read reports unreadable images itself
-            raise UserError(f"{source}: only {done} of {total} frames can be read")
+            what = f"only {done} of {total} frames can be read"
+            raise UserError(f"{source}: {what}. Replace the damaged file")
 
 
 if __name__ == "__main__":

@@ -380,7 +380,7 @@ def main() -> None:
         root=REPOSITORY / "data" / "gpu_synthetic", results=measure.RESULTS / "gpu",
     )  # fmt: skip
     if given.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("make gpu: PyTorch sees no GPU here. See python utils/doctor.py")
+        raise UserError("make gpu: PyTorch finds no GPU. Run python utils/doctor.py")
     proof = Proof(given)
     for name in given.sections:
         begin = time.monotonic()

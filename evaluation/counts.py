@@ -86,7 +86,7 @@ def count_pixels(
     numbers, joint = joint_counts(truth, prediction, num_ids, likely_numbers(classes))
     ids = ids_of_instances(numbers.astype(np.uint16)).ravel()
     if ids.max() >= num_ids:
-        raise ValueError(f"undefined truth {numbers[ids >= num_ids].tolist()[:5]}")
+        raise ValueError(f"undefined ids {numbers[ids >= num_ids].tolist()[:5]}")
     confusion = np.zeros((num_ids, num_ids), np.int64)
     np.add.at(confusion, ids, joint)
 

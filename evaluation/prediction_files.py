@@ -34,13 +34,13 @@ def match_predictions(folder: Path, truth: dict[str, Path], *, subset: bool = Fa
     """Pair every image with its prediction, found by name in any sub-folder, as the official scorer
     does; subset: skip images without a prediction."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder. Give the predictions' with --predictions")
+        raise UserError(f"{folder}: no such folder. Give another one with --predictions")
     found: dict[str, Path] = {}
     extra = []
     for path in find(folder, "**/*.png"):
         name = "_".join(path.stem.split("_")[:3])
         if name in found:
-            raise UserError(f"{path}: duplicate prediction for {name}, {found[name]}. Keep one")
+            raise UserError(f"{path}: duplicate of {found[name]} for image {name}. Keep one")
         if name in truth:
             found[name] = path
         else:

@@ -80,7 +80,7 @@ def main() -> None:
     root = resolve_data_folder("cityscapes", options.data_root, "CITYSCAPES_DATASET")
     truth, subset = find_truth(root, options.split), options.subset == "true"
     if subset and options.check_official == "true":
-        raise UserError("--subset: the official scorer needs all. Leave --check_official out")
+        raise UserError("--subset: the official scorer needs all images. Omit --check_official")
     pairs = match_predictions(options.predictions, truth, subset=subset)
     note = "" if len(pairs) == len(truth) else f"not official, {len(pairs)} of {len(truth)} images"
     classes = CITYSCAPES

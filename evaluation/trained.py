@@ -140,7 +140,7 @@ class Trained:
             return LabelTable.from_plain(table)
         classes = find_data_set(self.dataset_name, self.root).classes
         self.require_classes(classes)
-        what = "an older checkpoint, which does not hold the ids of its classes"
+        what = "this older checkpoint does not hold the label ids of its classes"
         warn(f"{self.path}: {what}; the ids of {self.dataset_name} are used")
         return classes
 

@@ -22,7 +22,7 @@ MODELS: dict[str, type[nn.Module]] = {
 def model_class(name: str) -> type[nn.Module]:
     """MODELS[name]; the ValueError for an unknown name lists all names."""
     if name not in MODELS:
-        raise ValueError(f"no model {name!r}; have {', '.join(MODELS)}")
+        raise ValueError(f"no model {name!r}. Give one of: {', '.join(MODELS)}")
     return MODELS[name]
 
 
@@ -46,7 +46,7 @@ def at_output_stride(network: dict[str, Any], output_stride: int) -> dict[str, A
     Dilations change with it, and so do atrous rates stored in `network` (converted checkpoints).
     """
     if "output_stride" not in option_names(network["name"]):
-        raise ValueError(f"{network['name']} has no output stride to choose")
+        raise ValueError(f"{network['name']} has no option output_stride")
     changed = network | {"output_stride": output_stride}
     if network.get("atrous_rates"):
         scale = network["output_stride"] / output_stride

@@ -12,5 +12,5 @@ ENCODERS: dict[str, type[nn.Module]] = dict.fromkeys(RESNETS, ResNet)
 def build_encoder(name: str, **options: Any) -> nn.Module:
     """ENCODERS[name](name, **options); the ValueError for an unknown name lists all names."""
     if name not in ENCODERS:
-        raise ValueError(f"no backbone {name!r}; have {', '.join(ENCODERS)}")
+        raise ValueError(f"no backbone {name!r}. Give one of: {', '.join(ENCODERS)}")
     return ENCODERS[name](name, **options)

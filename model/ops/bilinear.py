@@ -115,6 +115,6 @@ def loaded(load: Callable[[], Callable]) -> Callable | None:
     try:
         return load()
     except Exception as error:  # Triton's first launch runs a C compiler, which can fail in any way
-        what = f"{load.__module__.rpartition('.')[2]} is slower here, without Triton"
+        what = f"{load.__module__.rpartition('.')[2]} runs without Triton, which is slower"
         print(f"{what} ({error!r:.200})", file=sys.stderr)
         return None

@@ -135,7 +135,7 @@ def test_a_score_never_changes_its_protocol_for_want_of_memory(
     monkeypatch.setattr(Predictor, "SMALLEST", 64)
     dataset = build_dataset("cityscapes", cityscapes_root, "val")
     model, image = SmallMemory(pixels=40 * 90), dataset.image(0)
-    words = "out of memory with an image of 64x128, predicted 64x128 at once.* --crop, .* --scales"
+    words = "out of memory with an image of 64x128, predicted 64x128 at once.* --crop .* --scales"
     predictor = Predictor(model, device=ALONE.device)
     for work in (
         lambda: evaluate(model, dataset, world=ALONE),
