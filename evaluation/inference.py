@@ -97,7 +97,7 @@ def predict_logits(
             logits = logits.flip(3) if mirrored else logits
             full = F.interpolate(logits.float(), size, mode="bilinear")
             mean = mean + full.softmax(1) / (len(scales) * len(mirrors))
-    return mean.clamp_min(torch.finfo(mean.dtype).tiny).log()  # probabilities underflow to 0
+    return mean.clamp_min(torch.finfo(mean.dtype).tiny).log()  # exp is 0 for gaps above 103
 
 
 def window_logits(

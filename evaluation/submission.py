@@ -25,7 +25,7 @@ def write_submission(folder: Path, dataset: Dataset, output: Path, server: Serve
     files = {server.file.format(x): folder / f"{x}_pred_label_img.png" for x in dataset.names}
     with whole(path) as temporary:
         if server.ending == ".zip":
-            with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:  # PNGs
+            with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:  # of small PNGs
                 for name, file in files.items():
                     archive.write(file, name)
         else:

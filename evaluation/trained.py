@@ -48,7 +48,7 @@ class PredictionOptions:
     stride: tuple[int, int] | None = None
     """Vertical and horizontal step of the windows. Default: two thirds of --crop."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Precision of the network; auto: bf16 on GPUs, fp16 on older GPUs, fp32 on a CPU."""
+    """Precision of the network; auto: bf16 on GPUs that support it, else fp16; fp32 on a CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to compute on; auto: CUDA if there is a GPU, else the CPU."""
     workers: int = usual_workers()

@@ -20,7 +20,7 @@ SHEET_TITLES = ("image", "truth", "prediction", "error (red)")
 
 
 def save_as_ids(path: Path, train_ids: np.ndarray, classes: LabelTable) -> None:
-    """Write (H,W) uint8 train ids as a PNG of label ids, with a palette if the data set's have."""
+    """Write (H,W) uint8 train ids as a label id PNG, with a palette if the data set uses one."""
     ids = classes.to_ids(train_ids)
     if not classes.palette:
         write_png(path, ids)

@@ -33,7 +33,7 @@ class WSConv2d(nn.Conv2d):
 def set_norm(network: nn.Module, norm: Norm) -> None:
     """Replace BatchNorm by GroupNorm, in place; "bn" changes nothing.
 
-    "gn_ws" also makes convolutions without bias WSConv2d. The state_dict only loses statistics.
+    "gn_ws" also turns convolutions without bias into WSConv2d. The state_dict loses the statistics.
     """
     if norm == "bn":
         return
