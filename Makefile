@@ -1,9 +1,9 @@
 # make demo   train and score on synthetic street scenes, about four minutes on two CPU cores
-# make test   run the tests      make lint   check the style      make lock   renew the lock files
-# make results   every run of training_logs/ as a table
-# make bench  measure this machine against the peers, half an hour on two CPU cores
-# make gpu    prove everything that needs an NVIDIA GPU; make test-gpu   its tests alone
-# Each makes .venv first when needed. Another interpreter: make demo PYTHON=python3.13
+# make test   run the tests      make lint   check the style      make lock   update the lock files
+# make results   print a table of all runs in training_logs/
+# make bench  compare speed with other projects, half an hour on two CPU cores
+# make gpu    run all checks that need an NVIDIA GPU; make test-gpu   only the tests
+# Each target creates .venv if needed. To use another Python: make demo PYTHON=python3.13
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -21,7 +21,7 @@ demo: .venv/ready
 	CITYSCAPES_EXPORT_DIR=$(LOGS)/model_eval_val $(BIN)/csEvalPixelLevelSemanticLabeling
 	@echo "Look at: $(LOGS)/demo/samples/, $(LOGS)/demo/curves.png, $(LOGS)/model_eval_val/"
 
-test: .venv/ready-dev  # on the CPU, also where a GPU is: tests fork, and CUDA does not outlive it
+test: .venv/ready-dev  # without GPUs, because tests fork, and CUDA does not survive a fork
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-gpu: .venv/ready-dev

@@ -1,13 +1,13 @@
-"""A checkpoint as one file for other programs: ONNX, or PyTorch's own .pt2.
+"""Export a checkpoint as one file for other programs: ONNX, or PyTorch's .pt2.
 
     python export.py                                   best checkpoint of the newest run, as ONNX
     python export.py --checkpoint RUN --format pt2 --output model.pt2
     python export.py --checkpoint RUN --logits true    logits instead of train ids
 
-images: float32 (N,3,H,W), RGB, (pixel - mean) / std, any N, H and W; labels: uint8 (N,H,W) train
-ids, or logits: float32 (N,K,H,W). Mean, standard deviation, classes, their ids and colours stand
-in the file. It is compared with this repository's prediction on val images, and refused where
-more than 0.1 % of the pixels differ. Needs: pip install onnx onnxscript onnxruntime.
+Input `images`: float32 (N,3,H,W), RGB, (pixel - mean) / std, any N, H and W. Output `labels`: uint8
+(N,H,W) train ids, or `logits`: float32 (N,K,H,W). The file also holds mean, standard deviation, and
+the classes with ids and colours. export.py writes no file if more than 0.1 % of the pixels of val
+images differ from this repository's prediction. Needs: pip install onnx onnxscript onnxruntime.
 """
 
 import json
@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-if __name__ == "__main__":  # PYTHONSAFEPATH leaves this folder out
+if __name__ == "__main__":  # PYTHONSAFEPATH keeps this folder out of sys.path
     sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
@@ -40,13 +40,13 @@ class ExportConfig(PredictionOptions):
     """Options of export.py."""
 
     format: Literal["onnx", "pt2"] = "onnx"
-    """ONNX, or what torch.export.load reads."""
+    """onnx, or pt2 for torch.export.load."""
     logits: bool = False
-    """Give out logits at the images' size instead of train ids."""
+    """Output logits at the size of the images instead of train ids."""
     output: Path | None = None
     """File to write. Default: beside the checkpoint, model.onnx or model.pt2."""
     images: int = 8
-    """Val images on which the file is compared with this repository's prediction."""
+    """Number of val images on which the file is compared with this repository's prediction."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,7 +61,7 @@ def main() -> None:
     trained = Trained.open(config)
     scales = trained.options["scales"]
     if len(scales) > 1 or config.flip or config.crop:
-        raise UserError("export.py: a file predicts at one scale. Leave --flip and --crop out")
+        raise UserError("export.py: predicts at one scale. Give one --scales, no --flip, no --crop")
     path = config.output or trained.path.parents[1] / f"model.{config.format}"
     require_file_name(path)
     dataset = trained.dataset("val")
@@ -80,12 +80,12 @@ def main() -> None:
         predictor = Predictor(plain.model, device=torch.device("cpu"), **trained.options)
         share, ours, theirs = compare(runner, predictor, images)
         if share < AGREEMENT:
-            what = f"only {share:.3%} of the pixels as predicted here"
-            raise UserError(f"{path}: {what}, not written. Please report it, with the versions")
+            what = f"not written, only {share:.3%} of the pixels agree with predict.py"
+            raise UserError(f"{path}: {what}. Please report this with the output of pip freeze")
         size = temporary.stat().st_size / 2**20
     height, width = images[0].shape[:2]
     print(f"{path}: {size:.1f} MiB, {share:.4%} of the pixels of {len(images)} val images agree")
-    print(f"{width}x{height} on the CPU: {theirs:.0f} ms an image, here {ours:.0f} ms")
+    print(f"{width}x{height} on the CPU: {theirs:.0f} ms an image, predict.py {ours:.0f} ms")
 
 
 if __name__ == "__main__":

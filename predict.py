@@ -7,9 +7,9 @@
     python predict.py 0                                           a camera, until Ctrl-C
     python predict.py --split test --checkpoint RUN               for the test server, as an archive
 
-Writes into --output: labels/<name>_pred_label_img.png (the data set's own label ids),
-colors/<name>_color.png, overlays/<name>_overlayed.png, <name>.webm of a video. What cannot be read
-or written is named and left out; the exit code is then 2.
+Writes to --output: labels/<name>_pred_label_img.png (the data set's own label ids),
+colors/<name>_color.png, overlays/<name>_overlayed.png, and <name>.webm for a video. Skips files
+that it cannot read or write, reports each on stderr, and then exits with code 2.
 """
 
 import os
@@ -22,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-if __name__ == "__main__":  # PYTHONSAFEPATH leaves this folder out
+if __name__ == "__main__":  # PYTHONSAFEPATH keeps this folder out of sys.path
     sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
@@ -46,9 +46,9 @@ from utils.data.label_table import LabelTable
 
 IMAGES = {".png", ".jpg", ".jpeg"}
 VIDEOS = {".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg"}
-# What is written of an image, which may hold folders -> what reads it.
+# Name of an image's results, which may contain folders -> function that reads the image.
 Readers = dict[str, Callable[[], np.ndarray]]
-# The same of a video: its file, the number of a camera, or the images that it is made of.
+# Name of a video's result -> video file, number of a camera, or the images to make it from.
 Videos = dict[str, Path | int | Readers]
 DEMO_VIDEO = re.compile(r"stuttgart_\d\d_\d{6}_\d{6}_leftImg8bit\.png")
 
@@ -59,20 +59,20 @@ class PredictConfig(PredictionOptions):
 
     source: list[str] = field(
         default_factory=list,
-        metadata={"nargs": "*", "help": "Images, folders, patterns, videos; a camera's number."},
+        metadata={"nargs": "*", "help": "Images, folders, patterns, videos; or a camera number."},
     )
     split: Literal["train", "val", "test"] | None = None
-    """Predict this part of the checkpoint's data set instead of a SOURCE; test also makes the
-    archive that the server of Cityscapes or VOC takes."""
+    """Predict this split of the checkpoint's data set instead of a SOURCE; test also writes the
+    archive for the test server of Cityscapes or VOC."""
     output: Path | None = None
     """Folder to write to. Default: predictions/ in --log_root."""
     pictures: bool = True
     """Also write colour maps and overlays, not only label ids."""
     video: bool | None = None
-    """Make one video of each folder's images, in the order of their names, instead of PNG files.
-    Default: of Cityscapes' demoVideo folders."""
+    """Write one video per folder of images, in the order of their names, instead of PNG files.
+    Default: only for the demoVideo folders of Cityscapes."""
     fps: float = 17.0
-    """Images per second of such a video; Cityscapes recorded 17."""
+    """Frames per second of a video made from images; Cityscapes recorded 17."""
     frames: int | None = None
     """Stop after this many frames of a video or camera."""
 
@@ -117,17 +117,17 @@ def main() -> None:
 
 
 def find_sources(sources: list[str], output: Path) -> tuple[dict[str, Path], Videos]:
-    """Images and videos that SOURCE names; other files and empty folders are named on stderr."""
+    """Images and videos of SOURCE; reports other files and empty folders on stderr."""
     if len(sources) == 1 and sources[0].isdecimal() and not Path(sources[0]).exists():
         return {}, {f"camera_{sources[0]}": int(sources[0])}
-    files: dict[str, Path] = {}  # each once, by its absolute path
+    files: dict[str, Path] = {}  # absolute path -> path, so that no file is predicted twice
     roots = []
     for source in sources:
         if not (found := find(Path(), os.path.expanduser(source))):
-            raise UserError(f"{source}: not there. Give an image, folder, video or camera")
+            raise UserError(f"{source}: does not exist. Give an image, folder, video or camera")
         for path in found:
             if path.is_dir() and output.is_relative_to(os.path.realpath(path)):
-                raise UserError(f"{output}: in the folder of the images. Choose another --output")
+                raise UserError(f"{output}: inside the source folder. Give another --output")
             roots.append(os.path.abspath(path if path.is_dir() else path.parent))
             files |= {os.path.abspath(file): file for file in find(path, "**/*") or (path,)}
     root, pictures = os.path.commonpath(roots), {}
@@ -140,21 +140,21 @@ def find_sources(sources: list[str], output: Path) -> tuple[dict[str, Path], Vid
                 what = "an empty folder" if file.is_dir() else "neither PNG, JPEG nor a video"
                 print(f"skipped: {file}: {what}", file=sys.stderr)
         elif (first := place.setdefault(Path(name).as_posix(), file)) != file:
-            raise UserError(f"{file}: its result would replace that of {first.name}. Rename one")
+            raise UserError(f"{file}: its result would overwrite {first.name}'s. Rename one")
         elif os.path.realpath(output / f"{name}{ENDING}") == os.path.realpath(file):
-            raise UserError(f"{file}: would be overwritten. Choose another --output")
+            raise UserError(f"{file}: would be overwritten. Give another --output")
     if not pictures and not videos:
         raise UserError(f"{sources[0]}: no PNG, JPEG or video. Give an image, a folder or a video")
     return pictures, videos
 
 
 def by_number(path: Path) -> list[str | int]:
-    """A key for sorting: frame2 comes before frame10."""
+    """Sort key that puts frame2 before frame10."""
     return [int(x) if x.isdecimal() else x for x in re.split(r"(\d+)", path.as_posix())]
 
 
 def without_sequences(images: dict[str, Path], videos: Videos, video: bool | None) -> Readers:
-    """The images that stay images; those that become videos are added to `videos`."""
+    """Images to predict one by one; adds images that become a video to `videos`."""
     others: Readers = {}
     origins: dict[str, object] = {**videos}
     for name, path in images.items():
@@ -163,7 +163,7 @@ def without_sequences(images: dict[str, Path], videos: Videos, video: bool | Non
             folder, title = Path(os.path.abspath(path)).parent, Path(name).parent.as_posix()
             title = folder.name if title == "." else title
             if origins.setdefault(title, folder) != folder:
-                what = f"its video would replace that of {origins[title]}"
+                what = f"its video would overwrite that of {origins[title]}"
                 raise UserError(f"{folder}: {what}. Rename one")
             group = videos.setdefault(title, {})
         group[name] = partial(read_image, path)
@@ -172,7 +172,7 @@ def without_sequences(images: dict[str, Path], videos: Videos, video: bool | Non
 
 @dataclass
 class Work(Faults):
-    """Predicts and writes."""
+    """Predicts images and videos and writes the results."""
 
     output: Path
     predictor: Predictor
@@ -181,14 +181,14 @@ class Work(Faults):
     config: PredictConfig
 
     def read(self, pictures: Readers) -> Iterator[tuple[str, np.ndarray]]:
-        """Those images that can be read, read ahead by threads."""
+        """Name and pixels of every readable image; threads read ahead."""
         workers = self.config.workers
         images = read_ahead(lambda x: self.attempt(x, pictures[x]), pictures, workers=workers)
         pairs = zip(pictures, images, strict=True)
         return ((name, image) for name, image in pairs if image is not None)
 
     def pictures(self, pictures: Readers) -> None:
-        """Label ids, colour map and overlay of each."""
+        """Write label ids, colour map and overlay of each image."""
         predicted = (
             (name, image, self.attempt(name, self.predictor.train_ids, image))
             for name, image in self.read(pictures)
@@ -201,7 +201,7 @@ class Work(Faults):
         print(f"{bar.n} images: {self.output}")
 
     def write(self, name: str, image: np.ndarray, prediction: np.ndarray | None) -> int:
-        """The files of one image, if it could be predicted; the number of such images."""
+        """Write the files of one image; return 1, or 0 if it could not be predicted."""
         if prediction is None:
             return 0
         self.task.save(self.place(f"labels/{name}_pred_label_img.png"), prediction, self.classes)
@@ -212,13 +212,13 @@ class Work(Faults):
         return 1
 
     def place(self, name: str) -> Path:
-        """A file below the output folder; the folders that it lies in are made."""
+        """Path of a file in the output folder; creates the parent folders."""
         path = self.output / name
         make_folder(path.parent)
         return path
 
     def video(self, name: str, source: Path | int | Readers) -> None:
-        """A video of a video, of a camera's frames or of images."""
+        """Write the predicted video of a video file, a camera or images."""
         if made := isinstance(source, dict):
             frames = (image for _, image in self.read(source))
             rate, number = self.config.fps, len(source)
@@ -230,8 +230,9 @@ class Work(Faults):
         done = write_video(path, frames, total, rate, self.predictor, self.classes)
         if done:
             print(f"{done} frames: {path}")
-        if not made and done < 0.9 * (total or 1):  # of images each is named that cannot be read
-            raise UserError(f"{source}: only {done} frames can be read of {total}")
+        if not made and done < 0.9 * (total or 1):  # self.read reports unreadable images itself
+            what = f"only {done} of {total} frames can be read"
+            raise UserError(f"{source}: {what}. Replace the damaged file")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@
     torchrun --standalone --nproc-per-node 4 train.py            four GPUs; batch_size is per GPU
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 train.py
 
-Everything a run writes lies in training_logs/<run>/: config.yaml, metrics.csv, curves.png,
-samples/, TensorBoard events, checkpoints/best.pth and last.pth.
+A run writes to training_logs/<run>/: config.yaml, metrics.csv, curves.png, samples/, TensorBoard
+events, checkpoints/best.pth and last.pth.
 """
 
 import math
@@ -16,7 +16,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-if __name__ == "__main__":  # PYTHONSAFEPATH leaves this folder out
+if __name__ == "__main__":  # PYTHONSAFEPATH keeps this folder out of sys.path
     sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import cv2
@@ -61,36 +61,36 @@ from utils.training.run import (
 )
 from utils.training.step import training_step
 
-SLOW_DATA = 0.2  # share of the time spent waiting for data from which it is worth a word
-PACK_HINT = "More --workers, or python utils/preprocess_data.py --pack true, make it faster"
+SLOW_DATA = 0.2  # share of the time spent waiting for data above which PACK_HINT is printed
+PACK_HINT = "Raise --workers, or run python utils/preprocess_data.py --pack true"
 
 
 @dataclass
 class Job:
-    """One training, set up: what the steps of its loop work with."""
+    """Everything that the training loop works with."""
 
     config: Config
     world: World
-    folder: Path  # the run's
+    folder: Path  # of the run
     train_set: Dataset
     val_set: Dataset
-    run: Run  # what a checkpoint brings back
+    run: Run  # the state that a checkpoint restores
     task: Task
-    trained: nn.Module  # FromPixels of run.model, in DDP and compiled where that is wanted
+    trained: nn.Module  # FromPixels(run.model), in DDP if there are several processes
     criterion: nn.Module
     schedule: LambdaLR
     batches: Batches
-    total: int  # steps
-    amp: torch.dtype | None  # what autocast computes in
-    replay: Replay | None  # of compiled steps on a single GPU
+    total: int  # steps of the whole training
+    amp: torch.dtype | None  # dtype of autocast, None for float32
+    replay: Replay | None  # CUDA graph of a compiled step, on a single GPU only
 
     def evaluates_after(self, step: int) -> bool:
         return step == self.total or step % self.config.eval_every == 0
 
 
 def train(config: Config) -> int | None:
-    """The whole training, new or resumed; the number of the signal that stopped it, or None."""
-    network_options(config, num_classes=1)  # an option that the architecture lacks ends it here
+    """Run or resume a training; return the number of the signal that stopped it, or None."""
+    network_options(config, num_classes=1)  # fails early on an option the architecture lacks
     world = distributed.start(config.device)
     folder, checkpoint = find_run(config, world)
     number = None
@@ -99,20 +99,20 @@ def train(config: Config) -> int | None:
         if job.run.steps(job.total):
             number = train_steps(job, open_run(job, fresh=checkpoint is None))
         elif world.is_main:
-            what = "Start a new --run_name to train longer"
+            what = "Give a new --run_name to train longer"
             print(f"{folder}: finished at step {job.total}. {what}")
     distributed.stop(world)
     return number
 
 
-# ---- Before the first step: open_run is the first to change the run's folder -------------------
+# ---- Before the first step; open_run is the first function to write to the run's folder --------
 
 
 def set_up(folder: Path, checkpoint: Path | None, config: Config, world: World) -> Job:
-    """Data, network, criterion and batches; UserError for all that can be wrong with them."""
+    """Build data, network, criterion and batches; UserError if an option or a file is wrong."""
     if world.is_main:
         remove_leftovers(folder)
-    cv2.setNumThreads(0)  # the loader's threads are the parallelism
+    cv2.setNumThreads(0)  # the loader's threads already use the cores
     torch.backends.cudnn.benchmark = True
     name, root = config.dataset, resolve_data_root(config.dataset, config.data_root)
     config = replace(config, data_root=root)
@@ -143,12 +143,12 @@ def set_up(folder: Path, checkpoint: Path | None, config: Config, world: World) 
     trained = FromPixels(run.model)
     if world.size > 1:
         trained = DistributedDataParallel(trained, gradient_as_bucket_view=True)
-        trained.broadcast_buffers = False  # BatchNorm's: copied when they are needed, in validate
+        trained.broadcast_buffers = False  # validate copies BatchNorm's statistics when needed
     compiled = world.use_compile(config.compile, sync_bn=config.sync_bn and world.size > 1)
     if compiled:
         trained.compile()  # in place: the state_dict keeps its keys
         if world.is_main:
-            print("the first step compiles the network: a minute or more", file=sys.stderr)
+            print("the first step compiles the network, for a minute or more", file=sys.stderr)
     batches = build_batches(config, train_set, task, world)
     amp = world.amp_dtype(config.precision)
     replay = Replay() if compiled and world.on_gpu and world.size == 1 else None
@@ -159,7 +159,7 @@ def set_up(folder: Path, checkpoint: Path | None, config: Config, world: World) 
 
 
 def build_criterion(config: Config, train_set: Dataset, task: Task, world: World) -> nn.Module:
-    """The task's criterion: its options are those that the class of the loss takes."""
+    """The loss of the task, on the device, with class weights if the config asks for them."""
     class_weights = None
     if config.class_weights:
         data_set = find_data_set(config.dataset, config.data_root)
@@ -186,7 +186,7 @@ def build_batches(config: Config, train_set: Dataset, task: Task, world: World) 
 
 
 def open_run(job: Job, *, fresh: bool) -> RunLogger:
-    """Check what would otherwise fail in an hour, and begin to write the run's folder."""
+    """Check now what would otherwise fail hours later, then start to write the run's folder."""
     config, world, run = job.config, job.world, job.run
     if fresh:
         how = {"workers": config.workers, "enabled": world.is_main}
@@ -209,7 +209,7 @@ def open_run(job: Job, *, fresh: bool) -> RunLogger:
 
 
 def predict_largest(job: Job) -> None:
-    """Predict the largest val image: better out of memory now than at the first evaluation."""
+    """Predict the largest val image, to run out of memory now, not at the first evaluation."""
     sizes = [job.val_set.size(index) for index in range(len(job.val_set))]
     largest = max(range(len(sizes)), key=lambda index: math.prod(sizes[index]))
     how = {"amp": job.amp, "scales": job.config.eval_scales}
@@ -221,30 +221,30 @@ def predict_largest(job: Job) -> None:
 
 
 def train_steps(job: Job, log: RunLogger) -> int | None:
-    """Every step that is left; the number of the signal that stopped it, or None."""
+    """Run the remaining steps; return the number of the signal that stopped them, or None."""
     run, config, done = job.run, job.config, job.run.step
     batches = job.batches.run(done * config.accumulate, job.total * config.accumulate)
     clock = StepClock(images=done * run.images_per_step)
     with StopRequest(job.world) as stop, log:
         for step in run.steps(job.total):
-            # After an interrupted evaluation the checkpoint holds this step's update and its row:
-            # only the evaluation is missing. Otherwise row is None, and the step is taken.
+            # The checkpoint of an interrupted evaluation holds this step's update and row, so only
+            # the evaluation is missing. Otherwise row is None and the step runs.
             row = run.take_pending()
             if row is None:
                 try:
                     with clock.waiting(), stop.interrupting():
                         parts = [next(batches) for _ in range(config.accumulate)]
-                except Interrupted:  # in a single process only; nothing of this step is done
+                except Interrupted:  # single process only; the step has changed nothing yet
                     run.save(job.folder / "checkpoints")
                     break
                 row = update(job, log, clock, step, parts)
 
-            # A collective: every process calls it here, once a step, and gets the same answer.
+            # Collective operation: every process calls it once a step and gets the same answer.
             stopping = stop.requested()
             if job.evaluates_after(step):
                 scores = None if stopping else validate(job, log, stop)
                 clock.restart()
-                if scores is None:  # a stop came before or within it: the resumed run evaluates
+                if scores is None:  # stopped before or during it: the resumed run evaluates
                     run.pending, stopping = row, True
                 else:
                     row |= {"val_loss": scores.loss, "miou": scores.miou}
@@ -261,14 +261,14 @@ def train_steps(job: Job, log: RunLogger) -> int | None:
                 distributed.wait_for_all(job.world)
             if stopping:
                 break
-    report_end(job, log, stop)  # below the progress line, which is closed now
+    report_end(job, log, stop)  # after `with`, so that it prints below the closed progress line
     return stop.signal
 
 
 def update(
     job: Job, log: RunLogger, clock: StepClock, step: int, micro_batches: list[Batch]
 ) -> dict[str, float]:
-    """One update of the weights; the step's row of metrics.csv, {} where none is due."""
+    """Update the weights once; return the step's row of metrics.csv, {} between log steps."""
     run, config = job.run, job.config
     torch.manual_seed(dropout_seed(config.seed, step, job.world.rank))
     how = {"amp": job.amp, "scaler": run.scaler, "clip": config.clip_grad, "replay": job.replay}
@@ -284,7 +284,7 @@ def update(
     images = step * run.images_per_step
     row = {
         "epoch": images / len(job.train_set),
-        "loss": run.mean_loss(job.world),  # only here the host waits for the device
+        "loss": run.mean_loss(job.world),  # the only place where the host waits for the device
         "lr": learning_rate,
         **clock.read(images=images),
         **device_state(job.world.device),
@@ -293,13 +293,13 @@ def update(
     log.show(row)
     slow = row["data_wait"] > SLOW_DATA and isinstance(job.train_set, SegmentationDataset)
     if slow and not log.hinted:
-        log.say(f"{row['data_wait']:.0%} of the time waits for data. {PACK_HINT}", error=True)
+        log.say(f"{row['data_wait']:.0%} of the time is waiting for data. {PACK_HINT}", error=True)
         log.hinted = True
     return row
 
 
 def require_finite(job: Job, row: dict[str, float]) -> None:
-    """UserError naming the step and the images of a loss that is not finite."""
+    """UserError with the step and its images if the loss is not finite, or if fp16 overflows."""
     run = job.run
     if not math.isfinite(row["loss"]):
         bad = int(run.bad_step)
@@ -307,16 +307,16 @@ def require_finite(job: Job, row: dict[str, float]) -> None:
         what = f"loss {row['loss']} at step {bad}, learning rate {row['lr']:.1e}, images {images}"
         raise UserError(f"{job.folder}: {what}. {ADVICE_ON_DIVERGENCE}")
     if run.scaler is not None and run.scaler.get_scale() < 1:
-        what = f"fp16 overflows in step after step until step {run.step}"
-        raise UserError(f"{job.folder}: {what}. Take --precision bf16 or fp32")
+        what = f"fp16 overflowed at many steps, last at step {run.step}"
+        raise UserError(f"{job.folder}: {what}. Give --precision bf16 or fp32")
 
 
 def validate(job: Job, log: RunLogger, stop: StopRequest) -> Scores | None:
-    """Scores on val, of the averaged weights where there are any; None where a stop came within."""
+    """Val scores of the averaged weights, else of the trained ones; None if a stop interrupts."""
     run, config, world = job.run, job.config, job.world
     model = run.model if run.ema is None else run.ema.model
     if job.replay is not None:
-        job.replay.forget()  # whole images need that memory
+        job.replay.forget()  # whole images need the memory of the CUDA graph
     distributed.copy_buffers_from_main(model, world)
     sheet = ContactSheet(job.val_set)
     how = {"scales": config.eval_scales, "amp": job.amp, "workers": config.workers}
@@ -349,8 +349,8 @@ def main() -> None:
         if not out_of_memory(error):
             raise
         what = f"{config.batch_size} crops of {config.crop[0]}x{config.crop[1]}, "
-        what += f"{' '.join(describe(network_options(config, 1)))}; checkpoints are whole"
-        advice = "Lower --batch_size and raise --accumulate as much, lower --crop, or take"
+        what += f"{' '.join(describe(network_options(config, 1)))}; checkpoints are intact"
+        advice = "Lower --batch_size and raise --accumulate alike, lower --crop, or give"
         raise UserError(f"out of memory with {what}. {advice} --output_stride 16") from error
     if number is not None:
         sys.exit(128 + number)

@@ -1,9 +1,9 @@
-"""A whole evaluation against fregu856/deeplabv3's script and the official scorer; its parts.
+"""Compare an evaluation with fregu856/deeplabv3's script plus the official scorer; time its parts.
 
-    python benchmarks/bench_eval.py [--root SYNTHETIC_SET]          of which val is packed
+    python benchmarks/bench_eval.py [--root SYNTHETIC_SET]          val must be packed
 
-From images on disk to the official score and a PNG of label ids per image; in place of a network
-both sides get stored logits, made from the labels. Then every part's time with DeepLabV3-ResNet18.
+From images on disk to the official score and a PNG of label ids per image; both sides use logits
+made from the labels, not a network. Then times each part of an evaluation of DeepLabV3-ResNet18.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ to_ids = np.vectorize(dict(enumerate(CITYSCAPES.ids)).get)
 
 
 def stored(logits: list[torch.Tensor]) -> nn.Module:
-    """A network that knows its answers: the nth call gives the nth image's logits."""
+    """A fake network whose nth call returns the nth of `logits`."""
     network, answers = nn.Identity(), iter(logits)
     network.register_forward_hook(lambda *_: {"out": next(answers)})
     return network
@@ -52,12 +52,12 @@ def ours(dataset: Dataset, logits: list[torch.Tensor], folder: Path) -> Scores:
     def write(sample: dict, _counts: object, train_ids: np.ndarray) -> None:
         TASK.save(folder / f"{sample['name']}{ENDING}", train_ids, dataset.classes)
 
-    with contextlib.redirect_stderr(io.StringIO()):  # its progress line
+    with contextlib.redirect_stderr(io.StringIO()):  # hides the progress line
         return evaluate(stored(logits), dataset, world=WORLD, workers=0, on_image=write)
 
 
 def fregu856(all_files: list[Files], logits: list[torch.Tensor], folder: Path) -> None:
-    """Its evaluation script, restated: everything but the network."""
+    """Reimplementation of fregu856/deeplabv3's evaluation script, without the network."""
     shrink = partial(cv2.resize, dsize=HALF[::-1], interpolation=cv2.INTER_NEAREST)
     for files, of_image in zip(all_files, logits, strict=True):
         image = shrink(cv2.imread(str(files.image), -1))
@@ -101,7 +101,7 @@ def without_network(dataset: SegmentationDataset, packed: Dataset, rounds: int) 
 
 
 def with_network(dataset: Dataset, rounds: int) -> list[dict]:
-    """Milliseconds of each part of an image's evaluation."""
+    """Milliseconds per image of each part of an evaluation."""
     model, sample = build_model("deeplabv3", num_classes=19).to(WORLD.device), dataset[0]
     predictor = Predictor(model, device=WORLD.device, amp=WORLD.amp_dtype("auto"))
     logits = predictor.logits(sample["image"], size=SIZE)

@@ -1,10 +1,10 @@
-"""One training sample: this project's two sources against four peers and memcpy, in one run.
+"""Time a training sample: this project's two sources, four peers and memcpy, in one run.
 
     python benchmarks/bench_loader.py [--root SYNTHETIC_SET] [--crops 768x768 512x1024]
 
-Random scale 0.5 to 2, crop, mirror, from 1024x2048 files. Peers deliver what their users get:
-floats where they normalise on the CPU, else uint8. Process CPU time of one thread over the images
-of the set, smoothed and encoded by Pillow to the size of Cityscapes' files.
+Random scale 0.5 to 2, crop and mirror, from 1024x2048 files. Peers return what their users get:
+floats if they normalise on the CPU, else uint8. Measures process CPU time of one thread over the
+images of the data set, which are smoothed and saved by Pillow to match Cityscapes' file sizes.
 """
 
 import sys
@@ -41,7 +41,7 @@ Crop = tuple[int, int]
 
 
 def torchvision(crop: Crop, files: Files) -> object:
-    """Its own decoder and transforms.v2."""
+    """torchvision's decoder and transforms.v2."""
     image, label = (decode_image(str(path)) for path in (files.image, files.train_ids))
     transform = v2.Compose([
         v2.ScaleJitter((1024, 2048), SCALE, antialias=True),
@@ -68,7 +68,7 @@ def albumentations(module: ModuleType, crop: Crop) -> Callable[[Files], object]:
 
 
 def mmsegmentation(crop: Crop, rng: np.random.Generator, files: Files) -> object:
-    """OpenCV, uint8 out, CHW: mmsegmentation 1.x normalises on the device."""
+    """OpenCV, uint8 output in CHW, because mmsegmentation 1.x normalises on the device."""
     image, label = cv2.imread(str(files.image)), cv2.imread(str(files.train_ids), -1)
     image, label = scale_then_crop(crop, rng, image, label)
     return np.ascontiguousarray(image.transpose(2, 0, 1)), label.astype(np.int64)
@@ -77,7 +77,7 @@ def mmsegmentation(crop: Crop, rng: np.random.Generator, files: Files) -> object
 def scale_then_crop(
     crop: Crop, rng: np.random.Generator, image: np.ndarray, label: np.ndarray
 ) -> list[np.ndarray]:
-    """The whole image scaled in OpenCV."""
+    """Scale the whole image with OpenCV, then crop and mirror it."""
     factor = rng.uniform(*SCALE)
     size = [round(length * factor) for length in label.shape]
     starts = [rng.integers(max(1, s - c + 1)) for s, c in zip(size, crop, strict=True)]
@@ -99,7 +99,7 @@ def ours(dataset: Dataset, crop: Crop) -> Callable[[int], object]:
 
 
 def per_sample(dataset: SegmentationDataset, packed: Dataset, crop: Crop, rounds: int) -> Rows:
-    """The median CPU time of every side."""
+    """Table with the median CPU time of every side."""
     files, images = dataset.files, len(dataset)
     raw = [(packed[index]["image"], packed[index]["label"]) for index in range(images)]
     scaled = partial(scale_then_crop, crop, np.random.default_rng(0))

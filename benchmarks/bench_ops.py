@@ -1,10 +1,10 @@
-"""The two operations without full-size logits against what peers do: F.interpolate to full size.
+"""Compare argmax and loss without full-size logits with F.interpolate to full size, as peers do.
 
     python benchmarks/bench_ops.py [--root SYNTHETIC_SET] [--checkpoints RUN_OR_FILE ...]
 
-Argmax: label maps from logits made from val's, from outputs of trained checkpoints on val images of
-their own data set, from noise. Every pixel on which the two differ is counted, with the largest gap
-between the two classes' logits there. Loss: value and gradient; both sides' against float64.
+Argmax: of logits made from val labels, of outputs of trained checkpoints on val images of their own
+data set, and of noise. Counts the pixels that differ, and reports the largest gap between the
+logits of both classes there. Loss: value and gradient; compares gradients with float64.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def full_size(logits: torch.Tensor, size: Size) -> torch.Tensor:
 
 
 def argmax_cases(given: argparse.Namespace) -> dict[str, tuple[list[torch.Tensor], Size]]:
-    """{case: logits of some images, size of their label maps}."""
+    """{case: (logits of some images, size of their label maps)}."""
     dataset = build_dataset("synthetic", given.root, "val", packed=False)
     labels = [dataset.train_ids(index) for index in range(min(IMAGES, len(dataset)))]
     noise = partial(torch.randn, generator=torch.Generator().manual_seed(0))
@@ -65,7 +65,7 @@ def argmax_cases(given: argparse.Namespace) -> dict[str, tuple[list[torch.Tensor
 
 
 def measured(case: str, work: dict[str, Callable], calls: list[tuple], rounds: int) -> dict:
-    """Milliseconds, gain and memory of every side called with each of `calls` in turn."""
+    """Milliseconds, gain and memory of every side, called with each of `calls` in turn."""
     each = len(calls)
     sides = {side: lambda n, call=call: call(*calls[n % each]) for side, call in work.items()}
     how = {"warm_up": each, "at_once": 10 if DEVICE.type == "cuda" else 1, "device": DEVICE}
@@ -77,7 +77,7 @@ def measured(case: str, work: dict[str, Callable], calls: list[tuple], rounds: i
 
 
 def argmax_figures(given: argparse.Namespace) -> list[dict]:
-    channels_last = {"memory_format": torch.channels_last}  # which few networks give by default
+    channels_last = {"memory_format": torch.channels_last}  # few networks return it by default
     rows, work = [], {
         "torch": lambda x, size: full_size(x, size).argmax(1),
         "torch CL": lambda x, size: full_size(x.contiguous(**channels_last), size).argmax(1),
@@ -101,7 +101,7 @@ def argmax_figures(given: argparse.Namespace) -> list[dict]:
 
 
 def gradient(op: Callable, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor):
-    """Of the mean loss."""
+    """Gradient of the mean loss by the logits."""
     logits = logits.detach().requires_grad_()
     loss_sum, weight_sum = op(logits, labels, class_weights=weights)
     (loss_sum / weight_sum).backward()

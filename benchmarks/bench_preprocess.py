@@ -1,10 +1,10 @@
-"""Label ids to train ids and class weights: this project against fregu856/deeplabv3's way.
+"""Compare conversion to train ids and class weights with fregu856/deeplabv3's method.
 
     python benchmarks/bench_preprocess.py [--root SYNTHETIC_SET]
 
-The peer maps each image with np.vectorize, writes it, reads every written image again and counts
-each class by comparing; here with 255, not 19, as the ignored train id. Both convert train and val;
-process CPU time of one thread. Pixels must be identical and the weights equal within 1e-12.
+The peer maps each image with np.vectorize, writes it, reads it again and counts each class by
+comparison; here the ignored train id is 255 instead of 19. Both sides convert train and val, timed
+as process CPU time of one thread. Pixels must be identical and weights equal within 1e-12.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ map_ids = np.vectorize({x.id: x.trainId if x.trainId >= 0 else 255 for x in labe
 
 
 def peer(root: Path, written: Path, _: int) -> np.ndarray:
-    """fregu856's steps; the class weights."""
+    """fregu856's conversion; returns the class weights."""
     pixels, total = np.zeros(19, np.int64), 0
     for split in ("train", "val"):
         for path in (root / "gtFine" / split).glob(f"*/*{ENDING}"):

@@ -1,10 +1,10 @@
-"""Scoring against cityscapesScripts and torchmetrics, all sides in one run.
+"""Compare scoring with cityscapesScripts and torchmetrics, all sides in one run.
 
     python benchmarks/bench_score.py [--root SYNTHETIC_SET] [--predictions FOLDER]
 
-Default: the synthetic val set and the demo's predictions (make demo). Process CPU time of one
-thread per pair of 1024x2048 images. The official scorer has no way to score from memory, so its
-time includes decoding; what decoding alone costs is listed.
+Default: the synthetic val set and the demo's predictions (make demo). Measures process CPU time of
+one thread per pair of 1024x2048 images. The official scorer cannot score from memory, so its time
+includes decoding; the table also lists the time of decoding alone.
 """
 
 import sys
@@ -54,7 +54,7 @@ def per_pair(pairs: list[Pair], rounds: int) -> Rows:
         ids = [(prediction, ids_of_instances(truth)) for truth, prediction in decoded]
         train_ids = [[CITYSCAPES.id_to_train[x].astype(np.int64) for x in both] for both in ids]
         for prediction, _ in train_ids:
-            prediction[prediction == IGNORE] = 0  # torchmetrics knows ignored truth only
+            prediction[prediction == IGNORE] = 0  # torchmetrics cannot ignore predictions
         tensors = [[torch.from_numpy(x) for x in both] for both in train_ids]
         jaccard = torchmetrics.JaccardIndex("multiclass", num_classes=19, ignore_index=IGNORE)
         name = "torchmetrics MulticlassJaccardIndex, in memory, no nIoU"

@@ -1,13 +1,13 @@
-"""Training steps and predictions of DeepLabV3 against torchvision's and SMP's, side by side.
+"""Compare training steps and predictions of DeepLabV3 with those of torchvision and SMP.
 
     python benchmarks/bench_step.py                        small crops on a CPU, full size on a GPU
     python benchmarks/bench_step.py --networks resnet50-8 --crop 512 1024 --batch 4
-    python benchmarks/bench_step.py --profile              what every config takes
+    python benchmarks/bench_step.py --profile              time and memory of every config
 
-Peers are used as their users do, float32 and NCHW (TF32 on a GPU), on a GPU also in bfloat16 and
-channels_last, without and with torch.compile. Random weights and images. --profile starts train.py
-with each of --configs whose data set is there, all its options, for some steps and one evaluation;
-Cityscapes' on the synthetic set.
+Peers run as their users run them, in float32 and NCHW (TF32 on a GPU); on a GPU also in bfloat16
+and channels_last, without and with torch.compile. Weights and images are random. --profile runs
+train.py with each of --configs whose data set exists, for some steps and one evaluation; configs
+for Cityscapes run on the synthetic data set.
 """
 
 import argparse
@@ -54,7 +54,7 @@ Build = Callable[[], nn.Module]
 
 
 def builders(backbone: str, stride: str) -> dict[str, Build]:
-    """Ours, and the peers that have this network."""
+    """Builders of our network and of the peers that support it."""
     own = {"num_classes": 19, "backbone": backbone, "output_stride": int(stride)}
     rates = (12, 24, 36) if stride == "8" else (6, 12, 18)
     options = {"encoder_output_stride": int(stride), "decoder_atrous_rates": rates, "classes": 19}
@@ -69,20 +69,20 @@ def builders(backbone: str, stride: str) -> dict[str, Build]:
 
 
 def logits_of(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """SMP's networks give a tensor, the others a dictionary; peers at full size."""
+    """SMP's networks return a tensor, the others a dictionary; peers' logits are full size."""
     outputs = model(images)
     return outputs["out"] if isinstance(outputs, dict) else outputs
 
 
 def peer_side(build: Build, batch: Batch, training: bool, fast: bool, compiled: bool) -> Callable:
-    """A step or a prediction; fast: bfloat16 and channels_last."""
+    """A peer's training step or prediction; fast: bfloat16 and channels_last."""
     layout = torch.channels_last if fast else torch.contiguous_format
     amp = torch.bfloat16 if fast else None
     images = normalize(batch.images).contiguous(memory_format=layout)
     model = build().to(DEVICE, memory_format=layout).train(training)
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
     if compiled:
-        model.compile(dynamic=False)  # or the second size would make it compile for any size
+        model.compile(dynamic=False)  # else a second size triggers a compile for dynamic sizes
 
     def step(_: int) -> None:
         optimizer.zero_grad()
@@ -101,7 +101,7 @@ def peer_side(build: Build, batch: Batch, training: bool, fast: bool, compiled: 
 
 
 def our_side(build: Build, batch: Batch, training: bool, *, replayed: bool = True) -> Callable:
-    """train.py's step or evaluation's prediction; replayed: on a GPU, as a CUDA graph."""
+    """A training step of train.py or a prediction; replayed: as a CUDA graph on a GPU."""
     model = build().to(DEVICE, memory_format=torch.channels_last)
     if training:
         optimizer = build_optimizer(model, "sgd", base_lr=0.01, weight_decay=5e-4)
@@ -122,7 +122,7 @@ def our_side(build: Build, batch: Batch, training: bool, *, replayed: bool = Tru
 
 
 def compare(name: str, rounds: int, training: bool, size: list[int], images: int) -> dict:
-    """One network: seconds and memory of every side."""
+    """Time and memory of every side for one network."""
     noise = partial(torch.randint, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     truth = {"label": noise(0, 19, (images, *size))}
     batch = Batch(noise(0, 256, (images, *size, 3)), truth, []).to(DEVICE)
@@ -152,7 +152,7 @@ def compare(name: str, rounds: int, training: bool, size: list[int], images: int
 
 
 def profile(path: Path, synthetic: Path, steps: int) -> dict | None:
-    """What a config takes, read from the run of `steps` steps that it makes; None without data."""
+    """Time and memory of a config, from a run of `steps` steps; None if its data set is missing."""
     config = parse(Config, "", ["--config", str(path)])
     words = ["train.py", "--config", path, "--steps", steps, "--backbone_weights", "null"]
     words += ["--epochs", "null", "--eval_every", steps, "--log_every", max(1, steps // 10)]
@@ -161,13 +161,13 @@ def profile(path: Path, synthetic: Path, steps: int) -> dict | None:
     with tempfile.TemporaryDirectory() as folder:
         words += ["--log_root", folder, "--run_name", "run"]
         done = subprocess.run([sys.executable, *map(str, words)], cwd=REPOSITORY, check=False)
-        if done.returncode == 2:  # its data set is not here: the line above says so
+        if done.returncode == 2:  # no data set; train.py has printed the error
             print(f"{path.name} left out")
             return None
         done.check_returncode()
         with (Path(folder) / "run" / "metrics.csv").open(newline="", encoding="utf-8") as file:
             rows = [*csv.DictReader(file)]
-    later = rows[len(rows) // 4 :]  # the first ones compile and warm up
+    later = rows[len(rows) // 4 :]  # compilation and warm-up slow down the first steps
     rate, wait = (
         statistics.median(float(row[name]) for row in later)
         for name in ("images_per_second", "data_wait")
@@ -187,7 +187,7 @@ def profile(path: Path, synthetic: Path, steps: int) -> dict | None:
 
 
 def profiles(given: argparse.Namespace) -> None:
-    """Of every config, recorded one by one."""
+    """Profile every config; record after each."""
     rows = []
     for path in sorted((REPOSITORY / "configs").glob("[!d]*/*.yaml")):  # not datasets/
         if any(fnmatch(path.stem, pattern) for pattern in given.configs):
@@ -195,7 +195,7 @@ def profiles(given: argparse.Namespace) -> None:
             if rows:
                 measure.record(given.results, "profile", rows)
     if not rows:
-        raise UserError("none of the configs has its data set here. Run make demo first")
+        raise UserError("bench_step.py: no config has its data set here. Run make demo first")
 
 
 def main() -> None:

@@ -1,13 +1,13 @@
-"""What each option of a recipe gains on CamVid, and what the shipped CamVid config reaches.
+"""Measure the gain of each option of a recipe on CamVid, and the score of the shipped config.
 
     python benchmarks/camvid_recipes.py                          three seeds of every option
     python benchmarks/camvid_recipes.py --only baseline EMA      some of them
-    python benchmarks/camvid_recipes.py --only shipped           configs/camvid as it is
-    python benchmarks/camvid_recipes.py --only long              its form for a GPU
+    python benchmarks/camvid_recipes.py --only shipped           the config in configs/camvid
+    python benchmarks/camvid_recipes.py --only long              the long config, for a GPU
 
-camvid_recipes.yaml says what is trained. Scored are the last weights on val, of the shipped config
-also those best on val, on test. A second call goes on where the first one stopped; processes with
-other --only may share the work. Runs lie in training_logs/recipe-*.
+camvid_recipes.yaml lists the trainings. Scores the last weights on val; for the shipped config also
+the weights best on val, on test. A second call resumes the first; several processes with different
+--only can share the work. Runs are in training_logs/recipe-*.
 """
 
 import json
@@ -49,7 +49,7 @@ def main() -> None:
     path = given.results / "recipes" / "camvid.json"
     make_folder(path.parent)
 
-    def finished() -> list[dict]:  # read again: several processes may share the work
+    def finished() -> list[dict]:  # not cached, because several processes may share the work
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
     for seed in range(given.seeds):
@@ -61,14 +61,14 @@ def main() -> None:
 
 
 def measured(name: str, seed: int, root: Path, log_root: Path, steps: int) -> dict:
-    """One training, from where an earlier call left it, and its scores. steps: 0 for the plan's."""
+    """Run or resume one training and score it; steps: 0 for those of the plan."""
     options, group = {}, GROUPS.get(name)
     config = yaml.safe_load(SHIPPED.get(name, SHIPPED["shipped"]).read_text(encoding="utf-8"))
     if group is not None:
         options = PLAN["groups"][group]["variants"][name]
         config = PLAN["every"] | PLAN["groups"][group]["base"] | options
     elif name not in SHIPPED:
-        raise UserError(f"--only {name}: not in camvid_recipes.yaml. Choose {', '.join(GROUPS)}")
+        raise UserError(f"--only {name}: not in camvid_recipes.yaml. Give {', '.join(GROUPS)}")
     if group == "unseen":
         root = with_a_sequence_held_out(root)
     folder = log_root / f"recipe-{name.replace(', ', '-').replace(' ', '-')}-{seed}"
@@ -92,7 +92,7 @@ def measured(name: str, seed: int, root: Path, log_root: Path, steps: int) -> di
 
 
 def train(config: dict) -> None:
-    """train.py with these options; whatever stops it stops this too."""
+    """Run train.py with these options; exit with its code if it fails."""
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "config.yaml"
         path.write_text(yaml.safe_dump(config), encoding="utf-8")
@@ -102,7 +102,7 @@ def train(config: dict) -> None:
 
 
 def with_a_sequence_held_out(camvid: Path) -> Path:
-    """The train and val images by links: one sequence's are val, the others train."""
+    """Link train and val images into a new data set: one sequence is val, the others train."""
     root = camvid.with_name(f"{camvid.name}_unseen")
     for path in sorted(path for kind in ("train*", "val*") for path in camvid.glob(f"{kind}/*")):
         part = "val" if path.name.startswith(HELD_OUT) else "train"

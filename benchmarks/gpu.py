@@ -1,12 +1,12 @@
-"""Everything that only a GPU can prove, in one command of at most 20 minutes: make gpu
+"""Run all checks that need a GPU, in one command of at most 20 minutes: make gpu
 
     python benchmarks/gpu.py
     python benchmarks/gpu.py --sections data training profile      some of doctor, data, tests,
                            training, stopping, evaluation, commands, processes, profile, throughput
 
-Each row (check, wanted, measured, ok) is printed and written to results/gpu/<GPU>.json as soon as
-it is known; a section that fails is a row and does not end the others. The data are synthetic
-scenes, drawn and packed once. Exit code 1 where a row is not ok.
+Prints each row (check, wanted, measured, ok) immediately and writes it to results/gpu/<GPU>.json.
+If a section fails, its error becomes a row and the next sections run. The data are synthetic
+scenes, drawn and packed once. Exit code 1 if a row is not ok.
 """
 
 import csv
@@ -50,16 +50,16 @@ from utils.training.replay import Replay
 from utils.training.step import training_step
 
 LIMIT = 600  # seconds of one command
-GOALS = {  # of an H100-class card, 512x1024 crops and 1024x2048 images
+GOALS = {  # images/s of an H100-class GPU, for 512x1024 crops and 1024x2048 images
     ("training step", "resnet50-8"): 135.0,
     ("prediction", "resnet18-8"): 350.0,
 }
-PEERS = {"fp32": 3.0, "bf16": 1.3, "bf16 compiled": 1.0}  # mode of a peer -> how much faster we are
+PEERS = {"fp32": 3.0, "bf16": 1.3, "bf16 compiled": 1.0}  # mode of a peer -> minimum speed-up
 
 
 @dataclass
 class Proof:
-    """The rows so far, and what the sections share."""
+    """The rows so far, and helpers of the sections."""
 
     given: Namespace
     rows: list[dict] = field(default_factory=list)
@@ -78,7 +78,7 @@ class Proof:
         write_json(path, {"machine": name, "date": date, "versions": versions, "rows": self.rows})
 
     def command(self, *words: object, **environment: str) -> subprocess.CompletedProcess:
-        """One of the repository's commands, to its end."""
+        """Run one of the repository's scripts and wait for it."""
         return subprocess.run(
             [sys.executable, *map(str, words)], cwd=REPOSITORY, text=True, check=False,
             capture_output=True, timeout=LIMIT, env={**os.environ, **environment},
@@ -95,7 +95,7 @@ class Proof:
         return ["train.py", *place, *how, *shlex.split(self.given.train), *options]
 
     def train(self, name: str, *options: object, **environment: str) -> tuple[list[dict], str]:
-        """A new run: rows of its metrics.csv, and what it said."""
+        """Train a new run; return the rows of its metrics.csv, and its stderr."""
         words = self.train_words(name, "--overwrite", "true", *options)
         done = self.command(*words, **environment)
         if done.returncode:
@@ -136,7 +136,7 @@ def tests(proof: Proof) -> None:
 
 
 def training(proof: Proof) -> None:
-    """The default recipe; then its arithmetic and options for fewer steps."""
+    """The default recipe; then precisions and options, for fewer steps."""
     steps, few = proof.given.steps, max(2, proof.given.steps // 6)
     often = ["--steps", steps, "--eval_every", max(1, steps // 3), "--log_every", few // 2]
     rows, said = proof.train("default", *often, TORCH_LOGS="recompiles,graph_breaks")
@@ -167,7 +167,7 @@ def training(proof: Proof) -> None:
 
 
 def stopping(proof: Proof) -> None:
-    """SIGUSR1 in the midst, then --resume auto."""
+    """SIGUSR1 during training, then --resume auto."""
     steps = proof.given.steps
     often = ["--steps", steps, "--log_every", 1, "--eval_every", steps]
     words = proof.train_words("stopped", "--overwrite", "true", *often)
@@ -189,7 +189,7 @@ def stopping(proof: Proof) -> None:
 
 
 def evaluation(proof: Proof) -> None:
-    """One network in three arithmetics; then many images, with nIoU and their files."""
+    """One network at three precisions; then many images, with nIoU and output files."""
     device, scores = proof.given.device, {}
     for name, options in {
         "CPU": {"device": "cpu"},
@@ -235,7 +235,7 @@ def commands(proof: Proof) -> None:
 
 
 def processes(proof: Proof) -> None:
-    """Two GPUs: equal to one with frozen norms; synchronized norms, compiled and not; scores."""
+    """Two GPUs: loss as on one GPU with frozen norms; SyncBatchNorm compiled or not; scores."""
     on_gpu = proof.given.device == "cuda"
     count = torch.cuda.device_count() if on_gpu else 2
     if count < 2:
@@ -268,7 +268,7 @@ def processes(proof: Proof) -> None:
 
 
 def profiled(proof: Proof) -> None:
-    """Ten steps of the default recipe: idle time, waits, copies of layout, largest kernels."""
+    """Ten steps of the default recipe: idle time, waits, layout changes, largest kernels."""
     device = torch.device(proof.given.device)
     world, config = World(0, 1, device), Config()
     on_gpu, amp = device.type == "cuda", world.amp_dtype("auto")
@@ -305,7 +305,7 @@ def profiled(proof: Proof) -> None:
         annotation = event.name.startswith("Mem") or event.is_user_annotation
         if str(event.device_type).endswith("CUDA") and not annotation:
             kernels[event.name] += event.time_range.elapsed_us() / 1e6
-    how["replay"] = None  # in which no operations are seen
+    how["replay"] = None  # a CUDA graph would hide the operations
     with FlopCounterMode(display=False) as flops:
         steps(1)
     if on_gpu:
@@ -315,7 +315,7 @@ def profiled(proof: Proof) -> None:
         waits = sum(name.startswith("cudaStreamSynchronize") for name in names)
         proof.row("waits for the device in ten steps", "0", waits, waits == 0)
         layouts = [kernels[name] for name in kernels if re.search("nchwToNhwc|nhwcToNchw", name)]
-        share = sum(layouts) / wall  # cuDNN has some of its own for 3 channels and 19 classes
+        share = sum(layouts) / wall  # cuDNN changes some layouts for 3 channels and 19 classes
         proof.row("kernels that change the layout", "at most 1 %", f"{share:.1%}", share <= 0.01)
     largest = sorted(kernels.items(), key=lambda item: -item[1])[:10]
     shares = {name[:160]: f"{seconds / wall:.1%}" for name, seconds in largest}
@@ -327,7 +327,7 @@ def profiled(proof: Proof) -> None:
 
 
 def product_rate(device: torch.device, dtype: torch.dtype | None) -> float:
-    """TFLOP/s of a large matrix product in the network's arithmetic."""
+    """TFLOP/s of a large matrix product in `dtype`."""
     side = 8192 if device.type == "cuda" else 512
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     sides = {"product": lambda _: a @ b}
@@ -336,7 +336,7 @@ def product_rate(device: torch.device, dtype: torch.dtype | None) -> float:
 
 
 def throughput(proof: Proof) -> None:
-    """Against SMP and torchvision, side by side: bench_step.py, network by network."""
+    """bench_step.py for each network: comparison with SMP and torchvision."""
     results = proof.logs / "bench_step"
     for network in proof.given.networks:
         words = ["--networks", network, "--results", results, *shlex.split(proof.given.bench)]
@@ -380,16 +380,16 @@ def main() -> None:
         root=REPOSITORY / "data" / "gpu_synthetic", results=measure.RESULTS / "gpu",
     )  # fmt: skip
     if given.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("make gpu: PyTorch sees no GPU here. See python utils/doctor.py")
+        raise UserError("make gpu: PyTorch finds no GPU. Run python utils/doctor.py")
     proof = Proof(given)
     for name in given.sections:
         begin = time.monotonic()
         try:
             SECTIONS[name](proof)
-        except Exception:  # of any kind: the other sections are worth their rows
+        except Exception:  # of any kind, because the other sections must still run
             proof.row(name, "no error", traceback.format_exc(limit=-3)[-1500:], False)
         gc.collect()
-        torch.cuda.empty_cache()  # the next section may be another process's
+        torch.cuda.empty_cache()  # the next section may start other processes
         print(f"      {name}: {time.monotonic() - begin:.0f} s", flush=True)
     failed = [row["check"] for row in proof.rows if not row["ok"]]
     print(f"{len(proof.rows) - len(failed)} of {len(proof.rows)} rows are ok")

@@ -1,4 +1,4 @@
-"""What the benchmarks share: options, sides timed in turns, memory, results by machine."""
+"""Helpers of all benchmarks: options, timing of several sides, memory, results per machine."""
 
 import argparse
 import copy
@@ -36,7 +36,7 @@ Sides = dict[str, Callable[[int], object]]
 
 
 def options(doc: str, **defaults: Any) -> argparse.Namespace:
-    """The command line: an option for each default, of its type; a tuple takes several values."""
+    """Parse the command line: one option per default, of its type; a tuple takes several values."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=doc, formatter_class=formatter)
     for name, default in defaults.items():
@@ -48,7 +48,7 @@ def options(doc: str, **defaults: Any) -> argparse.Namespace:
 
 
 def one_thread() -> None:
-    """A process's own time then is what its work takes."""
+    """Use one thread, so that CPU time of the process equals the time of the work."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
 
@@ -56,10 +56,10 @@ def one_thread() -> None:
 def median_seconds(
     sides: Sides, calls: int, *, warm_up: int = 1, at_once: int = 1, device: torch.device = CPU
 ) -> dict[str, float]:
-    """Median seconds of side(number), number = 0, 1, ..., all sides in turns.
+    """Median seconds of side(number), number = 0, 1, ..., calling all sides in turn.
 
-    On a CPU the process's own time, which a busy machine disturbs least; on a GPU wall time.
-    at_once: calls before the host waits for the device, as in a training, which is ahead of it.
+    CPU: process CPU time, because other processes disturb it least; GPU: wall time. at_once: calls
+    between waits for the device, because in training, too, the host runs ahead of the device.
     """
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -81,9 +81,9 @@ def wait_for(device: torch.device) -> None:
 
 
 def extra_mib(work: Callable[[], object], device: torch.device = CPU) -> float:
-    """Peak memory during `work` above what was in use before, MiB; on a CPU only under Linux.
+    """Peak memory of `work` beyond the memory in use before it, in MiB; on a CPU only on Linux.
 
-    Of its second call: the first one may compile, and try algorithms.
+    Measures the second call, because the first one may compile and try algorithms.
     """
     work()
     wait_for(device)
@@ -91,8 +91,8 @@ def extra_mib(work: Callable[[], object], device: torch.device = CPU) -> float:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        ctypes.CDLL(None).malloc_trim(0)  # or memory freed before would be used again unseen
-        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+        ctypes.CDLL(None).malloc_trim(0)  # else reuse of freed memory stays hidden
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = peak_mib(device)
     work()
     wait_for(device)
@@ -100,7 +100,7 @@ def extra_mib(work: Callable[[], object], device: torch.device = CPU) -> float:
 
 
 def peak_mib(device: torch.device) -> float:
-    """The most memory that this process has held."""
+    """Peak memory of this process in MiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     status = Path("/proc/self/status").read_text(encoding="utf-8")
@@ -108,7 +108,7 @@ def peak_mib(device: torch.device) -> float:
 
 
 def likely_logits(train_ids: np.ndarray, stride: int, noise: float) -> torch.Tensor:
-    """(H,W) -> (1,19,h,w), as a good network's: 8 times the class shares of a cell, and noise."""
+    """(H,W) -> (1,19,h,w) like a good network's logits: 8 * class shares of each cell + noise."""
     size = (train_ids.shape[1] // stride, train_ids.shape[0] // stride)
     known = np.where(train_ids == IGNORE, 0, train_ids)
     masks = ((known == number).astype(np.float32) for number in range(19))
@@ -118,7 +118,7 @@ def likely_logits(train_ids: np.ndarray, stride: int, noise: float) -> torch.Ten
 
 
 def referee(predictions: list[Path], instances: list[Path], *, niou: bool = True) -> dict:
-    """The official scorer's results, without its printing."""
+    """Results of the official scorer, without its output."""
     scorer = official_scorer()
     args = copy.copy(scorer.args)
     args.quiet, args.JSONOutput, args.evalInstLevelScore = True, False, niou
@@ -127,7 +127,7 @@ def referee(predictions: list[Path], instances: list[Path], *, niou: bool = True
 
 
 def optional_peer(module: str) -> ModuleType | None:
-    """A package that only benchmarks need; None, with a note, where it is not installed."""
+    """Import a package that only benchmarks need; None, with a message, if it is not installed."""
     try:
         return import_module(module)
     except ModuleNotFoundError:
@@ -139,7 +139,7 @@ def choose_device() -> torch.device:
 
 
 def machine(device: torch.device) -> str:
-    """The GPU's name, or the CPU's and its number of cores."""
+    """Name of the GPU, or name and number of cores of the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
@@ -147,7 +147,7 @@ def machine(device: torch.device) -> str:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Of the packages and, on a GPU, of what computes there."""
+    """Versions of the packages and, with a GPU, of driver, CUDA, NCCL and cuDNN."""
     found = {package: version(package) for package in (*PACKAGES, *packages)}
     described = describe_environment()
     if described["gpus"]:
@@ -158,7 +158,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def record(folder: Path, section: str, figures: list[dict], *packages: str) -> None:
-    """Print figures as their table; in folder/<machine>.json they take the place of older ones."""
+    """Print figures as a table; replace older ones of the section in folder/<machine>.json."""
     name = machine(choose_device())
     path = folder / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
     held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"machine": name}

@@ -1,11 +1,11 @@
-"""The measured figures -> tables, for the screen and for the pages."""
+"""Format measured figures as tables, for the screen and for the pages."""
 
 from collections import defaultdict
 from statistics import mean, stdev
 from typing import Any
 
 Rows = list[list[Any]]
-Runs = dict[str, list[dict]]  # variant of a recipe -> its seeds
+Runs = dict[str, list[dict]]  # variant of a recipe -> a run per seed
 TITLES = {
     "shipped without photometric": "test IoU, without photometric",
     "shipped": "test IoU",
@@ -14,7 +14,7 @@ TITLES = {
 
 
 def table(rows: Rows) -> str:
-    """Markdown; the first row holds the titles."""
+    """Markdown table; the first row holds the titles."""
     lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
     lines.insert(1, "|" + " --- |" * len(rows[0]))
     return "\n".join(lines) + "\n"
@@ -37,13 +37,13 @@ def percent(*values: float) -> str:
 
 
 def spread(values: list[float]) -> str:
-    """Mean and, of several seeds, standard deviation."""
+    """Mean and, with several seeds, standard deviation."""
     deviation = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else f" (n = {len(values)})"
     return percent(mean(values)) + deviation
 
 
 def results(held: dict) -> str:
-    """docs/results.md: everything that was measured."""
+    """docs/results.md: all measured figures."""
     parts = [f"### {held['machine']}\n"]
     for section in (value for value in held.values() if isinstance(value, dict)):
         versions = ", ".join(f"{key} {value}" for key, value in section["versions"].items())
@@ -53,7 +53,7 @@ def results(held: dict) -> str:
 
 
 def figure_rows(figures: list[dict]) -> Rows:
-    """A row for each dictionary, or for each of its "sides"; a column for each value in it."""
+    """One row per dictionary, or per entry of its "sides"; one column per value."""
     rows = []
     for row in figures:
         common = {key: value for key, value in row.items() if key != "sides"}
@@ -63,7 +63,7 @@ def figure_rows(figures: list[dict]) -> Rows:
 
 
 def cells(row: dict, prefix: str = "") -> dict[str, Any]:
-    """{title: text}; the values of a dictionary within stand beside each other."""
+    """{title: text}; the values of a nested dictionary become separate columns."""
     found = {}
     for key, value in row.items():
         title = f"{prefix}{key}".replace("_", " ").replace(" mib", " MiB").replace(" gib", " GiB")
@@ -77,7 +77,7 @@ def cells(row: dict, prefix: str = "") -> dict[str, Any]:
 
 
 def readme(held: dict) -> str:
-    """README.md: what a user gains, of the smallest and the largest network measured."""
+    """README.md: speed-up for the user, with the smallest and the largest network measured."""
     figures = defaultdict(list, {k: x["figures"] for k, x in held.items() if k != "machine"})
     rows = [["", "compared with", "its time", "here", "faster"]]
 
@@ -113,7 +113,7 @@ def readme(held: dict) -> str:
 
 
 def recipes(runs: list[dict]) -> str:
-    """docs/recipes.md: options by their gain, networks, an unseen sequence, the shipped config."""
+    """docs/recipes.md: options sorted by gain, networks, an unseen sequence, shipped configs."""
     found, unseen, networks = Runs(), Runs(), Runs()
     for run in sorted(runs, key=lambda run: run["seed"]):
         group = unseen if run.get("unseen") else networks if run.get("network") else found

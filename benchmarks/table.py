@@ -1,4 +1,4 @@
-"""benchmarks/results/ -> the tables in README.md, docs/results.md and docs/recipes.md.
+"""Write benchmarks/results/ as tables into README.md, docs/results.md and docs/recipes.md.
 
 python benchmarks/table.py                       part of make bench
 python benchmarks/table.py --pages FOLDER        in copies of the pages
@@ -27,7 +27,7 @@ def main() -> None:
 
 
 def filled(page: str, pages: Path = REPOSITORY, folder: Path = RESULTS) -> str:
-    """The page with its tables between the two marks."""
+    """Text of the page with new tables between the two marks."""
     text = (pages / page).read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise UserError(f"{page}: needs {BEGIN} and {END} once. Put them where the tables belong")

@@ -1,4 +1,4 @@
-"""How sure a mean IoU is: images drawn again with replacement (Efron, 1979)."""
+"""Confidence interval of a mean IoU: bootstrap over the images (Efron, 1979)."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,14 +12,14 @@ DRAWS = 2000
 
 @dataclass(frozen=True)
 class ImageCounts:
-    """Pixels of each class in each image: hits, and hits with both kinds of errors."""
+    """Pixels of each class in each image."""
 
-    hits: np.ndarray  # (N,K) int64
-    union: np.ndarray  # (N,K) int64
+    hits: np.ndarray  # (N,K) int64, correctly predicted
+    union: np.ndarray  # (N,K) int64, hits + false positives + false negatives
 
     @classmethod
     def of(cls, confusions: list[np.ndarray], classes: LabelTable) -> "ImageCounts":
-        """From an (ids,ids) confusion per image; ignored pixels are left out, as in the score."""
+        """From an (ids,ids) confusion matrix per image; skips ignored pixels, as the score does."""
         ids = classes.ids
         evaluated = np.stack(confusions)[:, ids]  # rows: truth
         hits = evaluated[:, np.arange(len(ids)), ids]
@@ -27,7 +27,7 @@ class ImageCounts:
         return cls(hits, union)
 
     def miou(self, weights: np.ndarray | None = None) -> np.ndarray:
-        """(...,N) how often each image counts -> (...) mean IoU over the classes that occur."""
+        """(...,N) weights of the images -> (...) mean IoU over the classes that occur."""
         weights = np.ones(len(self.hits)) if weights is None else weights
         hits, union = weights @ self.hits.astype(float), weights @ self.union.astype(float)
         present = (union > 0).sum(-1)
@@ -37,7 +37,7 @@ class ImageCounts:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure, its 95 % interval, and the two-sided p-value of its being zero."""
+    """A value, its 95 % interval, and the two-sided p-value of the hypothesis that it is zero."""
 
     value: float
     low: float
@@ -47,14 +47,14 @@ class Estimate:
 
 @lru_cache(maxsize=4)
 def draw_weights(images: int, draws: int) -> np.ndarray:
-    """(draws,N): how often each of N images was drawn."""
+    """(draws,N) float64: how often each draw of N images with replacement holds each image."""
     even = np.full(images, 1 / images)
     return np.random.default_rng(0).multinomial(images, even, size=draws).astype(np.float64)
 
 
 def estimate(one: ImageCounts, minus: ImageCounts | None = None, *, draws: int = DRAWS) -> Estimate:
-    """mIoU of a data set's images, as a sample of all such images, minus that of another network on
-    the same ones, drawn together. Percentile interval; p follows from the share beyond zero."""
+    """mIoU of `one`, or its difference to `minus`, another network on the same images (paired: both
+    use the same draws). Percentile interval; p: twice the share of draws beyond zero."""
     weights = draw_weights(len(one.hits), draws)
     value, drawn = one.miou(), one.miou(weights)
     if minus is not None:

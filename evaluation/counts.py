@@ -1,8 +1,8 @@
-"""Integer counts of predictions in a data set's own label ids: all that the scores need to know.
+"""Integer counts of predictions, in the data set's own label ids, from which all scores follow.
 
-Counting in label ids, not train ids, is what the Cityscapes referee does: a pixel predicted as an
-ignored id counts against its true class, a pixel whose truth is ignored counts nowhere. Needs
-numpy and OpenCV only.
+The official Cityscapes scorer counts label ids too, not train ids: a pixel predicted as an ignored
+id is an error of its true class; a pixel whose truth is ignored does not count. Needs only numpy
+and OpenCV.
 """
 
 from collections.abc import Iterable
@@ -14,22 +14,22 @@ import numpy as np
 from utils.data.class_weights import histogram
 from utils.data.label_table import LabelTable, ids_of_instances
 
-CELLS = 1 << 16  # a pixel's (truth, prediction) is one 16-bit number
+CELLS = 1 << 16  # a 16-bit number encodes a pixel's (truth, prediction)
 ID, SIZE, HITS, CATEGORY_HITS = range(4)  # columns of Counts.instances
-IGNORED, OUTSIDE = 255, 254  # stand for ignored truth and for no image, in border_counts
+IGNORED, OUTSIDE = 255, 254  # in border_counts: ignored truth, and pixels beyond the image
 
 
 @dataclass(frozen=True)
 class Counts:
-    """All that the scores need to know of one image, or of many."""
+    """Counts of one image, or of many images together; compute_scores needs nothing else."""
 
     confusion: np.ndarray  # (ids,ids) int64 pixels: rows truth, columns prediction
-    instances: np.ndarray  # (n,4) int64: id, pixels, predicted as it, as its category
+    instances: np.ndarray  # (n,4) int64: id, pixels, pixels predicted as its class, as its category
     border: np.ndarray  # (ids,2) int64: intersection and union of the border zones
 
     @staticmethod
     def total(parts: Iterable["Counts"]) -> "Counts":
-        """Of all images together; rows of instances stay in the images' order."""
+        """Counts of all images together; rows of instances keep the order of the images."""
         columns = ((part.confusion, part.instances, part.border) for part in parts)
         confusions, instances, borders = zip(*columns, strict=True)
         return Counts(sum(confusions), np.concatenate(instances), sum(borders))
@@ -38,12 +38,12 @@ class Counts:
 def joint_counts(
     truth: np.ndarray, prediction: np.ndarray, num_ids: int, likely: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(H,W) uint8 or uint16, (H,W) uint8 below num_ids -> every number in `truth`, (n,), and how
-    often each id is predicted on it, (n,ids) int64.
+    """(H,W) uint8 or uint16, (H,W) uint8 below num_ids -> (n,) numbers that occur in `truth`, and
+    (n,ids) int64, how often each id is predicted there.
 
-    A table gives each of the `likely` numbers a row of cells, so one histogram counts everything.
+    One histogram counts everything: a table gives each of the `likely` numbers a row of cells.
     """
-    last = CELLS // num_ids - 1  # the row that takes all numbers without one of their own
+    last = CELLS // num_ids - 1  # the row shared by all numbers outside `likely`
 
     def count(numbers: np.ndarray) -> tuple[np.ndarray, bool]:
         row = np.full(1 << 8 * truth.itemsize, last * num_ids, np.uint16)
@@ -64,7 +64,7 @@ def joint_counts(
 
 
 def likely_numbers(classes: LabelTable) -> np.ndarray:
-    """Ids, and of every class with instances as many instance ids as fit into one histogram."""
+    """All ids, and as many instance ids of each class with instances as one histogram can hold."""
     things = sorted({x for group in classes.instance_categories.values() for x in group})
     each = (CELLS // classes.num_ids - 1 - classes.num_ids) // max(len(things), 1)
     instances = [1000 * number + np.arange(each) for number in things]
@@ -76,9 +76,9 @@ def count_pixels(
 ) -> Counts:
     """Counts of one image.
 
-    truth: (H,W) uint16 Cityscapes instance ids, or uint8 ids where a set has no instances;
+    truth: (H,W) uint16 Cityscapes instance ids, or uint8 ids if the data set has no instances;
     prediction: (H,W) uint8 ids; border: width in pixels of the zone for boundary IoU, 0 for none.
-    ValueError for ids that the data set does not have. Measured: benchmarks/bench_score.py.
+    ValueError for ids that the data set does not have. Benchmark: benchmarks/bench_score.py.
     """
     num_ids = classes.num_ids
     if prediction.max() >= num_ids:
@@ -86,7 +86,7 @@ def count_pixels(
     numbers, joint = joint_counts(truth, prediction, num_ids, likely_numbers(classes))
     ids = ids_of_instances(numbers.astype(np.uint16)).ravel()
     if ids.max() >= num_ids:
-        raise ValueError(f"undefined truth {numbers[ids >= num_ids].tolist()[:5]}")
+        raise ValueError(f"undefined ids {numbers[ids >= num_ids].tolist()[:5]}")
     confusion = np.zeros((num_ids, num_ids), np.int64)
     np.add.at(confusion, ids, joint)
 
@@ -107,11 +107,11 @@ def count_pixels(
 def border_counts(
     truth: np.ndarray, prediction: np.ndarray, classes: LabelTable, width: int
 ) -> np.ndarray:
-    """(H,W) uint8 ids twice -> (ids,2) int64 intersection and union of border zones.
+    """(H,W) uint8 ids of truth and prediction -> (ids,2) int64 intersection and union of zones.
 
-    Boundary IoU (Cheng et al., CVPR 2021, eq. 1): of a mask only the pixels within `width` of its
-    contour count, distance by rows or columns; the image's edge is contour. Ignored truth is
-    ignored in the prediction too, so that it cuts both contours alike.
+    Boundary IoU (Cheng et al., CVPR 2021, eq. 1): only pixels of a mask within `width` rows and
+    columns of its contour count; the image edge is part of the contour. Pixels of ignored truth are
+    removed from the prediction too, so that they cut both contours in the same way.
     """
     table = np.full(256, IGNORED, np.uint8)  # ids may be any number, train ids are below OUTSIDE
     table[classes.ids] = np.arange(classes.num_classes)
@@ -120,7 +120,7 @@ def border_counts(
     maps = [truth, cv2.LUT(prediction, table) | ignored]
     square = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
     outside = {"borderType": cv2.BORDER_CONSTANT, "borderValue": OUTSIDE}
-    # Another label within the square makes its largest and smallest number differ.
+    # A pixel is in the zone if the maximum and minimum label in the square around it differ.
     truth_zone, prediction_zone = (
         cv2.compare(cv2.dilate(x, square, **outside), cv2.erode(x, square, **outside), cv2.CMP_NE)
         for x in maps

@@ -5,7 +5,7 @@
     python evaluation/eval_on_val_for_metrics.py --checkpoint model.pth --data_root /data/cityscapes
     torchrun --standalone --nproc-per-node 4 evaluation/eval_on_val_for_metrics.py      four GPUs
 
-Writes, in training_logs/: model_eval_val_for_metrics/<img_id>_pred_label_img.png (label ids, full
+Writes to training_logs/: model_eval_val_for_metrics/<img_id>_pred_label_img.png (label ids, full
 size) and model_eval_val/<img_id>_overlayed.png, scores.json, confusion.png.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
-if __name__ == "__main__":  # run by path, Python looks for modules in evaluation/ first
+if __name__ == "__main__":  # else Python looks for modules in evaluation/ first
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
 import numpy as np
@@ -42,10 +42,10 @@ class EvalConfig(ScoringOptions):
     """Options of eval_on_val_for_metrics.py."""
 
     overlays: bool = True
-    """Also write pictures of the predictions over the images."""
+    """Also write the images with the predictions drawn over them."""
     boundary_width: int | None = None
-    """Also compute boundary IoU, counting pixels this close to a border; Cheng et al. (2021) take
-    0.5 % of the diagonal on Cityscapes: 11."""
+    """Also compute boundary IoU, over the pixels at most this far from a class border; Cheng et al.
+    (2021) use 0.5 % of the image diagonal on Cityscapes: 11."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,7 +55,7 @@ class EvalConfig(ScoringOptions):
 def main() -> None:
     config = parse(EvalConfig, __doc__)
     log_root = resolve_log_root(config.log_root)
-    with hold(log_root, enabled=os.environ.get("RANK", "0") == "0"):  # of torchrun's the main one
+    with hold(log_root, enabled=os.environ.get("RANK", "0") == "0"):  # only torchrun's main process
         score(config, log_root)
 
 
@@ -71,14 +71,14 @@ def score(config: EvalConfig, log_root: Path) -> None:
         try:
             found = current_class_weights(find_data_set(trained.dataset_name, root), root)
             weights = torch.from_numpy(found).to(world.device)
-        except UserError as error:  # of a val split alone, say; only the loss needs them
+        except UserError as error:  # the data set may hold val only; only the loss needs weights
             print(f"the loss is without class weights: {error}")
 
-    names = ("model_eval_val_for_metrics", "model_eval_val")  # they may be links to another disk
+    names = ("model_eval_val_for_metrics", "model_eval_val")  # may be links to another disk
     predictions, pictures = folders = [Path(os.path.realpath(log_root / x)) for x in names]
     if odd := [x for x in folders if x.is_mount() or (x.exists() and not x.is_dir())]:
-        raise UserError(f"{odd[0]}: cannot be replaced. Move it, or choose another --log_root")
-    # Filled by all processes, then put in place of the older ones.
+        raise UserError(f"{odd[0]}: cannot be replaced. Move it, or give another --log_root")
+    # All processes write to new folders, which replace the old ones at the end.
     fresh = {folder: folder.with_name(f".{folder.name}-new") for folder in folders}
     if world.is_main:
         for folder in fresh.values():
@@ -95,7 +95,7 @@ def score(config: EvalConfig, log_root: Path) -> None:
 
     border = config.boundary_width or 0
     scores = trained.evaluate(dataset, class_weights=weights, border=border, on_image=write)
-    distributed.wait_for_all(world)  # until every process has written its images
+    distributed.wait_for_all(world)  # every process must have written its images
     distributed.stop(world)
     if not world.is_main:
         return
@@ -109,7 +109,7 @@ def score(config: EvalConfig, log_root: Path) -> None:
     print(scores.table())
     print(f"\npredictions: {predictions}\npictures and scores.json: {pictures}")
     truth = first_folder(root, "gtFine", "val")
-    if truth.is_dir() and classes.instance_sizes:  # not where only packed files or label ids are
+    if truth.is_dir() and classes.instance_sizes:  # the official scorer needs both
         paths = {"DATASET": truth.parents[1], "RESULTS": predictions, "EXPORT_DIR": pictures}
         words = [f"CITYSCAPES_{name}={quote(str(path))}" for name, path in paths.items()]
         print("official score:", *words, "csEvalPixelLevelSemanticLabeling")

@@ -33,15 +33,15 @@ def evaluate(
     stop: StopRequest | None = None,
     **options: Any,
 ) -> Scores | None:
-    """Scores over the whole split, at the labels' own size; every image counts exactly once.
+    """Scores over the whole split, at the size of the labels; every image counts exactly once.
 
-    `model`, on world.device, is left as it is: a copy in evaluation mode predicts. Processes take
-    every size-th image, add up integers and gather rows of instances, so any number of them gives
-    the same scores. `workers` threads read ahead, as many count and call on_image(sample, counts,
-    prediction) with an image, its counts and its (H,W) uint8 predicted train ids, in any order.
-    amp: what autocast computes in, None for float32. border: width in pixels of the zone for
-    boundary IoU, 0 for none. stop: looked at after every image; None comes back where it was asked.
-    options: predict_logits'. UserError where an image does not fit into memory.
+    `model`, on world.device, does not change: a copy in evaluation mode predicts. Each process
+    predicts every size-th image; the processes add up integers, so the scores do not depend on
+    their number. `workers` threads read ahead; as many threads count and call on_image(sample,
+    counts, prediction), in any order, with (H,W) uint8 predicted train ids. amp: dtype of autocast,
+    None for float32. border: width in pixels of the zone for boundary IoU, 0 for none. stop:
+    checked after every image; the result is None if a stop was requested. options: those of
+    predict_logits. UserError if an image does not fit into memory.
     """
     classes = dataset.classes
     predictor = Predictor(model, device=world.device, amp=amp, **options)
@@ -60,7 +60,7 @@ def evaluate(
             yield sample, to_host(task.predict(logits, size))
 
     def count(item: tuple[Sample, Callable[[], np.ndarray]]) -> Counts:
-        sample, prediction = item[0], item[1]()  # here, so that a GPU has the next image meanwhile
+        sample, prediction = item[0], item[1]()  # this thread waits, a GPU goes on predicting
         counts = task.count(sample, prediction, classes, border=border)
         if on_image is not None:
             on_image(sample, counts, prediction)

@@ -1,4 +1,4 @@
-"""A network with its upsampling as a file for other programs, compared with what predicts here."""
+"""Export a network with its upsampling to a file, and compare the file with this repository."""
 
 import logging
 import os
@@ -18,14 +18,14 @@ from evaluation.inference import Predictor, inference_copy
 from model.normalize import normalize
 from utils.base.progress import progress
 
-EXAMPLE = (2, 3, 257, 385)  # of the trace: nothing in it is special
-Runner = Callable[[torch.Tensor], np.ndarray]  # (N,3,H,W) -> what the file gives out
+EXAMPLE = (2, 3, 257, 385)  # shape used for tracing; the exported program takes any shape
+Runner = Callable[[torch.Tensor], np.ndarray]  # (N,3,H,W) -> output of the file
 
 
 class Plain(nn.Module):
-    """The network with its upsampling, in plain PyTorch: what other programs run.
+    """The network with its upsampling, in plain PyTorch operations, for export.
 
-    scale: the size, as a factor, at which the network sees an image, as in evaluation.
+    scale: factor by which images are resized before the network, as in evaluation.
     """
 
     def __init__(self, model: nn.Module, *, scale: float, logits: bool) -> None:
@@ -47,11 +47,11 @@ class Plain(nn.Module):
 
 
 def resize_matrix(length: int, wanted: int) -> torch.Tensor:
-    """(wanted,length): what interpolate(mode="bilinear", antialias=True) does to one side.
+    """(wanted,length) matrix of interpolate(mode="bilinear", antialias=True) along one side.
 
-    As a product, on which all programs agree: OpenCV ignores that a Resize is antialiased.
+    All programs compute a matrix product alike, while OpenCV ignores antialias in ONNX's Resize.
     """
-    step = torch.scalar_tensor(length) / wanted  # pixels to a pixel of the result
+    step = torch.scalar_tensor(length) / wanted  # input pixels per output pixel
     pixels, centers = torch.arange(length) + 0.5, (torch.arange(wanted) + 0.5) * step
     weights = (1 - (pixels - centers[:, None]).abs() / step.clamp_min(1)).clamp_min(0)
     return weights / weights.sum(1, keepdim=True)
@@ -66,7 +66,7 @@ def write_onnx(plain: Plain, path: Path, facts: dict[str, str]) -> Runner:
     program = traced(plain)
     names = {"input_names": ["images"], "output_names": ["logits" if plain.logits else "labels"]}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter's own insides
+        warnings.simplefilter("ignore")  # the exporter warns about its own internals
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         model = torch.onnx.export(program, dynamo=True, verbose=False, **names).model_proto
     onnx.helper.set_model_props(model, facts)
@@ -79,7 +79,7 @@ def write_onnx(plain: Plain, path: Path, facts: dict[str, str]) -> Runner:
 
 
 def write_pt2(plain: Plain, path: Path, facts: dict[str, str]) -> Runner:
-    content = BytesIO()  # on a full disk PyTorch would abort the process
+    content = BytesIO()  # PyTorch would abort the process on a full disk
     torch.export.save(traced(plain), content, extra_files=facts)
     path.write_bytes(content.getbuffer())
     with path.open("rb") as file:
@@ -88,7 +88,7 @@ def write_pt2(plain: Plain, path: Path, facts: dict[str, str]) -> Runner:
 
 
 def traced(plain: Plain) -> torch.export.ExportedProgram:
-    """For any number and size of images."""
+    """The program for any number and size of images."""
     shapes = (dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC),)
     images = (torch.zeros(EXAMPLE),)
     with torch.no_grad():
@@ -98,7 +98,7 @@ def traced(plain: Plain) -> torch.export.ExportedProgram:
 def compare(
     runner: Runner, predictor: Predictor, images: list[np.ndarray]
 ) -> tuple[float, float, float]:
-    """Share of pixels with the same class; milliseconds an image of `predictor` and `runner`."""
+    """Share of pixels with the same class; milliseconds per image of `predictor` and `runner`."""
     same = pixels = 0
     ours, theirs = [], []  # seconds
     with progress(len(images), unit="image", label="compare") as bar:

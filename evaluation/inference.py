@@ -1,4 +1,4 @@
-"""Images -> logits and train ids: whole or in windows, at one scale or several."""
+"""Predict logits and train ids of images: whole or in windows, at one scale or several."""
 
 import copy
 import math
@@ -23,10 +23,10 @@ from utils.training.replay import Replay
 
 
 def inference_copy(model: nn.Module, amp: torch.dtype | None = None) -> nn.Module:
-    """A copy in evaluation mode, channels last, with all that can be folded into convolutions.
+    """A copy in evaluation mode, channels last, with BatchNorm folded into the convolutions.
 
-    One copy for each state of the weights: it does not follow them. amp: what autocast will compute
-    in; the convolutions' weights are rounded to it here, once, and not for every image.
+    The copy does not follow later changes of the weights. amp: dtype of autocast at prediction; the
+    weights of convolutions are rounded to it here once, not for every image.
     """
     network = copy.deepcopy(model).eval().requires_grad_(False)
     fold(network)
@@ -37,29 +37,29 @@ def inference_copy(model: nn.Module, amp: torch.dtype | None = None) -> nn.Modul
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """A uint8 array's copy; on a GPU it is under way when this returns."""
+    """Copy of a uint8 array on the device; a copy to a GPU is asynchronous."""
     if device.type != "cuda":
         return torch.tensor(array)
     return pinned(array).to(device, non_blocking=True)
 
 
 def pinned(array: np.ndarray) -> torch.Tensor:
-    """A uint8 array's copy in memory that a GPU reads itself."""
+    """Copy of a uint8 array in pinned memory, which a GPU reads without the CPU."""
     host = torch.empty(array.shape, dtype=torch.uint8, pin_memory=True)
     host.numpy()[...] = array
     return host
 
 
 def to_host(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
-    """Begin to copy a result to the host; what is returned waits for it, in any thread."""
+    """Start a copy to the host; the returned function waits for the result, in any thread."""
     if tensor.device.type != "cuda":
         return tensor.numpy
     host = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
-    copied = torch.cuda.Event(blocking=True)  # or the threads that wait would spin
+    copied = torch.cuda.Event(blocking=True)  # else waiting threads would spin
     copied.record(torch.cuda.current_stream(tensor.device))
 
     def arrived() -> np.ndarray:
-        with torch.cuda.device(tensor.device):  # a thread begins with GPU 0
+        with torch.cuda.device(tensor.device):  # a new thread uses GPU 0
             copied.synchronize()
         return host.numpy()
 
@@ -77,13 +77,12 @@ def predict_logits(
     crop: tuple[int, int] | None = None,
     stride: tuple[int, int] | None = None,
 ) -> torch.Tensor:
-    """(N,H,W,3) uint8 RGB -> logits (N,K,h,w): at the model's stride of one scale without flip, at
-    the scaled image's size with windows; otherwise the logarithm of the mean probability over
-    scales and flips, (N,K,*size). upsample_argmax(logits, size) are the train ids.
+    """(N,H,W,3) uint8 RGB -> (N,K,h,w) logits; upsample_argmax(logits, size) gives the train ids.
 
-    scales: image sizes, as factors. flip: also the mirrored image. crop: the model sees windows of
-    this size, `stride` apart (two thirds of it by default), and their logits are averaged:
-    mmsegmentation's and PSPNet's sliding window.
+    One scale, no flip: (h,w) is the size of the model's output or, with crop, of the scaled image.
+    Else the result is the logarithm of the mean probability over scales and flips, (N,K,*size).
+    scales: factors of the image size. flip: also predict the mirrored image. crop: size of windows,
+    `stride` (default: two thirds of crop) apart; their logits are averaged, as in PSPNet and mmseg.
     """
     normalized = normalize(images)
     mirrors = (False, True) if flip else (False,)
@@ -98,13 +97,13 @@ def predict_logits(
             logits = logits.flip(3) if mirrored else logits
             full = F.interpolate(logits.float(), size, mode="bilinear")
             mean = mean + full.softmax(1) / (len(scales) * len(mirrors))
-    return mean.clamp_min(torch.finfo(mean.dtype).tiny).log()  # exp underflows at gaps above 103
+    return mean.clamp_min(torch.finfo(mean.dtype).tiny).log()  # exp is 0 for gaps above 103
 
 
 def window_logits(
     model: nn.Module, images: torch.Tensor, crop: tuple[int, int], stride: tuple[int, int] | None
 ) -> torch.Tensor:
-    """(N,3,H,W) -> (N,K,H,W): the mean of the windows' upsampled logits at each pixel."""
+    """(N,3,H,W) -> (N,K,H,W): mean over windows of the upsampled logits at each pixel."""
     height, width = images.shape[-2:]
     rows, columns = min(crop[0], height), min(crop[1], width)
     down, right = stride or (-(-2 * rows // 3), -(-2 * columns // 3))
@@ -122,23 +121,23 @@ def window_logits(
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Every stride-th place; the last window ends where the image does."""
+    """Starts of windows, `stride` apart; the last window ends at the end of the image."""
     last = length - window
     return [min(start, last) for start in range(0, last + stride, stride)]
 
 
 class Predictor:
-    """A trained network at work on single images.
+    """Predicts single images with a trained network.
 
-    `model`, on `device`, is left as it is: a copy in evaluation mode predicts. amp: what autocast
-    computes in, None for float32. windows_if_needed: whether an image that does not fit into memory
-    is predicted in windows, which changes results a little; else that is an error, as a score must
-    not change its protocol by itself. options: predict_logits'.
+    `model`, on `device`, does not change: a copy in evaluation mode predicts. amp: dtype of
+    autocast, None for float32. windows_if_needed: predict an image that does not fit into memory in
+    windows, which changes results slightly; without it such an image is an error, because a score
+    must not silently use another protocol. options: those of predict_logits.
     """
 
-    SMALLEST = 128  # pixels of a window's side
-    MOST = 1 << 26  # pixels of an image predicted at once; larger ones
-    TILE, MARGIN = 2560, 256  # in tiles with such sides, of which so much is seen, not kept
+    SMALLEST = 128  # pixels of the smallest window's side
+    MOST = 1 << 26  # pixels; larger images are predicted in tiles
+    TILE, MARGIN = 2560, 256  # side of a tile, and its border that only gives context, in pixels
 
     def __init__(
         self,
@@ -151,18 +150,18 @@ class Predictor:
     ) -> None:
         self.model, self.device, self.amp = inference_copy(model, amp), device, amp
         self.windows_if_needed, self.options = windows_if_needed, options
-        self.first: tuple | None = None  # shape of an image and size of its result
-        self.replay = Replay() if device.type == "cuda" else None  # of those that are as the first
+        self.first: tuple | None = None  # shape and result size of the first image
+        self.replay = Replay() if device.type == "cuda" else None  # for images of that shape
 
     def train_ids(self, image: np.ndarray, *, size: tuple[int, int] | None = None) -> np.ndarray:
-        """(H,W,3) uint8 RGB -> (H,W) uint8 train ids, or of another `size`."""
+        """(H,W,3) uint8 RGB -> (H,W) uint8 train ids, or train ids of `size`."""
         size = size or image.shape[:2]
         if self.windows_if_needed and math.prod(image.shape[:2]) > self.MOST:
             return cv2.resize(self.in_tiles(image), size[::-1], interpolation=cv2.INTER_NEAREST)
         return upsample_argmax(self.logits(image, size=size), size)[0].numpy(force=True)
 
     def in_tiles(self, image: np.ndarray) -> np.ndarray:
-        """train_ids of an image of any size, in memory for a tile."""
+        """train_ids of an image of any size; needs memory for one tile only."""
         height, width = image.shape[:2]
         warn(f"an image of {height}x{width} is predicted in tiles of {self.TILE}x{self.TILE}")
         result = np.empty(image.shape[:2], np.uint8)
@@ -170,22 +169,22 @@ class Predictor:
         tops, lefts = (window_starts(x, min(self.TILE, x), step) for x in image.shape[:2])
         for top, left in product(tops, lefts):
             tile = self.train_ids(image[top : top + self.TILE, left : left + self.TILE])
-            # The margins below and at the right are kept until the next tile overwrites them.
+            # The next tile overwrites the margins at the bottom and at the right.
             y, x = (self.MARGIN if start else 0 for start in (top, left))
             result[top + y : top + self.TILE, left + x : left + self.TILE] = tile[y:, x:]
         return result
 
     def logits(self, image: np.ndarray, *, size: tuple[int, int]) -> torch.Tensor:
-        """predict_logits of a batch of one; UserError where that does not fit into memory."""
+        """predict_logits of one image; UserError if it does not fit into memory."""
         if math.prod(image.shape[:2]) > self.MOST:
-            what = f"an image of {image.shape[0]}x{image.shape[1]}: {self.MOST:,} pixels at most"
-            raise UserError(f"{what} can be scored. Cut it into parts")
+            what = f"an image of {image.shape[0]}x{image.shape[1]}: too large to score"
+            raise UserError(f"{what}. Cut it into parts of at most {self.MOST:,} pixels")
         images = to_device(image, self.device)[None]
         self.first = self.first or (image.shape, size)
         cudnn, usual = torch.backends.cudnn, self.first == (image.shape, size)
         while True:
             try:
-                # Timing all of cuDNN's algorithms is worth it for one size, not for hundreds.
+                # cuDNN's benchmark pays off for one size, not for hundreds of sizes.
                 with setting(cudnn, "benchmark", usual), autocast(self.device, self.amp):
                     predict = partial(predict_logits, self.model, size=size, **self.options)
                     if usual and self.replay is not None:
@@ -194,26 +193,26 @@ class Predictor:
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-            # Outside the handler, which keeps the failed call's tensors alive.
+            # Outside the except block, which keeps the tensors of the failed call alive.
             self.options |= {"crop": self.smaller_crop(image.shape[:2]), "stride": None}
-            self.replay = None  # little memory is left for another graph
+            self.replay = None  # too little memory for another CUDA graph
 
     def smaller_crop(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Half of the window that did not fit into memory; UserError where there must be none."""
+        """Half of the window that did not fit into memory; UserError if windows are not allowed."""
         crop = self.options.get("crop") or size
         what = f"an image of {size[0]}x{size[1]}"
         if not self.windows_if_needed or max(crop) <= self.SMALLEST:
-            advice = "windows with --crop, or smaller with --scales (--eval_scales of train.py)"
+            advice = "Give --crop for windows, or smaller --scales (--eval_scales of train.py)"
             what += f", predicted {crop[0]}x{crop[1]} at once"
-            raise UserError(f"out of memory with {what}. Predict it in {advice}")
+            raise UserError(f"out of memory with {what}. {advice}")
         height, width = (-(-side // 64) * 32 for side in crop)
-        done = f"predicted in windows of {height}x{width}: results differ a little"
+        done = f"predicted in windows of {height}x{width}: results differ slightly"
         warn(f"too little memory for {what} at once, {done}")
         return height, width
 
 
 def rescale(images: torch.Tensor, scale: float) -> torch.Tensor:
-    """(N,3,H,W) float -> the size times `scale`; antialiased, as training crops are."""
+    """(N,3,H,W) float -> resized by the factor `scale`; antialiased, as training crops are."""
     if scale == 1:
         return images
     size = [max(1, int(length * scale + 0.5)) for length in images.shape[-2:]]

@@ -1,4 +1,4 @@
-"""What the predictions of a data set score: every figure that follows from its counts."""
+"""Scores of the predictions for a data set, computed from its counts."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +13,10 @@ from utils.data.label_table import LabelTable
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of a data set in [0,1]; what occurs nowhere is nan and left out of means."""
+    """Scores of a data set in [0,1]; classes that occur nowhere are nan and not part of means."""
 
     classes: dict[str, float]  # IoU
-    instance_classes: dict[str, float]  # iIoU, the official table's nIoU
+    instance_classes: dict[str, float]  # iIoU, called nIoU in the official table
     categories: dict[str, float]
     instance_categories: dict[str, float]
     boundary: dict[str, float]  # boundary IoU of classes
@@ -26,7 +26,7 @@ class Scores:
     category_iiou: float
     boundary_miou: float
     pixel_accuracy: float
-    mean_accuracy: float  # mean over classes of the share of their pixels that is right
+    mean_accuracy: float  # mean over classes of the share of correct pixels
     frequency_weighted_iou: float
     kappa: float  # Cohen's
     counts: Counts = field(repr=False)
@@ -59,7 +59,7 @@ class Scores:
         return "\n\n".join([*blocks, "\n".join(f"{n:<22}: {v:>5.3f}" for n, v in known.items())])
 
     def block(self, kind: str, *averages: float) -> str:
-        """One of the official scorer's tables; without its second column where no class has one."""
+        """One of the official scorer's tables; without the nIoU column if no class has nIoU."""
         ious, instance_ious = getattr(self, kind), getattr(self, f"instance_{kind}")
         both = any(not np.isnan(value) for value in instance_ious.values())
 
@@ -73,7 +73,7 @@ class Scores:
 
 
 def compute_scores(counts: Counts, classes: LabelTable, *, loss: float | None = None) -> Scores:
-    """Every score that follows from the counts; averages skip classes that occur nowhere."""
+    """All scores; averages skip classes that occur nowhere."""
     confusion, ids = counts.confusion, classes.ids.tolist()
     groups = {name: [label] for name, label in zip(classes.names, ids, strict=True)}
     members = {name: [ids[i] for i in group] for name, group in classes.categories.items()}
@@ -116,9 +116,9 @@ def compute_scores(counts: Counts, classes: LabelTable, *, loss: float | None = 
 
 
 def group_iou(confusion: np.ndarray, group: Sequence[int], evaluated: Sequence[int]) -> float:
-    """Intersection / union of the ids of `group` taken together.
+    """Intersection / union, with the ids of `group` merged into one class.
 
-    evaluated: the ids whose pixels count; a prediction where the truth is another id is no error.
+    evaluated: the ids whose pixels count; a prediction on a pixel of another id is no error.
     """
     truth = confusion[list(group)].sum()
     inside = confusion[np.ix_(group, group)].sum()
@@ -126,10 +126,10 @@ def group_iou(confusion: np.ndarray, group: Sequence[int], evaluated: Sequence[i
 
 
 def instance_iou(counts: Counts, classes: LabelTable, group: Sequence[int], column: int) -> float:
-    """iIoU: pixels of an instance weigh as the class's average size / this instance's size.
+    """iIoU: the weight of a pixel is the class's average instance size / the instance's size.
 
-    Cordts et al., CVPR 2016, section 4.1; false positives have no instance and weigh 1. nan where
-    `group`, the ids taken together, is empty. Instances add up one by one, as the referee's do.
+    Cordts et al., CVPR 2016, section 4.1; false positives have no instance and weight 1. `group`:
+    ids that are merged; nan if empty. reduce adds in the official scorer's order: same rounding.
     """
     if not group:
         return float("nan")

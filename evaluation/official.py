@@ -1,4 +1,4 @@
-"""cityscapesScripts' csEvalPixelLevelSemanticLabeling: its JSON file's layout, and the referee."""
+"""cityscapesScripts' csEvalPixelLevelSemanticLabeling: its JSON layout, and how to run it."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ from utils.base.errors import UserError
 
 
 def official_results(scores: Scores) -> dict[str, Any]:
-    """Cityscapes scores under the referee's key names; nan where it has nan."""
+    """Cityscapes scores under the official scorer's key names; nan where its results are nan."""
     confusion = scores.counts.confusion
     ids = {label.name: label.id for label in labels if label.id >= 0}
     classes, categories = dict.fromkeys(ids, nan), dict.fromkeys(category2labels, nan)
@@ -35,23 +35,23 @@ def official_results(scores: Scores) -> dict[str, Any]:
 
 
 def run_referee(predictions: list[Path], instances: list[Path]) -> dict[str, Any]:
-    """The referee's own results for pairs of label id and *_instanceIds.png files, and its tables
-    on the screen. UserError where one of both is missing."""
+    """The official scorer's results for predictions and *_instanceIds.png files; also prints its
+    tables. UserError if a *_labelIds.png or *_instanceIds.png file is missing."""
     truths = [Path(str(path).replace("_instanceIds", "_labelIds")) for path in instances]
     needed = [Path(str(path).replace("_labelIds", "_instanceIds")) for path in truths]
     for path in (*truths, *needed):
         if not path.is_file():
-            raise UserError(f"{path}: missing, the official scorer reads it. Unpack gtFine")
-    if not hasattr(np, "in1d"):  # gone in numpy 2.4; cityscapesScripts 2.3.0 calls it
+            raise UserError(f"{path}: missing, the official scorer needs it. Unpack gtFine")
+    if not hasattr(np, "in1d"):  # removed in numpy 2.4; cityscapesScripts 2.3.0 calls it
         np.in1d = np.isin
     scorer = official_scorer()
-    scorer.args.JSONOutput = False  # it would go into the data set's folder
+    scorer.args.JSONOutput = False  # the scorer would write it into the data set's folder
     return scorer.evaluateImgLists([*map(str, predictions)], [*map(str, truths)], scorer.args)
 
 
 def largest_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[float, int]:
-    """Of all numbers of the referee's results: the largest difference, infinite where a number is
-    missing or only one of the two is nan, and how many there are."""
+    """Largest difference to the official scorer's numbers, and the count of its numbers; infinite
+    if a number is missing or only one of the two is nan."""
     pairs = list(compare(ours, theirs))
     return max(pairs), len(pairs)
 
@@ -70,8 +70,8 @@ def compare(ours: Any, theirs: Any) -> Iterator[float]:
 
 
 def official_scorer() -> ModuleType:
-    """cityscapesScripts' evalPixelLevelSemanticLabeling, whatever the environment holds."""
-    export = os.environ.pop("CITYSCAPES_EXPORT_DIR", None)  # read at import; not there: ValueError
+    """cityscapesScripts' evalPixelLevelSemanticLabeling, imported without CITYSCAPES_EXPORT_DIR."""
+    export = os.environ.pop("CITYSCAPES_EXPORT_DIR", None)  # the import fails if it does not exist
     try:
         from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling
     finally:

@@ -11,8 +11,8 @@ from utils.data.label_table import LabelTable
 
 
 def plot_confusion(confusion: np.ndarray, classes: LabelTable, path: Path | IO[bytes]) -> None:
-    """(ids,ids) counts -> a PNG file: of each true class, per cent predicted as each class."""
-    from matplotlib.figure import Figure  # only when something is drawn; no screen, no globals
+    """(ids,ids) counts -> a PNG file: per cent of each true class predicted as each class."""
+    from matplotlib.figure import Figure  # slow import; unlike pyplot it needs no screen
 
     counts = confusion[classes.ids]
     shown = np.column_stack([counts[:, classes.ids], counts.sum(1) - counts[:, classes.ids].sum(1)])

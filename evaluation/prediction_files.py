@@ -1,4 +1,4 @@
-"""Anyone's predictions for Cityscapes: label id PNGs, one per image, matched, checked, counted."""
+"""Match, check and count predictions for Cityscapes, made by any program: a label id PNG each."""
 
 from functools import partial
 from pathlib import Path
@@ -15,14 +15,14 @@ from utils.data.cityscapes import find_files, first_folder
 from utils.data.image_files import GREY, png_header, read_ids
 from utils.data.label_table import CITYSCAPES
 
-Pair = tuple[Path, Path]  # prediction, truth as find_truth gives it
+Pair = tuple[Path, Path]  # prediction, truth from find_truth
 DAMAGED = "Replace the damaged file"
 IDS = "7, 8, 11, 12, 13, 17, 19 to 28, 31, 32, 33"
 CONVERT = f"Save label ids: train ids 0 to 18 are label ids {IDS}, in this order"
 
 
 def find_truth(root: Path, split: str) -> dict[str, Path]:
-    """Image name, <city>_<sequence>_<frame> -> its instance ids; label ids where there are none."""
+    """Image name, <city>_<sequence>_<frame> -> its instance ids, else its label ids."""
     for kind in ("instances", "ids"):
         if found := find_files(root, split, kind):
             return found
@@ -31,16 +31,16 @@ def find_truth(root: Path, split: str) -> dict[str, Path]:
 
 
 def match_predictions(folder: Path, truth: dict[str, Path], *, subset: bool = False) -> list[Pair]:
-    """Every image, of a subset every one that has any, with its one prediction, found by name in
-    any sub-folder, as the referee does."""
+    """Pair every image with its prediction, found by name in any sub-folder, as the official scorer
+    does; subset: skip images without a prediction."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder. Give their folder with --predictions")
+        raise UserError(f"{folder}: no such folder. Give another one with --predictions")
     found: dict[str, Path] = {}
     extra = []
     for path in find(folder, "**/*.png"):
         name = "_".join(path.stem.split("_")[:3])
         if name in found:
-            raise UserError(f"{path}: second prediction for {name} beside {found[name]}. Keep one")
+            raise UserError(f"{path}: duplicate of {found[name]} for image {name}. Keep one")
         if name in truth:
             found[name] = path
         else:
@@ -51,7 +51,7 @@ def match_predictions(folder: Path, truth: dict[str, Path], *, subset: bool = Fa
         raise UserError(f"{folder}: {count}. Write one label id PNG per image")
     if extra:
         count = f"{extra[0]}: belongs to no image of the split ({len(extra)} such files)"
-        raise UserError(f"{count}. Move it out of {folder}, or name its --split")
+        raise UserError(f"{count}. Move it out of {folder}, or give its --split")
     return [(found[name], path) for name, path in truth.items() if name in found]
 
 
@@ -63,11 +63,11 @@ def check_header(pair: Pair) -> None:
         raise UserError(f"{pair[0]}: {prediction.kind}, not label ids. {advice}")
     if prediction.size != truth.size:
         sizes = " instead of ".join(f"{w} x {h}" for h, w in (prediction.size, truth.size))
-        raise UserError(f"{pair[0]}: {sizes} pixels. Scale predictions up with nearest neighbour")
+        raise UserError(f"{pair[0]}: {sizes} pixels. Upsample predictions with nearest neighbour")
 
 
 def count_pair(pair: Pair, *, border: int) -> Counts:
-    """Counts of one image; UserError where its pixels are no label ids."""
+    """Counts of one image; UserError if its pixels are not label ids."""
     prediction = read_ids(pair[0], np.uint8, advice=DAMAGED)
     truth = read_ids(pair[1], np.uint16, advice=DAMAGED)
     largest, known = int(prediction.max()), CITYSCAPES.num_ids - 1
@@ -81,7 +81,7 @@ def count_pair(pair: Pair, *, border: int) -> Counts:
 
 
 def holds_train_ids(confusion: np.ndarray) -> bool:
-    """Whether predictions use ids that nobody predicts and agree with the truth as train ids."""
+    """Whether predictions use ids outside the classes and match the truth better as train ids."""
     used, ids = np.flatnonzero(confusion.sum(0)), CITYSCAPES.ids
     if used.max() >= len(ids) or set(used.tolist()) <= {0, *ids.tolist()}:
         return False
@@ -89,7 +89,7 @@ def holds_train_ids(confusion: np.ndarray) -> bool:
 
 
 def count_pairs(pairs: list[Pair], *, border: int = 0, workers: int = 1) -> Counts:
-    """Counts of all pairs; `workers` threads hold one pair of images each."""
+    """Counts of all pairs; each of `workers` threads holds one pair of images in memory."""
     counts: list[Counts] = []
     confusion = np.zeros((CITYSCAPES.num_ids,) * 2, np.int64)
     how = {"workers": workers, "ahead": workers, "describe": lambda pair: str(pair[0])}
@@ -99,6 +99,6 @@ def count_pairs(pairs: list[Pair], *, border: int = 0, workers: int = 1) -> Coun
             counts.append(part)
             confusion += part.confusion
             if holds_train_ids(confusion):
-                raise UserError(f"{pair[0]}: train ids, the score needs label ids. {CONVERT}")
+                raise UserError(f"{pair[0]}: train ids, but the score needs label ids. {CONVERT}")
             bar.update()
     return Counts.total(counts)

@@ -1,10 +1,10 @@
-"""One HTML page on a checkpoint: scores, how sure they are, the worst images, speed, origin.
+"""Write an HTML page about a checkpoint: scores with intervals, worst images, speed, origin.
 
     python evaluation/report.py                              best checkpoint of the newest run
     python evaluation/report.py --checkpoint r18 --output r18.html
     python evaluation/report.py --checkpoint r50 --compare r18      is the difference real?
 
-The page holds its pictures and needs nothing else. Default: training_logs/report_<run>.html.
+The page contains its pictures, so it is one file. Default: training_logs/report_<run>.html.
 """
 
 import json
@@ -18,7 +18,7 @@ from io import BytesIO
 from pathlib import Path
 from threading import Lock
 
-if __name__ == "__main__":  # run by path, Python looks for modules in evaluation/ first
+if __name__ == "__main__":  # else Python looks for modules in evaluation/ first
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
 import cv2
@@ -51,9 +51,9 @@ class ReportConfig(ScoringOptions):
     """Options of report.py."""
 
     compare: str | None = None
-    """Another checkpoint, named as --checkpoint is, scored on the same images."""
+    """Another checkpoint, given like --checkpoint, to score on the same images."""
     worst: int = 20
-    """Images to show, those of the lowest mean IoU over the classes in them."""
+    """Number of images to show: those with the lowest mean IoU over the classes in them."""
     output: Path | None = None
     """File to write. Default: report_<run>.html in --log_root."""
 
@@ -64,9 +64,9 @@ class ReportConfig(ScoringOptions):
 
 @dataclass(frozen=True)
 class Result:
-    """A checkpoint's scores and what each image adds to them."""
+    """A checkpoint's scores and the counts of each image."""
 
-    name: str  # the run's, or the file's
+    name: str  # of the run or of the file
     trained: Trained
     dataset: Dataset
     scores: Scores
@@ -76,7 +76,7 @@ class Result:
 
 
 def score(trained: Trained, dataset: Dataset, *, keep: int) -> Result:
-    """Also `keep` of the worst images."""
+    """Evaluate a checkpoint; `keep`: number of worst images to keep."""
     classes = dataset.classes
     confusions, worst, lock = {}, [], Lock()
 
@@ -107,7 +107,7 @@ def name_of(path: Path) -> str:
 
 
 def in_percent(miou: Estimate, *, sign: str = "") -> str:
-    """In per cent, with the interval; of a difference the p-value as well."""
+    """Value and interval in per cent; with a sign (for a difference) also the p-value."""
     value, low, high = (format(100 * x, f"{sign}.2f") for x in (miou.value, miou.low, miou.high))
     p = f", p = {miou.p:.3f}" if sign else ""
     return f"{value} % (95 % interval {low} to {high}{p})"
@@ -121,15 +121,15 @@ def page(result: Result, other: Result | None, interval: str, difference: Estima
         f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>{title}</title>',
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style>',
         f"<h1>{title}</h1><p class=big>mean IoU {interval}",
-        "<p>The interval says how far mIoU would move with other images of the same kind (2,000 "
-        "draws with replacement); other seeds of the training move it as well.",
+        "<p>The interval shows how much mIoU varies with the choice of images (2,000 draws with "
+        "replacement). It does not include the variation between training seeds.",
     ]
     if other is not None:
-        real = "is no accident of these images" if difference.p < 0.05 else "may be an accident"
+        real = "is significant (p < 0.05)" if difference.p < 0.05 else "may be due to chance"
         parts += [
             f"<h2>Against {escape(other.name)} ({100 * other.scores.miou:.2f} %)</h2>",
             f"<p>Difference {in_percent(difference, sign='+')}: it {real}. Paired bootstrap: "
-            "both are scored on the same draws of the images.",
+            "both checkpoints are scored on the same draws of the images.",
         ]
     matrix = BytesIO()
     plot_confusion(scores.counts.confusion, classes, matrix)
@@ -197,8 +197,8 @@ def main() -> None:
     trained = [Trained.open(config, name) for name in names]
     datasets = [x.dataset(config.split) for x in trained]
     if datasets[0].names != datasets[-1].names:
-        what = f"has other images than {trained[0].path}"
-        raise UserError(f"{trained[1].path}: {what}. Give both one --data_root")
+        what = f"would be scored on other images than {trained[0].path}"
+        raise UserError(f"{trained[1].path}: {what}. Give one --data_root for both")
     name = f"report_{name_of(trained[0].path)}.html"
     output = config.output or resolve_log_root(config.log_root) / name
     require_file_name(output)

@@ -1,14 +1,14 @@
-"""The official Cityscapes score of anyone's predictions: label id PNGs, one per image.
+"""Compute the official Cityscapes score of predictions: one label id PNG per image.
 
     python evaluation/score.py --predictions DIR
     python evaluation/score.py --predictions DIR --data_root /data/cityscapes --json score.json
     python evaluation/score.py --predictions DIR --check_official true
     python evaluation/score.py --predictions DIR --subset true     some images only: not official
 
-Counts what csEvalPixelLevelSemanticLabeling counts, and adds pixel accuracy, mean class accuracy,
-frequency-weighted IoU, kappa and, if asked, boundary IoU. Needs numpy, opencv-python, tqdm and
-cityscapesscripts only, no torch: for another project take this file with counts.py, metrics.py,
-official.py, plots.py and prediction_files.py beside it, utils/base/ and, of utils/data/,
+Computes the scores of csEvalPixelLevelSemanticLabeling, and pixel accuracy, mean class accuracy,
+frequency-weighted IoU, kappa and, with --boundary_width, boundary IoU. Needs numpy, opencv-python,
+tqdm and cityscapesscripts, but no torch. To use it in another project, copy this file, counts.py,
+metrics.py, official.py, plots.py and prediction_files.py, all of utils/base/, and from utils/data/
 cityscapes.py, class_weights.py, dataset.py, image_files.py, label_table.py and sources.py.
 """
 
@@ -17,7 +17,7 @@ import os
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # run by path, Python looks for modules in evaluation/ first
+if __name__ == "__main__":  # else Python looks for modules in evaluation/ first
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
 import cv2
@@ -32,7 +32,7 @@ from utils.data.label_table import CITYSCAPES
 
 
 class ScoreParser(argparse.ArgumentParser):
-    """argparse that says in one line what is wrong, without the whole usage."""
+    """argparse that reports an error in one line, without the usage text."""
 
     def error(self, message: str) -> None:
         raise UserError(f"{self.prog}: {message}. Options: {self.prog} --help")
@@ -47,40 +47,40 @@ def parse_options() -> argparse.Namespace:
     parser = ScoreParser(description=__doc__.split("\n", 1)[0])
     add = parser.add_argument
     text = "Folder with one <city>_<sequence>_<frame>*.png of label ids per image. "
-    text += "Default: what eval_on_val_for_metrics.py wrote last."
+    text += "Default: the latest output of eval_on_val_for_metrics.py."
     default = REPOSITORY / "training_logs" / "model_eval_val_for_metrics"
     add("--predictions", type=to_path, metavar="DIR", default=default, help=text)
     text = "Folder of Cityscapes. Default: $CITYSCAPES_DATASET, else data/cityscapes."
     add("--data_root", type=to_path, metavar="DIR", help=text)
-    add("--split", choices=("val", "train"), default="val", help="Part of the data; default: val.")
+    add("--split", choices=("val", "train"), default="val", help="Split to score; default: val.")
     text = "Write the results in the layout of the official scorer's JSON file."
     add("--json", type=to_path, metavar="FILE", help=text)
     text = "Draw the confusion matrix (needs matplotlib)."
     add("--confusion", type=to_path, metavar="FILE.png", help=text)
-    text = "Also compute boundary IoU, counting pixels this close to a border; Cheng et al. "
-    text += "(2021) take 0.5 %% of the diagonal on Cityscapes: 11."
+    text = "Also compute boundary IoU, over the pixels at most this far from a class border; Cheng "
+    text += "et al. (2021) use 0.5 %% of the image diagonal on Cityscapes: 11."
     add("--boundary_width", type=number, metavar="PIXELS", help=text)
     text = "Threads that read and count. Default: one per core."
     add("--workers", type=number, default=os.cpu_count() or 1, metavar="N", help=text)
-    text = "Run the official scorer as well and compare."
+    text = "Also run the official scorer and compare the results."
     add("--check_official", choices=("true", "false"), default="false", help=text)
-    text = "Score only the images that have a prediction, which is not the official score."
+    text = "Score only the images that have a prediction; the result is not the official score."
     add("--subset", choices=("true", "false"), default="false", help=text)
     return parser.parse_args()
 
 
 def say(text: str, note: str) -> None:
-    """Print lines, each of them with the note."""
+    """Print `text` with the note after each line."""
     print("\n".join(f"{line:<40}  ({note})" if note else line for line in text.splitlines()))
 
 
 def main() -> None:
     options = parse_options()
-    cv2.setNumThreads(0)  # the workers are the parallelism
+    cv2.setNumThreads(0)  # the worker threads already use the cores
     root = resolve_data_folder("cityscapes", options.data_root, "CITYSCAPES_DATASET")
     truth, subset = find_truth(root, options.split), options.subset == "true"
     if subset and options.check_official == "true":
-        raise UserError("--subset: the official scorer scores all. Leave --check_official out")
+        raise UserError("--subset: the official scorer needs all images. Omit --check_official")
     pairs = match_predictions(options.predictions, truth, subset=subset)
     note = "" if len(pairs) == len(truth) else f"not official, {len(pairs)} of {len(truth)} images"
     classes = CITYSCAPES
@@ -107,7 +107,7 @@ def main() -> None:
         if difference > 1e-12:
             sys.exit(1)
     if faults.left_out:
-        raise UserError("score.py: files were left out, see above. Give other files")
+        raise UserError("score.py: some files were not written, see above. Give other files")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The archive that a data set's test server takes, checked before it is there."""
+"""Write and check the archive for a data set's test server."""
 
 import io
 import tarfile
@@ -16,10 +16,10 @@ from utils.data.image_files import decode_ids
 
 
 def write_submission(folder: Path, dataset: Dataset, output: Path, server: Server) -> Path:
-    """<name>_pred_label_img.png of every image of `dataset` -> `output` with the server's ending.
+    """Pack <name>_pred_label_img.png of every image of `dataset` into `output` + server.ending.
 
-    The archive is read again and compared with the data set: every image once, of its size, with
-    evaluated label ids only. UserError otherwise, and an earlier file stays as it was.
+    Reads the archive again and checks it: every image once, in its size, with evaluated label ids
+    only. Otherwise raises UserError and keeps an earlier archive.
     """
     path = output.with_name(output.name + server.ending)
     files = {server.file.format(x): folder / f"{x}_pred_label_img.png" for x in dataset.names}
@@ -31,7 +31,7 @@ def write_submission(folder: Path, dataset: Dataset, output: Path, server: Serve
         else:
             with tarfile.open(temporary, "w:gz") as archive:
                 for name, file in files.items():
-                    info = tarfile.TarInfo(name)  # of no user and time
+                    info = tarfile.TarInfo(name)  # without user and time
                     info.size = file.stat().st_size
                     archive.addfile(info, io.BytesIO(file.read_bytes()))
         check_submission(temporary, dataset, server)
@@ -39,7 +39,7 @@ def write_submission(folder: Path, dataset: Dataset, output: Path, server: Serve
 
 
 def contents(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and content of each file of an archive."""
+    """Name and content of each file in an archive."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
@@ -51,13 +51,13 @@ def contents(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def check_submission(path: Path, dataset: Dataset, server: Server) -> None:
-    """UserError unless the archive holds just one label id PNG per image of `dataset`."""
+    """UserError unless the archive holds exactly one label id PNG per image of `dataset`."""
     allowed = np.isin(np.arange(256), dataset.classes.ids)
     missing = {server.file.format(name): index for index, name in enumerate(dataset.names)}
     with progress(len(dataset), unit="image", label="check archive") as bar:
         for name, content in contents(path):
             if name not in missing:
-                raise UserError(f"{path}: {name} fits no image or occurs twice. Predict again")
+                raise UserError(f"{path}: {name} is unknown or a duplicate. Predict again")
             size = dataset.size(missing.pop(name))
             ids = decode_ids(content, f"{path}/{name}", np.uint8)
             if ids.shape != size or not allowed[ids].all():

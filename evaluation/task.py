@@ -1,6 +1,6 @@
-"""The kinds of segmentation: what train.py, evaluate and predict.py do differently for each.
+"""Kinds of segmentation: the parts of train.py, evaluate and predict.py that differ between them.
 
-A model class names its task; everything else that they do is the same for all.
+The `task` attribute of a model class is a key of TASKS.
 """
 
 from collections.abc import Callable
@@ -26,23 +26,23 @@ Sample = dict[str, Any]  # an item of a Dataset
 
 @dataclass(frozen=True)
 class Task:
-    """One kind of segmentation; the shapes are those of "semantic"."""
+    """One kind of segmentation; the shapes in the comments are those of "semantic"."""
 
-    planes: tuple[str, ...]  # what of a sample, beside its image, the criterion learns from
-    # Made from options; called with (outputs, targets) it gives (loss_sum, weight_sum).
+    planes: tuple[str, ...]  # keys of a sample, besides its image, that the criterion needs
+    # Options -> criterion; criterion(outputs, targets) returns (loss_sum, weight_sum).
     criterion: Callable[..., nn.Module]
     # (1,K,h,w) logits, sample, class weights -> (2,) loss_sum and weight_sum of evaluation.
     losses: Callable[[torch.Tensor, Sample, torch.Tensor | None], torch.Tensor]
     # (1,K,h,w) logits, size -> the prediction, (H,W) uint8 train ids, on the logits' device.
     predict: Callable[[torch.Tensor, tuple[int, int]], torch.Tensor]
-    # Sample, prediction, label table, border= -> integers that know all of the scores.
+    # Sample, prediction, label table, border= -> counts of one image.
     count: Callable[..., Counts]
-    # Counts by image index, in every process its own -> those of all images.
+    # This process's counts by image index -> counts of all images of all processes.
     total: Callable[[dict[int, Counts], LabelTable, World], Counts]
-    scores: Callable[..., Scores]  # of counts of all images, label table, loss=
+    scores: Callable[..., Scores]  # counts of all images, label table, loss= -> scores
     # (H,W,3) image, prediction, label table -> (H,W,3) picture.
     draw: Callable[[np.ndarray, np.ndarray, LabelTable], np.ndarray]
-    save: Callable[..., None]  # path, prediction, label table: the file that test servers read
+    save: Callable[..., None]  # path, prediction, label table: writes the test server's format
 
 
 def semantic_losses(
@@ -59,13 +59,13 @@ def semantic_predict(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tenso
 def semantic_count(
     sample: Sample, train_ids: np.ndarray, classes: LabelTable, *, border: int = 0
 ) -> Counts:
-    """Against instance ids, or ids where the data set has no instances."""
+    """Count against instance ids, or label ids if the data set has no instances."""
     truth = sample["instance"] if "instance" in sample else classes.to_ids(sample["label"])
     return count_pixels(truth, classes.to_ids(train_ids), classes, border=border)
 
 
 def semantic_total(counted: dict[int, Counts], classes: LabelTable, world: World) -> Counts:
-    """Integers add up; rows of instances are gathered in the order of the images."""
+    """Sum the counts of all processes; gather rows of instances in the order of the images."""
     sums = np.zeros((classes.num_ids, classes.num_ids + 2), np.int64)
     for counts in counted.values():
         sums += np.concatenate([counts.confusion, counts.border], 1)

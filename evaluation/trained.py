@@ -1,4 +1,4 @@
-"""A checkpoint file -> a network ready for use, as a command's options want it."""
+"""Load a checkpoint for prediction or scoring with a command's options."""
 
 import sys
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from utils.training.run import find_checkpoint
 
 @dataclass(frozen=True)
 class PredictionOptions:
-    """What every command that predicts with a checkpoint takes."""
+    """Options of every command that predicts with a checkpoint."""
 
     checkpoint: str | None = None
     """A run's name, its folder or a checkpoint file. Default: best checkpoint of the newest run."""
@@ -37,22 +37,22 @@ class PredictionOptions:
     data_root: Path | None = None
     """Folder of the data set. Default: the one the checkpoint was trained on."""
     output_stride: Literal[8, 16, 32] | None = None
-    """Output stride of the network, atrous rates to match: 8 is finer than the 16 it may have been
-    trained with (DeepLabV3 section 4.1). Default: as trained."""
+    """Output stride of the network; atrous rates change with it. 8 gives finer predictions, even if
+    the network was trained at 16 (DeepLabV3 section 4.1). Default: as trained."""
     scales: Factors | None = None
-    """Sizes, as factors, at which the model sees an image. Default: the run's --eval_scales."""
+    """Factors to resize images by; probabilities are averaged. Default: the run's --eval_scales."""
     flip: bool = False
-    """Average with the mirrored image's prediction."""
+    """Also predict the mirrored image and average both predictions."""
     crop: tuple[int, int] | None = None
     """Height and width of sliding windows, whose logits are averaged. Default: whole images."""
     stride: tuple[int, int] | None = None
-    """Steps of the windows down and to the right. Default: two thirds of --crop."""
+    """Vertical and horizontal step of the windows. Default: two thirds of --crop."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the network; auto: bf16 or, on older GPUs, fp16; fp32 on a CPU, as training."""
+    """Precision of the network; auto: bf16 on GPUs that support it, else fp16; fp32 on a CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto takes CUDA when there is a GPU."""
+    """Device to compute on; auto: CUDA if there is a GPU, else the CPU."""
     workers: int = usual_workers()
-    """Threads that read images, and as many that write; 0: none. Default: the cores, at most 16."""
+    """Threads to read images, and as many to write; 0: none. Default: number of cores, max. 16."""
 
     def __post_init__(self) -> None:
         check(self, "workers", lambda workers: workers >= 0, "at least 0")
@@ -65,17 +65,17 @@ class PredictionOptions:
 
 @dataclass(frozen=True)
 class ScoringOptions(PredictionOptions):
-    """What every command that scores a checkpoint takes."""
+    """Options of every command that scores a checkpoint."""
 
     dataset: str | None = None
     """Data set to score on. Default: the one the checkpoint was trained on."""
     split: Literal["val", "test"] = "val"
-    """Part of the data set; test only where its labels are public (camvid)."""
+    """Split to score; test only if its labels are public (camvid)."""
 
 
 def load_model(path: Path, *, output_stride: int | None = None) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of a checkpoint in evaluation mode on the CPU, with averaged weights where there
-    are any, and the rest of the file. output_stride: another one than in training."""
+    """Network of a checkpoint, in evaluation mode on the CPU, with its averaged weights if it has
+    them, and the rest of the file. output_stride: replaces that of the training."""
     state = load_checkpoint(path, needs=("network", "model", "config", "classes"))
     if output_stride is not None:
         try:
@@ -83,7 +83,7 @@ def load_model(path: Path, *, output_stride: int | None = None) -> tuple[nn.Modu
         except ValueError as error:
             raise UserError(f"{path}: {error}. Leave --output_stride out") from error
     averaged, weights = state.pop("ema", None), state.pop("model")
-    with torch.device("meta"):  # no random weights first
+    with torch.device("meta"):  # skips the random initialization
         network = build_model(**state["network"])
     network.load_state_dict(averaged or weights, assign=True)
     return network.eval(), state
@@ -91,28 +91,28 @@ def load_model(path: Path, *, output_stride: int | None = None) -> tuple[nn.Modu
 
 @dataclass(frozen=True)
 class Trained:
-    """A checkpoint in use; the model is on `world`'s device."""
+    """A loaded checkpoint with a command's options; the model is on `world`'s device."""
 
     path: Path
-    dataset_name: str  # of what it works on: the command's, else the one it was trained on
+    dataset_name: str  # the command's data set, else that of the training
     root: Path  # the data set's folder
     model: nn.Module
     state: dict[str, Any]  # the rest of the file
     world: World
     amp: torch.dtype | None
-    options: dict[str, Any]  # predict_logits'
+    options: dict[str, Any]  # of predict_logits
     command: PredictionOptions  # as the user gave them
 
     @classmethod
     def open(
         cls, options: PredictionOptions, checkpoint: str | None = None, *, together: bool = False
     ) -> "Trained":
-        """options.checkpoint, or another one under the same options. together: torchrun's processes
-        share the work; else there must be one only."""
+        """Load `checkpoint`, default: options.checkpoint. together: torchrun's processes share the
+        work; otherwise more than one process is a UserError."""
         world = distributed.start(options.device)
         if world.size > 1 and not together:
             name = Path(sys.argv[0]).name
-            raise UserError(f"{name}: {world.size} processes would do the same. Use no torchrun")
+            raise UserError(f"{name}: cannot use {world.size} processes. Run it without torchrun")
         log_root = resolve_log_root(options.log_root)
         path = find_checkpoint(checkpoint or options.checkpoint, log_root).resolve()
         model, state = load_model(path, output_stride=options.output_stride)
@@ -125,22 +125,22 @@ class Trained:
         return cls(path, name, root, model.to(world.device), state, world, amp, how, options)
 
     def require_classes(self, classes: LabelTable) -> None:
-        """UserError where the data set has other classes, a warning where its ids have changed."""
+        """UserError if the data set has other classes; a warning if its label ids have changed."""
         if what := classes.difference(self.state["classes"], None):
-            what = f"trained on other classes, {self.dataset_name}: {what}"
-            raise UserError(f"{self.path}: {what}. Use its own data set")
+            what = f"trained on other classes than {self.dataset_name}: {what}"
+            raise UserError(f"{self.path}: {what}. Use the data set that it was trained on")
         what = classes.difference(classes.names, self.state.get("label_table"))
         if what and self.dataset_name == self.state["config"]["dataset"]:
-            warn(f"{self.path}: {what}; {self.dataset_name}'s ids of today are used")
+            warn(f"{self.path}: {what}; the current ids of {self.dataset_name} are used")
 
     @property
     def classes(self) -> LabelTable:
-        """Those that it was trained on, with their ids and colours."""
+        """The classes of the training, with their ids and colours."""
         if table := self.state.get("label_table"):
             return LabelTable.from_plain(table)
         classes = find_data_set(self.dataset_name, self.root).classes
         self.require_classes(classes)
-        what = "an older checkpoint, which does not hold the ids of its classes"
+        what = "this older checkpoint does not hold the label ids of its classes"
         warn(f"{self.path}: {what}; the ids of {self.dataset_name} are used")
         return classes
 
@@ -153,16 +153,16 @@ class Trained:
         return Predictor(self.model, device=self.world.device, **how)
 
     def evaluate(self, dataset: Dataset, **more: Any) -> Scores:
-        """evaluate's scores of this network, as the command's options want them; more: evaluate's
-        on_image, class_weights and border."""
+        """Scores of this network under the command's options; more: on_image, class_weights and
+        border of evaluate()."""
         how = self.options | {"amp": self.amp, "task": self.task, "workers": self.command.workers}
-        classes = dataset.classes  # categories without instances: Cityscapes' label ids alone
+        classes = dataset.classes  # categories but no instances: Cityscapes with label ids only
         if self.world.is_main and classes.categories and not classes.instance_sizes:
-            print("no instance ids (instanceIds) to score with: nIoU is left out")
+            print("no instance ids (instanceIds): nIoU is left out")
         return evaluate(self.model, dataset, world=self.world, **how, **more)
 
     def dataset(self, split: str) -> Dataset:
-        """Labelled images; UserError where they have other classes or no labels."""
+        """The labelled images of a split; UserError if they have other classes or no labels."""
         dataset = build_dataset(self.dataset_name, self.root, split)
         self.require_classes(dataset.classes)
         if not dataset.has_labels:

@@ -1,4 +1,4 @@
-"""Videos and cameras: read, predicted, drawn and written through the FFmpeg that OpenCV brings."""
+"""Read videos and cameras, write predicted videos, with the FFmpeg inside OpenCV."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -21,17 +21,17 @@ from utils.data.label_table import LabelTable
 # Royalty-free, encoded by libvpx (BSD licence), played by every browser.
 CODEC, ENDING = "VP80", ".webm"
 ERRORS = 2  # OpenCV's log level: no warnings
-USUAL_RATE = 25.0  # frames per second, where a camera does not tell
+USUAL_RATE = 25.0  # frames per second, if the camera or file reports none
 
 
 def read_video(source: Path | int) -> tuple[Iterator[np.ndarray], float, int | None]:
-    """A video file, or the camera of that number: its frames, frames a second, number of frames.
+    """Frames, frame rate and number of frames of a video file or of a camera, given its number.
 
-    The frames, (H,W,3) uint8 RGB, are read ahead by a thread; of a file at a constant rate. Their
-    number is what the file says, which may be wrong; None of a camera.
+    A thread reads frames ahead, (H,W,3) uint8 RGB; frames of a file come at a constant rate. The
+    number is the one stored in the file, which may be wrong; None for a camera.
     """
     with quiet():
-        # Absolute: FFmpeg takes the a of a:b.mp4 for a protocol.
+        # Absolute path, because FFmpeg reads the "a" in a:b.mp4 as a protocol.
         capture = cv2.VideoCapture(source if isinstance(source, int) else os.path.abspath(source))
     if not capture.isOpened():
         name = f"camera {source}" if isinstance(source, int) else source
@@ -52,9 +52,9 @@ def read_video(source: Path | int) -> tuple[Iterator[np.ndarray], float, int | N
 def even(
     timed: Iterator[tuple[float, np.ndarray]], rate: float, source: Path
 ) -> Iterator[np.ndarray]:
-    """Frames with their times in seconds -> one for each 1 / rate seconds, the newest by then.
+    """Frames with their times in seconds -> the latest frame at every 1 / rate seconds.
 
-    Those of a constant rate are each given once. Where a time is missing, the next place is taken.
+    At a constant rate nothing changes. A frame without a valid time comes 1 / rate after the last.
     """
     first, last, place, given, shown, said = 0.0, inf, -1, 0, None, False
     for number, (time, frame) in enumerate(timed):
@@ -62,7 +62,7 @@ def even(
         place = round((time - first) * rate) if time > last else place + 1
         if place != number and not said:
             said = True
-            what = f"variable frame rate, made {rate:g} a second to keep the timing"
+            what = f"variable frame rate, converted to {rate:g} frames per second"
             print(f"{source}: {what}: frames are repeated or left out")
         yield from [shown] * (place - given)
         given, last, shown = max(given, place), time, frame
@@ -74,16 +74,16 @@ def even(
 def open_video(
     path: Path, *, size: tuple[int, int], rate: float
 ) -> Iterator[Callable[[np.ndarray], None]]:
-    """A function that writes a frame, (H,W,3) uint8 RGB of an even `size`, to a WebM file.
+    """Yield a function that writes a frame, (H,W,3) uint8 RGB of an even `size`, to a WebM file.
 
-    The file gets its name once it is whole. UserError where frames are missing in it: OpenCV does
-    not tell of a full disk.
+    `path` appears when the file is complete. UserError if the file lacks frames, because OpenCV
+    does not report a full disk.
     """
     written = 0
 
     def write(frame: np.ndarray) -> None:
         nonlocal written
-        if frame.shape[:2] != size:  # OpenCV would leave it out without a word
+        if frame.shape[:2] != size:  # OpenCV would skip it silently
             sizes = " and ".join(f"{width}x{height}" for height, width in (size, frame.shape[:2]))
             raise UserError(f"{path}: frames of {sizes}. Give images of one size")
         writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
@@ -94,8 +94,8 @@ def open_video(
         with quiet():
             writer = cv2.VideoWriter(file, cv2.CAP_FFMPEG, code, rate, size[::-1])
         if not writer.isOpened():
-            raise UserError(f"{path}: cannot be written as a video. Choose another --output")
-        # Or each frame that a full disk does not take would be a warning.
+            raise UserError(f"{path}: cannot be written as a video. Give another --output")
+        # Else OpenCV warns about every frame that it cannot write to a full disk.
         level = cv2.utils.logging.setLogLevel(ERRORS)
         try:
             yield write
@@ -105,10 +105,10 @@ def open_video(
         with quiet():
             number = sum(1 for _ in iter(cv2.VideoCapture(file, cv2.CAP_FFMPEG).grab, False))
         with temporary.open("rb+") as video:
-            os.fsync(video.fileno())  # network drives tell only now that they are full
+            os.fsync(video.fileno())  # a full network drive reports an error only here
         if number < written:
             what = f"only {number} of {written} frames could be written"
-            raise DiskError(f"{path}: {what}. Free space there or choose another --output")
+            raise DiskError(f"{path}: {what}. Free space there or give another --output")
 
 
 def write_video(
@@ -119,10 +119,10 @@ def write_video(
     predictor: Predictor,
     classes: LabelTable,
 ) -> int:
-    """Image, prediction, overlay and legend of each frame; the number of frames.
+    """Write image, prediction, overlay and legend of each frame; return the number of frames.
 
-    Frames are read, predicted, drawn and encoded at the same time. Without a `total`, as of a
-    camera, Ctrl-C ends the video; otherwise it leaves no file.
+    Threads read, draw and encode while frames are predicted. If `total` is None, as for a camera,
+    Ctrl-C ends the video; otherwise Ctrl-C leaves no file.
     """
     first = next(frames, None)
     if first is None:
@@ -149,7 +149,7 @@ def write_video(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without FFmpeg's own messages on stderr, which no log level of OpenCV stops."""
+    """Suppress FFmpeg's messages on stderr, which ignore OpenCV's log level."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:

@@ -13,14 +13,14 @@ from utils.data.dataset import Dataset
 from utils.data.image_files import write_png
 from utils.data.label_table import IGNORE, LabelTable, voc_palette
 
-SHEET_WIDTH = 480  # pixels of one picture in a contact sheet,
-TALLEST = 4 * SHEET_WIDTH  # of which taller ones are pressed to so many
-LEGEND_COLUMN = 150  # pixels that the longest names need
+SHEET_WIDTH = 480  # pixels, of one picture in a contact sheet
+TALLEST = 4 * SHEET_WIDTH  # maximum height; taller pictures are squeezed
+LEGEND_COLUMN = 150  # pixels, fits the longest class names
 SHEET_TITLES = ("image", "truth", "prediction", "error (red)")
 
 
 def save_as_ids(path: Path, train_ids: np.ndarray, classes: LabelTable) -> None:
-    """(H,W) uint8 train ids -> PNG file of ids, with a palette where the set's own have one."""
+    """Write (H,W) uint8 train ids as a label id PNG, with a palette if the data set uses one."""
     ids = classes.to_ids(train_ids)
     if not classes.palette:
         write_png(path, ids)
@@ -45,7 +45,7 @@ def error_map(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
 
 
 class ContactSheet:
-    """Image, truth, prediction and error of a few images spread over a data set, in one picture."""
+    """One picture of image, truth, prediction and error for images spread over a data set."""
 
     def __init__(self, dataset: Dataset, *, images: int = 4) -> None:
         self.classes = dataset.classes
@@ -54,12 +54,12 @@ class ContactSheet:
         self.rows: dict[str, np.ndarray] = {}
 
     def add(self, sample: dict[str, Any], _counts: Counts, prediction: np.ndarray) -> None:
-        """`evaluate`'s on_image: keep the images that the sheet shows."""
+        """on_image callback of evaluate(): keep the images of the sheet."""
         if sample["name"] in self.wanted:
             self.rows[sample["name"]] = sheet_row(sample, prediction, self.classes)
 
     def save(self, path: Path) -> None:
-        """Titles, a row per image, and every class's colour and name below."""
+        """Write titles, one row per image, and the legend of the classes."""
         make_folder(path.parent)
         below = legend(self.classes, width=SHEET_WIDTH * len(SHEET_TITLES))
         rows = [self.rows[name] for name in self.wanted if name in self.rows]
@@ -67,7 +67,7 @@ class ContactSheet:
 
 
 def sheet_row(sample: dict[str, Any], prediction: np.ndarray, classes: LabelTable) -> np.ndarray:
-    """A sample and its predicted train ids -> the four pictures of SHEET_TITLES in a row."""
+    """Sample and predicted train ids -> one row with the four pictures of SHEET_TITLES."""
     image, truth = sample["image"], sample["label"]
     pictures = (image, classes.draw(truth), classes.draw(prediction), error_map(truth, prediction))
     height = round(SHEET_WIDTH * image.shape[0] / image.shape[1])
@@ -83,7 +83,7 @@ def titles() -> np.ndarray:
 
 
 def legend(classes: LabelTable, *, width: int, height: int = 0) -> np.ndarray:
-    """(h,width,3) with every class's colour and name; h is what they need, or `height`."""
+    """(h,width,3) picture of all class colours and names; h: as needed, or `height`."""
     columns = min(8, max(1, width // LEGEND_COLUMN))
     lines = -(-classes.num_classes // columns)
     bar = np.full((max(34 * lines + 8, height), width, 3), 255, np.uint8)
@@ -96,7 +96,7 @@ def legend(classes: LabelTable, *, width: int, height: int = 0) -> np.ndarray:
 
 
 def with_legend(picture: np.ndarray, classes: LabelTable) -> np.ndarray:
-    """(H,W,3) -> the same with the legend below; a narrow picture gets white at its right."""
+    """(H,W,3) -> picture with the legend below; white pads a narrow picture at the right."""
     width = max(picture.shape[1], LEGEND_COLUMN)
     missing = (0, 0), (0, width - picture.shape[1]), (0, 0)
     wide = np.pad(picture, missing, constant_values=255)
@@ -104,7 +104,7 @@ def with_legend(picture: np.ndarray, classes: LabelTable) -> np.ndarray:
 
 
 def panel_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of an image -> those of its four panels in a video: even, 480 to 960."""
+    """Size of an image -> size of each of its panels in a video: even, longer side 480 to 960."""
     factor = np.clip(max(size), 480, 960) / max(size)
     return tuple(max(2, 2 * round(length * factor / 2)) for length in size)
 

@@ -1,7 +1,7 @@
 """Segmentation networks: `model(normalized images) -> {"out": logits at the model's stride}`.
 
-A new architecture is one file with a class and one entry in MODELS. Its constructor's options,
-all keyword-only, are stored in checkpoints: never rename one, add only with a default.
+To add an architecture, write a file with its class and add it to MODELS. Checkpoints store the
+keyword-only options of its constructor: never rename an option, and give new options a default.
 """
 
 import inspect
@@ -20,9 +20,9 @@ MODELS: dict[str, type[nn.Module]] = {
 
 
 def model_class(name: str) -> type[nn.Module]:
-    """ValueError lists the names."""
+    """MODELS[name]; the ValueError for an unknown name lists all names."""
     if name not in MODELS:
-        raise ValueError(f"no model {name!r}; have {', '.join(MODELS)}")
+        raise ValueError(f"no model {name!r}. Give one of: {', '.join(MODELS)}")
     return MODELS[name]
 
 
@@ -32,21 +32,21 @@ def option_names(name: str) -> set[str]:
 
 
 def build_model(name: str, *, compat: dict[str, Any] | None = None, **options: Any) -> nn.Module:
-    """MODELS[name] with that class's constructor options; ValueError lists the names.
+    """MODELS[name](**options); the ValueError for an unknown name lists all names.
 
-    compat: options of Compat, through which the network of another project is seen.
+    compat: options of Compat, which wraps a network converted from another project.
     """
     network = model_class(name)(**options)
     return network if compat is None else Compat(network, **compat)
 
 
 def at_output_stride(network: dict[str, Any], output_stride: int) -> dict[str, Any]:
-    """build_model's options for another output stride; ValueError where the network has none.
+    """build_model's options for another output stride; ValueError if the network has none.
 
-    Dilations follow; so do atrous rates that are not the architecture's own (a converted network).
+    Dilations change with it, and so do atrous rates stored in `network` (converted checkpoints).
     """
     if "output_stride" not in option_names(network["name"]):
-        raise ValueError(f"{network['name']} has no output stride to choose")
+        raise ValueError(f"{network['name']} has no option output_stride")
     changed = network | {"output_stride": output_stride}
     if network.get("atrous_rates"):
         scale = network["output_stride"] / output_stride
@@ -55,7 +55,7 @@ def at_output_stride(network: dict[str, Any], output_stride: int) -> dict[str, A
 
 
 def describe(network: dict[str, Any]) -> list[str]:
-    """What tells networks apart in names and tables: ["deeplabv3", "resnet18", "os8"]."""
+    """Short description of a network for names and tables: ["deeplabv3", "resnet18", "os8"]."""
     words = [network[key] for key in ("name", "backbone") if key in network]
     if "output_stride" in network:
         words.append(f"os{network['output_stride']}")

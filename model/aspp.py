@@ -7,7 +7,7 @@ from model.layers import conv_norm_relu
 
 
 class ImagePooling(nn.Sequential):
-    """Global average -> 1x1 -> spread over the map. In training BatchNorm needs N >= 2 here."""
+    """Global average -> 1x1 -> expanded over the map. BatchNorm needs N >= 2 here in training."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(nn.AdaptiveAvgPool2d(1), *conv_norm_relu(inputs, outputs))
@@ -15,12 +15,12 @@ class ImagePooling(nn.Sequential):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N,C,h,w) -> (N,C',h,w), constant over h and w."""
         spread = super().forward(x).expand(-1, -1, *x.shape[-2:])
-        # A view's strides would turn what it is concatenated with into NCHW.
+        # With the view's strides, torch.cat would return NCHW instead of channels_last.
         return spread.contiguous(memory_format=torch.channels_last)
 
 
 class ASPP(nn.Module):
-    """1x1, three dilated 3x3 and image pooling side by side, concatenated and projected."""
+    """Parallel 1x1, three dilated 3x3 and image pooling, concatenated and projected."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""A network seen through another project's protocol, to reproduce the scores it publishes."""
+"""Wrapper that applies another project's protocol, to reproduce its published scores."""
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ MEAN, STD = (tuple(value / 255 for value in values) for values in (IMAGENET_MEAN
 
 
 class Compat(nn.Module):
-    """Prepares images as the network's own project does, and upsamples its logits as that does."""
+    """Prepares images and upsamples logits as the original project of the network does."""
 
     def __init__(
         self,
@@ -21,18 +21,18 @@ class Compat(nn.Module):
         pad: tuple[int, int] | None = None,
         align_corners: bool = False,
     ) -> None:
-        """bgr: channels reversed, but normalized by the statistics of RGB (fregu856).
+        """bgr: reverse the channels, but normalize with the statistics of RGB (fregu856).
 
-        resize: height and width to which images are scaled by nearest neighbour (fregu856).
-        pad: smallest height and width; the mean is added at the right and below (chenxi116).
-        align_corners: of the logits' upsampling to the size the network saw.
+        resize: height and width, scaled to with nearest neighbour (fregu856).
+        pad: minimum height and width, padded with the mean at the right and bottom (chenxi116).
+        align_corners: for upsampling the logits to the size of the network's input.
         """
         super().__init__()
         self.network = network
         self.bgr, self.resize, self.pad, self.align_corners = bgr, resize, pad, align_corners
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(N,3,H,W) RGB normalized -> {"out": (N,K,H,W), or of the size `resize`}."""
+        """(N,3,H,W) RGB normalized -> {"out": (N,K,H,W), or (N,K,*resize)}."""
         x = images
         if self.bgr:
             mean, std = (x.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))

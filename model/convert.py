@@ -1,7 +1,7 @@
-"""Checkpoints of other projects: recognized by their keys, converted to this one's networks.
+"""Convert checkpoints of other projects, recognized by their keys, to this project's networks.
 
-Only names, and what follows from them, are known here; the layouts are those of the projects'
-published files. tests/model/test_convert.py restates each project's network and compares logits.
+The rules only map names of weights in the projects' published files. tests/model/test_convert.py
+reimplements the network of each project and compares logits.
 """
 
 import re
@@ -14,9 +14,9 @@ import torch
 from model import build_model
 
 Weights = dict[str, torch.Tensor]
-Rules = tuple[tuple[str, str], ...]  # regular expressions and what takes their place, in order
-CITYSCAPES_IMAGE, VOC_CROP = (1025, 2049), (513, 513)  # what chenxi116 pads images to
-BLOCKS = {  # of layer1 to layer4, whether they are bottlenecks
+Rules = tuple[tuple[str, str], ...]  # regular expressions and their replacements, in order
+CITYSCAPES_IMAGE, VOC_CROP = (1025, 2049), (513, 513)  # sizes that chenxi116 pads images to
+BLOCKS = {  # blocks of layer1 to layer4, whether they are bottlenecks
     ((2, 2, 2, 2), False): "resnet18",
     ((3, 4, 6, 3), False): "resnet34",
     ((3, 4, 6, 3), True): "resnet50",
@@ -27,7 +27,7 @@ BLOCKS = {  # of layer1 to layer4, whether they are bottlenecks
 
 @dataclass(frozen=True)
 class Converted:
-    """A foreign checkpoint as a network of this project."""
+    """Another project's checkpoint, converted to a network of this project."""
 
     source: str
     network: dict[str, Any]  # build_model's options
@@ -36,33 +36,33 @@ class Converted:
 
 @dataclass(frozen=True)
 class Source:
-    """How one project names a DeepLabV3, and which of this one's options that is."""
+    """How another project names DeepLabV3's weights, and which options reproduce its network."""
 
     name: str
     marker: str  # a key that no other project has
     rules: Rules
-    stride: int = 8  # where neither keys nor caller say another
+    stride: int = 8  # default output stride
     network: dict[str, Any] = field(default_factory=dict)
     compat: dict[str, Any] = field(default_factory=dict)
-    adapt: Callable[[Weights, dict[str, Any]], None] | None = None  # both are changed in place
+    adapt: Callable[[Weights, dict[str, Any]], None] | None = None  # changes both in place
 
 
 def convert(
     content: Any, *, output_stride: int | None = None, align_corners: bool | None = None
 ) -> Converted:
-    """What torch.load gave -> the network; ValueError where it is none that is known.
+    """Content of a checkpoint file -> converted network; ValueError for an unknown project.
 
-    output_stride, align_corners: of its training, where the project publishes several.
+    output_stride, align_corners: as in its training, if the project's checkpoints differ in them.
     """
     tensors = unwrap(content)
     source = next((source for source in SOURCES if source.marker in tensors), None)
     if source is None:
         known = ", ".join(dict.fromkeys(x.name for x in SOURCES))
         raise ValueError(
-            f"keys {', '.join(sorted(tensors)[:3])}, ... of no project known ({known})"
+            f"keys {', '.join(sorted(tensors)[:3])}, ... match no known project ({known})"
         )
     weights = {rename(key, source.rules): value for key, value in tensors.items()}
-    tracked = {  # torch 0.4 had none
+    tracked = {  # checkpoints of torch 0.4 lack num_batches_tracked
         key.replace("running_mean", "num_batches_tracked"): torch.tensor(0)
         for key in weights
         if key.endswith("running_mean")
@@ -95,7 +95,7 @@ def convert(
 
 
 def renamed(content: Any) -> Weights:
-    """A foreign checkpoint's tensors under this project's names; as they are, if it is unknown."""
+    """Tensors of another project's checkpoint under this project's names; else unchanged."""
     try:
         return convert(content).weights
     except ValueError:
@@ -103,7 +103,7 @@ def renamed(content: Any) -> Weights:
 
 
 def unwrap(content: Any) -> Weights:
-    """The state_dict in a checkpoint of any usual form, without the prefix of parallel models."""
+    """The state_dict in a checkpoint of any usual layout, without the "module." prefix of DDP."""
     for name in ("state_dict", "model_state", "model_state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
@@ -133,7 +133,7 @@ def backbone_of(weights: Weights, source: str) -> str:
 
 
 def require_same_keys(weights: Weights, network: dict[str, Any], source: str) -> None:
-    """ValueError naming the first keys and shapes that differ from the network's own."""
+    """ValueError with the first keys and shapes that differ from the network's."""
     with torch.device("meta"):
         own = build_model(**network).state_dict()
     missing = [key for key in own if key not in weights]
@@ -149,7 +149,7 @@ def require_same_keys(weights: Weights, network: dict[str, Any], source: str) ->
 
 
 def fold_biases(weights: Weights, network: dict[str, Any]) -> None:
-    """fregu856: the ASPP's convolutions have biases; the running means behind take them over."""
+    """fregu856: move the biases of the ASPP's convolutions into the following running means."""
     for key in [key for key in weights if re.search(r"classifier\.0\..*\.bias", key)]:
         norm = re.sub(r"(\d)\.bias", lambda place: f"{int(place[1]) + 1}.running_mean", key)
         if norm in weights:
@@ -163,7 +163,7 @@ def pad_as_chenxi116(weights: Weights, network: dict[str, Any]) -> None:
 
 
 def reorder_as_mmseg(weights: Weights, network: dict[str, Any]) -> None:
-    """Image pooling comes first in its concatenation, here last; a deep stem, or torchvision's."""
+    """mmsegmentation concatenates image pooling first, this project last; the stem may be deep."""
     width = weights["classifier.4.weight"].shape[1]
     network["head_channels"] = width
     weights["classifier.0.project.0.weight"] = weights["classifier.0.project.0.weight"].roll(
@@ -175,13 +175,13 @@ def reorder_as_mmseg(weights: Weights, network: dict[str, Any]) -> None:
 
 
 def block(conv: str, norm: str, place: str, number: int = 0) -> Rules:
-    """The rules of a convolution and of the BatchNorm that stands behind it in a Sequential."""
+    """Rules for a convolution and the BatchNorm after it in a Sequential."""
     return (rf"^{conv}\.", f"{place}.{number}."), (rf"^{norm}\.", f"{place}.{number + 1}.")
 
 
 ASPP_KEY = "classifier.0"
 CONVS, PROJECT = f"{ASPP_KEY}.convs", f"{ASPP_KEY}.project"
-# Places in fregu856's Sequential; at stride 8 layer3 has a name of its own.
+# Indices in fregu856's Sequential; at stride 8, layer3 is outside it, as resnet.layer4.
 RESNET = {0: "conv1", 1: "bn1", 4: "layer1", 5: "layer2", 6: "layer3"}
 FREGU856: Rules = (
     *((rf"^resnet\.resnet\.{place}\.", f"backbone.{part}.") for place, part in RESNET.items()),

@@ -31,16 +31,16 @@ class DeepLabV3(nn.Module):
         aux: bool = False,
         backbone_weights: Mapping[str, torch.Tensor] | None = None,
         dropout: float = 0.1,
-        # Of converted checkpoints, model/convert.py:
+        # Only for converted checkpoints (model/convert.py):
         contract: Contract | None = None,
         stem: tuple[int, int, int] | None = None,
         head_channels: int = 256,
         project_kernel: int = 1,
         post_conv: bool = True,
     ) -> None:
-        """Without `post_conv` there is no 3x3 after the ASPP (the paper; torchvision has one).
+        """post_conv: add a 3x3 convolution after the ASPP, as torchvision but not the paper does.
 
-        All options are stored in checkpoints.
+        Checkpoints store all options.
         """
         super().__init__()
         self.backbone = build_encoder(
@@ -68,7 +68,7 @@ class DeepLabV3(nn.Module):
             set_norm(head, norm)
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(N,3,H,W) normalized -> {"out": (N,K,H/s,W/s) logits[, "aux": layer3's, in training]}."""
+        """(N,3,H,W) normalized -> {"out": (N,K,H/s,W/s) logits}; in training, "aux" from layer3."""
         *_, c4, c5 = self.backbone(images)
         logits = {"out": self.classifier(c5)}
         if self.training and self.aux_classifier is not None:

@@ -1,4 +1,4 @@
-"""Encoders by name: each class knows its features (`channels`) and its `weight_file`."""
+"""Encoders by name; each class has `channels`, those of its features, and `weight_file`."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ ENCODERS: dict[str, type[nn.Module]] = dict.fromkeys(RESNETS, ResNet)
 
 
 def build_encoder(name: str, **options: Any) -> nn.Module:
-    """ENCODERS[name] with that class's options; ValueError lists the names."""
+    """ENCODERS[name](name, **options); the ValueError for an unknown name lists all names."""
     if name not in ENCODERS:
-        raise ValueError(f"no backbone {name!r}; have {', '.join(ENCODERS)}")
+        raise ValueError(f"no backbone {name!r}. Give one of: {', '.join(ENCODERS)}")
     return ENCODERS[name](name, **options)

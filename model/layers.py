@@ -1,4 +1,4 @@
-"""Building blocks that more than one architecture uses."""
+"""Building blocks shared by the architectures."""
 
 from itertools import pairwise
 from typing import Literal
@@ -15,12 +15,12 @@ GROUPS = 32  # of GroupNorm (Wu and He, arXiv 1803.08494, section 4.1)
 class WSConv2d(nn.Conv2d):
     """Convolution with Weight Standardization (Qiao et al., arXiv 1903.10520, equation 5).
 
-    Each output channel's filter with mean 0 and deviation 1; the deviation is the unbiased one, and
-    1e-5 is added to it, not to the variance, as the authors' code has it.
+    Standardizes the filter of each output channel to mean 0 and deviation 1. As in the authors'
+    code, the deviation is unbiased, and 1e-5 is added to the deviation, not to the variance.
     """
 
     def standardized(self) -> torch.Tensor:
-        """The weights that convolve, shaped as self.weight."""
+        """Standardized weights, in the shape of self.weight."""
         variance, mean = torch.var_mean(self.weight, (1, 2, 3), keepdim=True)
         scale = 1 / (variance.sqrt() + 1e-5)
         return torch.addcmul(-mean * scale, self.weight, scale)
@@ -31,9 +31,9 @@ class WSConv2d(nn.Conv2d):
 
 
 def set_norm(network: nn.Module, norm: Norm) -> None:
-    """In place: GroupNorm for every BatchNorm, Weight Standardization in convolutions without bias.
+    """Replace BatchNorm by GroupNorm, in place; "bn" changes nothing.
 
-    "bn" leaves all as it is, "gn" the convolutions. The state_dict keeps its keys but statistics.
+    "gn_ws" also turns convolutions without bias into WSConv2d. The state_dict loses the statistics.
     """
     if norm == "bn":
         return
@@ -48,37 +48,36 @@ def set_norm(network: nn.Module, norm: Norm) -> None:
 def conv_norm_relu(
     inputs: int, outputs: int, kernel: int = 1, dilation: int = 1
 ) -> list[nn.Module]:
-    """Convolution without bias that keeps the size, BatchNorm, ReLU."""
+    """Size-preserving convolution without bias, BatchNorm, ReLU."""
     padding = dilation * (kernel // 2)
     conv = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False)
     return [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
 
 
 def set_momentum(model: nn.Module, backbone: float, head: float) -> None:
-    """Each batch's share in the running statistics of BatchNorm, in `backbone.` and behind it."""
+    """Set BatchNorm's momentum: the weight of a batch in the running statistics."""
     for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = backbone if name.startswith("backbone.") else head
 
 
 def freeze_norms(model: nn.Module) -> None:
-    """BatchNorm keeps its statistics and weights from now on, in training mode too."""
+    """Freeze BatchNorm's statistics and weights; a later model.train() unfreezes the statistics."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval().requires_grad_(False)
 
 
 def fold(network: nn.Module) -> None:
-    """In place, for inference: BatchNorm into the convolution before it, weights standardized.
+    """For inference, in place: fold BatchNorm into convolutions, standardize weights once.
 
-    A BatchNorm is taken to follow the Conv2d that its module names just before it, as in
-    torchvision's blocks.
+    Assumes that a module registers each BatchNorm right after its Conv2d, as torchvision's do.
     """
     for module in network.modules():
         if isinstance(module, WSConv2d):
             with torch.no_grad():
                 module.weight.copy_(module.standardized())
-            module.__class__ = nn.Conv2d  # the other way of set_norm
+            module.__class__ = nn.Conv2d  # reverts set_norm
         for (conv_name, conv), (norm_name, norm) in pairwise([*module.named_children()]):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, NORMS):
                 setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))

@@ -1,4 +1,4 @@
-"""The training criterion."""
+"""Training loss."""
 
 from collections.abc import Mapping
 
@@ -7,11 +7,11 @@ from torch import nn
 
 from model.ops.upsample_cross_entropy import hard_pixels, upsample_cross_entropy
 
-AUX_WEIGHT = 0.4  # of the auxiliary head (PSPNet, arXiv 1612.01105, section 3.3)
+AUX_WEIGHT = 0.4  # weight of the auxiliary head's loss (PSPNet, arXiv 1612.01105, section 3.3)
 
 
 class SegmentationLoss(nn.Module):
-    """Cross entropy of the upsampled logits, plus the auxiliary head's."""
+    """Cross entropy of the upsampled logits, plus that of the auxiliary head."""
 
     def __init__(
         self,
@@ -21,10 +21,10 @@ class SegmentationLoss(nn.Module):
         hard_threshold: float | None = None,
         hard_min_kept: int = 0,
     ) -> None:
-        """class_weights: (K,) float32; pixel weights of a weighted mean.
+        """class_weights: (K,) float32, weights of the pixels in a weighted mean.
 
-        With hard_threshold only the pixels count whose class has at most this probability, and the
-        hard_min_kept worst of the batch in any case (see hard_pixels).
+        hard_threshold: count only pixels whose true class has at most this probability, but at
+        least the hard_min_kept pixels of the batch with the highest loss (see hard_pixels).
         """
         super().__init__()
         self.register_buffer("class_weights", class_weights, persistent=False)
@@ -37,8 +37,8 @@ class SegmentationLoss(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """{"out"[, "aux"]: (N,K,h,w)}, {"label": (N,H,W) uint8} -> (loss_sum, weight_sum).
 
-        This process's sums: whoever knows all micro-batches and processes divides
-        (utils/training/step.py). Both heads learn from the pixels that are hard for the main one.
+        Sums of this process; training_step (utils/training/step.py) divides them, because only it
+        knows all micro-batches and processes. Both heads use the main head's hard pixels.
         """
         labels = targets["label"]
         if self.hard_threshold is not None:

@@ -1,7 +1,7 @@
-"""torchvision's ResNet with its strides turned into dilation: any depth, output stride 8, 16, 32.
+"""torchvision's ResNet with strides replaced by dilation: any depth, output stride 8, 16 or 32.
 
-Weight shapes do not change under dilation, so ImageNet weights fit every stage. torchvision's own
-`replace_stride_with_dilation` refuses BasicBlock, hence ResNet-18 and -34.
+Dilation does not change weight shapes, so ImageNet weights fit. torchvision's
+`replace_stride_with_dilation` does not support BasicBlock, so not ResNet-18 and ResNet-34.
 """
 
 from collections.abc import Mapping
@@ -20,11 +20,11 @@ RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
 @dataclass(frozen=True)
 class WeightFile:
-    """Where pretrained weights come from."""
+    """Source of pretrained weights."""
 
     name: str  # of the file
-    page: str  # where a person finds it
-    url: str | None = None  # where a program finds it
+    page: str  # web page with the file, for manual download
+    url: str | None = None  # for automatic download
 
 
 class ResNet(nn.Module):
@@ -41,12 +41,12 @@ class ResNet(nn.Module):
         stem: tuple[int, int, int] | None = None,
         weights: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        """`weights`: a ResNet state_dict; entries of its classifier `fc` are left out.
+        """weights: a ResNet state_dict; entries of its classifier `fc` are ignored.
 
-        stem: channels of three 3x3 convolutions in the place of the 7x7 (mmsegmentation: 32, 32,
-        64); the last must be 64.
+        stem: channels of three 3x3 convolutions that replace the 7x7 (mmsegmentation: 32, 32, 64);
+        the last must be 64.
         """
-        import torchvision  # seconds, for which --help and mistakes need not wait
+        import torchvision  # takes seconds, which would slow down --help and option errors
 
         super().__init__()
         body = torchvision.models.get_model(name, weights=None)
@@ -66,7 +66,7 @@ class ResNet(nn.Module):
 
     @staticmethod
     def weight_file(name: str, norm: Norm) -> WeightFile:
-        """torchvision's ImageNet weights; those with GroupNorm must be fetched by hand."""
+        """torchvision's ImageNet weights; users must download those with GroupNorm themselves."""
         if norm != "bn":
             file = f"R-{name.removeprefix('resnet')}-{norm.upper().replace('_', '-')}.pth.tar"
             return WeightFile(file, "github.com/joe-siyuan-qiao/pytorch-classification")
@@ -90,7 +90,7 @@ class ResNet(nn.Module):
 
 
 def deep_stem(first: int, second: int, last: int) -> nn.Sequential:
-    """ResNet-C's stem (He et al., arXiv 1812.01187, section 4.1), to stand before bn1 and relu."""
+    """ResNet-C's stem (He et al., arXiv 1812.01187, section 4.1); bn1 and relu follow it."""
     down = nn.Conv2d(3, first, 3, stride=2, padding=1, bias=False)
     between = conv_norm_relu(first, second, 3)
     end = nn.Conv2d(second, last, 3, padding=1, bias=False)
@@ -106,12 +106,12 @@ def dilate(
 ) -> None:
     """Replace, in place, the strides beyond `output_stride` by dilation (DeepLabV3 section 3.1).
 
-    multi_grid: factors on the rate of layer4's blocks, first block included (section 3.2); deeper
-        stages repeat the last factor.
-    contract: rate of a dilated stage's first block. True: the previous stage's rate (torchvision,
-        mmseg); False: the stage's own (fregu856, semseg, SMP); "conv1_only": as True, and only the
-        first 3x3 of a BasicBlock is dilated (mmseg's ResNet-18). None: False for BasicBlock, else
-        True.
+    multi_grid: factors for the rates of layer4's blocks, including the first (section 3.2); later
+        blocks repeat the last factor.
+    contract: rate of the first block in a dilated stage. True: that of the previous stage
+        (torchvision, mmseg); False: that of its stage (fregu856, semseg, SMP); "conv1_only": as
+        True, but in a BasicBlock only the first 3x3 is dilated (mmseg's ResNet-18). None: False for
+        BasicBlock, else True.
     """
     if output_stride not in (8, 16, 32):
         raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}")

@@ -10,15 +10,15 @@ WIDTHS = (64, 128, 256, 512, 1024)  # channels at strides 1, 2, 4, 8, 16: figure
 
 
 class UNet(nn.Module):
-    """Contracting path -> expanding path that sees each stride again -> classes. Stride 1.
+    """Contracting path -> expanding path with skip connections -> classes, at stride 1.
 
-    Padded convolutions keep the size, where the paper's lose the border; nothing is pretrained.
+    Padded convolutions keep the size; the paper's unpadded ones lose the border. Not pretrained.
     """
 
     task = "semantic"
 
     def __init__(self, *, num_classes: int, norm: Norm = "bn") -> None:
-        """All options are stored in checkpoints."""
+        """Checkpoints store all options."""
         super().__init__()
         self.down = nn.ModuleList(map(two_convolutions, (3, *WIDTHS[:-1]), WIDTHS))
         self.up = nn.ModuleList(
@@ -38,7 +38,7 @@ class UNet(nn.Module):
             skip, stage = features.pop(), len(features)
             x = self.up[stage](x)
             height, width = (s - u for s, u in zip(skip.shape[2:], x.shape[2:], strict=True))
-            x = F.pad(x, (0, width, 0, height))  # a row and a column where the size was odd
+            x = F.pad(x, (0, width, 0, height))  # adds a row or column if the size was odd
             x = self.merge[stage](torch.cat([skip, x], 1))
         return {"out": self.classifier(x)}
 

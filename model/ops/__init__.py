@@ -1,1 +1,1 @@
-"""Operations on logits that would otherwise be materialised at full size."""
+"""Operations on upsampled logits that do not hold the full-size logits in memory."""

@@ -1,4 +1,4 @@
-"""PyTorch's rule of bilinear interpolation, as matrices."""
+"""PyTorch's bilinear interpolation as matrix products."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
-SLAB_LOGITS = 1 << 19  # upsampled at once on a CPU, as its caches hold;
-DEVICE_LOGITS = 1 << 27  # on another device, to have it busy: 19 classes of 8 x 512x1024
-BAND_COLUMNS = 128  # made by one product on a CPU
+SLAB_LOGITS = 1 << 19  # logits upsampled at once on a CPU; they fit into its caches
+DEVICE_LOGITS = 1 << 27  # on other devices, enough to keep them busy: 19 classes of 8 x 512x1024
+BAND_COLUMNS = 128  # output columns of one matrix product on a CPU
 
 
 class Piece(NamedTuple):
-    """Neighbouring rows or columns of the output as a product: matrix @ input[sources]."""
+    """Adjacent rows or columns of the output: output[pixels] = matrix @ input[sources]."""
 
     pixels: slice
     sources: slice
@@ -24,7 +24,7 @@ class Piece(NamedTuple):
 
 
 def at_once(images: torch.Tensor) -> list[slice]:
-    """Which images are computed together: one by one on a CPU, all on another device."""
+    """Slices of images to compute together: single images on a CPU, all on other devices."""
     step = 1 if images.device.type == "cpu" else len(images)
     return [slice(start, start + step) for start in range(0, len(images), step)]
 
@@ -32,7 +32,7 @@ def at_once(images: torch.Tensor) -> list[slice]:
 def make_pieces(
     images: torch.Tensor, size: tuple[int, int], align_corners: bool
 ) -> tuple[list[Piece], list[Piece]]:
-    """Rows and columns of bilinear upsampling to `size`, in pieces that suit the device."""
+    """Pieces of rows and of columns for bilinear upsampling to `size`, sized for the device."""
     count, classes, height, width = images.shape
     on_cpu = images.device.type == "cpu"
     band = BAND_COLUMNS if on_cpu else size[1]
@@ -46,7 +46,7 @@ def make_pieces(
 def cut(
     small: int, large: int, step: int, align_corners: bool, dtype: torch.dtype, device: torch.device
 ) -> list[Piece]:
-    """Linear interpolation from `small` to `large` pixels, `step` of these to a piece."""
+    """Linear interpolation from `small` to `large` pixels, in pieces of `step` output pixels."""
     unit = torch.eye(small, dtype=torch.float64, device=device)[None]
     matrix = F.interpolate(unit, large, mode="linear", align_corners=align_corners)[0]
     matrix = matrix.T.to(dtype)
@@ -62,14 +62,14 @@ def cut(
 
 
 def scale_and_shift(small: int, large: int, align_corners: bool) -> tuple[float, float]:
-    """Pixel y comes from the source y * scale + shift, but at least from the first."""
+    """Output pixel y lies at source position max(0, y * scale + shift)."""
     if align_corners:
         return (small - 1) / max(large - 1, 1), 0.0
     return small / large, (small / large - 1) / 2
 
 
 def widen(images: torch.Tensor, columns: list[Piece]) -> torch.Tensor:
-    """(N,K,h,w) -> (N,K,h,W)."""
+    """Upsample along rows: (N,K,h,w) -> (N,K,h,W)."""
     flat = images.flatten(0, 2)
     wide = images.new_empty(len(flat), columns[-1].pixels.stop)
     for pixels, sources, matrix in columns:
@@ -78,14 +78,14 @@ def widen(images: torch.Tensor, columns: list[Piece]) -> torch.Tensor:
 
 
 def narrow(wide: torch.Tensor, columns: list[Piece], images: torch.Tensor) -> None:
-    """widen transposed: adds (N,K,h,W) to images, (N,K,h,w)."""
+    """Transpose of widen: add (N,K,h,W) to images (N,K,h,w), in place."""
     for pixels, sources, matrix in columns:
         images[..., sources] += wide[..., pixels] @ matrix
 
 
 @contextmanager
 def setting(switches: Any, name: str, value: Any) -> Iterator[None]:
-    """One of PyTorch's global switches, within."""
+    """Set a global switch of PyTorch within the context."""
     before = getattr(switches, name)
     setattr(switches, name, value)
     try:
@@ -94,27 +94,27 @@ def setting(switches: Any, name: str, value: Any) -> Iterator[None]:
         setattr(switches, name, before)
 
 
-# Where a program allows TF32, of 10 bits, for products on a GPU.
+# For programs that allow TF32, which has 10 mantissa bits, in matrix products on a GPU.
 exact_products = partial(setting, torch.backends.cuda.matmul, "fp32_precision", "ieee")
 
 
 def in_float32(logits: torch.Tensor) -> torch.Tensor:
-    """float32 for half precision; float64 stays."""
+    """Half precision -> float32; float32 and float64 stay."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def kernel_for(logits: torch.Tensor, load: Callable[[], Callable]) -> Callable | None:
-    """What `load` gives, a Triton kernel that it has tried, where logits are a GPU's."""
+    """The Triton kernel of `load`, which tests it, for logits on a GPU; else None."""
     possible = logits.device.type == "cuda" and logits.dtype != torch.float64
     return loaded(load) if possible else None
 
 
 @lru_cache
 def loaded(load: Callable[[], Callable]) -> Callable | None:
-    """None, said once, where it fails."""
+    """load(), or None with one message if it fails."""
     try:
         return load()
-    except Exception as error:  # Triton runs a C compiler at its first launch: any of its faults
-        what = f"{load.__module__.rpartition('.')[2]} is slower here, without Triton"
+    except Exception as error:  # Triton's first launch runs a C compiler, which can fail in any way
+        what = f"{load.__module__.rpartition('.')[2]} runs without Triton, which is slower"
         print(f"{what} ({error!r:.200})", file=sys.stderr)
         return None

@@ -1,4 +1,4 @@
-"""The upsampled argmax as one Triton kernel: reads the small logits, writes the labels."""
+"""Upsampling and argmax in one Triton kernel, which reads small logits and writes labels."""
 
 import torch
 import triton
@@ -6,10 +6,10 @@ from triton import language as tl
 
 from model.ops.bilinear import scale_and_shift
 
-ROWS, COLUMNS = 8, 128  # pixels of a program
+ROWS, COLUMNS = 8, 128  # pixels per program
 
 
-# Or Triton would compile again for sizes that are multiples of 16, for all others, for 1.
+# Else Triton compiles separate kernels for sizes of 1, multiples of 16, and all others.
 @triton.jit(do_not_specialize=["height", "width", "out_height", "out_width", "batch_step"])
 def kernel(
     logits, labels, classes, height, width, out_height, out_width,
@@ -17,7 +17,7 @@ def kernel(
     scale_y, scale_x, shift_y, shift_x,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """A block of ROWS x COLUMNS pixels of one image; source = pixel * scale + shift, at least 0."""
+    """Label ROWS x COLUMNS pixels of one image; source position: max(0, pixel * scale + shift)."""
     image = tl.program_id(2).to(tl.int64)
     y = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     x = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
@@ -52,7 +52,7 @@ def kernel(
 def triton_argmax(
     logits: torch.Tensor, size: tuple[int, int], *, align_corners: bool
 ) -> torch.Tensor:
-    """As upsample_argmax; logits of float32 or less."""
+    """As upsample_argmax, for logits in float32 or half precision."""
     count, classes, height, width = logits.shape
     labels = logits.new_empty(count, *size, dtype=torch.uint8)
     (scale_y, shift_y), (scale_x, shift_x) = (

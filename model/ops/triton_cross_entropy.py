@@ -1,8 +1,8 @@
-"""The cross entropy of upsampled logits, loss and gradient, as one Triton kernel.
+"""Cross entropy of upsampled logits, loss and gradient, in one Triton kernel.
 
-Columns are upsampled by a product before, and their gradient brought back by one after. A program
-makes the rows between two neighbouring rows of the logits and keeps its sums in registers, so full-
-size logits are never written, and the order of additions is always the same.
+The caller upsamples the columns before by a matrix product, and downsamples their gradient after.
+A program computes the output rows between two adjacent rows of the logits and keeps its sums in
+registers, so it writes no full-size logits, and the order of additions is always the same.
 """
 
 from functools import lru_cache
@@ -14,8 +14,8 @@ from triton import language as tl
 
 from model.ops.bilinear import scale_and_shift
 
-ELEMENTS = 1024  # classes times columns of a program: an H200 took 244 us, with 2048 253 us
-SMALL = -1e30  # logit of classes that pad their number to a power of two
+ELEMENTS = 1024  # classes times columns per program: 244 us on an H200; 2048: 253 us
+SMALL = -1e30  # logit of the classes that pad their number to a power of two
 
 
 @triton.jit(do_not_specialize=["classes", "height", "width", "out_height", "ignore"])
@@ -25,7 +25,7 @@ def kernel(
     WEIGHTED: tl.constexpr, SMOOTH: tl.constexpr, WANTED: tl.constexpr,
     KINDS: tl.constexpr, COLUMNS: tl.constexpr, SMALL: tl.constexpr,
 ):  # fmt: skip
-    """Output rows starts[row] to starts[row + 1] - 1, between `row` of the logits and the next."""
+    """Output rows starts[row] to starts[row + 1] - 1, between logit rows `row` and row + 1."""
     image, row = tl.program_id(2).to(tl.int64), tl.program_id(1)
     kind, x = tl.arange(0, KINDS), tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     real, inside = (kind < classes)[:, None], x < width
@@ -33,7 +33,7 @@ def kernel(
     line = (image * classes + kind[:, None]) * height
     here = (line + row) * width + x[None, :]
     below = (line + tl.minimum(row + 1, height - 1)) * width + x[None, :]
-    # To base 2, in which GPUs compute powers.
+    # Base 2, because GPUs compute exp2 in hardware.
     first = tl.where(real, tl.load(wide + here, mask, 0.0) * 1.4426950408889634, SMALL)
     second = tl.where(real, tl.load(wide + below, mask, 0.0) * 1.4426950408889634, SMALL)
     if SMOOTH:
@@ -82,7 +82,7 @@ def kernel(
 def row_starts(
     small: int, large: int, scale: float, shift: float, device: torch.device
 ) -> torch.Tensor:
-    """(small+1,) int32: the first output row that comes from each row of the logits or a later."""
+    """(small+1,) int32: first output row whose source position is at or after each logit row."""
     rows = torch.arange(large, dtype=torch.float64, device=device)
     tops = (rows * scale + shift).clamp(0, small - 1).floor()
     numbers = torch.arange(small + 1, dtype=torch.float64, device=device)
@@ -101,8 +101,8 @@ def triton_cross_entropy(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(N,K,h,W) float32 logits of full width, (N,H,W) labels -> (2,) sums in float64, gradient.
 
-    The sums are upsample_cross_entropy's; the gradient of the first by `wide` is as large as that,
-    None if it is not wanted. A label that is no class makes the loss NaN.
+    The sums are those of upsample_cross_entropy. The gradient is that of the loss by `wide`, in its
+    shape, or None if not `wanted`. A label that is no class makes the loss NaN.
     """
     wide, labels = wide.contiguous(), labels.contiguous()
     count, classes, height, width = wide.shape

@@ -1,9 +1,9 @@
 """Logits at the model's stride -> the most likely class at full size, without full-size logits.
 
-Bilinear values between four neighbouring logits are convex combinations of them. So where the same
-class wins at all four, it wins everywhere between them, and only the other cells are computed; of
-a cell's classes only those that can win. This file needs bilinear.py, torch and numpy (and,
-on NVIDIA GPUs, triton_argmax.py), nothing else.
+A bilinear value between four adjacent logits is a convex combination of them. So a class that wins
+at all four corners of a cell wins everywhere in the cell. Only the other cells are computed, and
+only for the classes that can win there. This file needs only bilinear.py, torch and numpy, and
+triton_argmax.py on NVIDIA GPUs.
 """
 
 from collections.abc import Callable
@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from model.ops.bilinear import in_float32, kernel_for
 
 MIXED = 0.35  # share of cells without a common winner above which computing all pixels is faster
-CELL = 8  # pixels of a cell's side
-PIXELS = 1 << 18  # computed at once: what caches hold
-SLAB_ROWS = 32  # made at once where all pixels are computed,
-PRODUCT_COLUMNS = 128  # by products of so many columns
+CELL = 8  # side of a cell in pixels
+PIXELS = 1 << 18  # pixels computed at once; they fit into the caches
+SLAB_ROWS = 32  # rows computed at once by all_pixels
+PRODUCT_COLUMNS = 128  # columns of each matrix product in all_pixels
 
 
 def upsample_argmax(
@@ -28,9 +28,9 @@ def upsample_argmax(
 ) -> torch.Tensor:
     """(N,K,h,w) logits -> (N,H,W) uint8 classes: bilinear to `size` = (H,W), then argmax; K <= 256.
 
-    Equal to upsample_argmax_reference up to ties within rounding. On a CPU 60 times as fast on
-    logits of objects, 10 times on noise, with a tenth of the memory; on an NVIDIA GPU one Triton
-    kernel, 14 times as fast (docs/results.md); elsewhere the reference.
+    Equals upsample_argmax_reference except for ties within rounding. On a CPU 60 times as fast for
+    logits of objects, 10 times for noise, with a tenth of the memory; on an NVIDIA GPU one Triton
+    kernel, 14 times as fast (docs/results.md); on other devices it calls the reference.
     """
     if logits.shape[-2:] == tuple(size):
         return in_float32(logits.detach()).argmax(1).to(torch.uint8)
@@ -38,10 +38,10 @@ def upsample_argmax(
     if kernel is not None:
         return kernel(logits.detach(), size, align_corners=align_corners)
     wide = in_float32(logits.detach())
-    if wide.device.type != "cpu" or not np.isfinite(wide.numpy().sum()):  # argmax takes a NaN
+    if wide.device.type != "cpu" or not np.isfinite(wide.numpy().sum()):  # argmax must find a NaN
         return upsample_argmax_reference(logits, size, align_corners=align_corners)
     small = tuple(wide.shape[2:])
-    # Cells of many pixels are divided: on a finer grid that holds the old one nothing changes.
+    # Divides large cells; a finer grid that contains the old grid does not change the result.
     parts = max(1, round(min(size[0] / small[0], size[1] / small[1]) / CELL))
     if parts > 1:
         finer = [(length - 1) * parts + 1 for length in small]
@@ -55,7 +55,7 @@ def upsample_argmax(
 
 
 def load_kernel() -> Callable:
-    from model.ops.triton_argmax import triton_argmax  # Linux wheels have Triton, others not
+    from model.ops.triton_argmax import triton_argmax  # only Linux wheels have Triton
 
     triton_argmax(torch.zeros(1, 2, 2, 2, device="cuda"), (4, 4), align_corners=False)
     return triton_argmax
@@ -64,9 +64,9 @@ def load_kernel() -> Callable:
 def upsample_argmax_reference(
     logits: torch.Tensor, size: tuple[int, int], *, align_corners: bool = False
 ) -> torch.Tensor:
-    """What upsample_argmax must give, in two lines.
+    """The result that upsample_argmax must equal, in two lines.
 
-    Compared in float32 at least: bfloat16 makes ties between neighbouring classes.
+    Computes in float32 or float64, because bfloat16 would cause ties between classes.
     """
     full = F.interpolate(in_float32(logits), size, mode="bilinear", align_corners=align_corners)
     return full.argmax(1).to(torch.uint8)
@@ -75,21 +75,21 @@ def upsample_argmax_reference(
 class Axis(NamedTuple):
     """Rows or columns of the output: (1 - weight) * source[first] + weight * source[second].
 
-    A cell is the pixels between two neighbours of the source; those before its first or behind
-    its last one make several.
+    A cell is the pixels between two adjacent sources; the pixels before the first source or after
+    the last may form several cells.
     """
 
     first: np.ndarray  # (H,)
     second: np.ndarray  # (H,)
     weight: np.ndarray  # (H,) float32
-    pixels: np.ndarray  # (cells,span) pixels of a cell; its last one repeated up to the widest's
+    pixels: np.ndarray  # (cells,span) pixels of each cell, padded with its last pixel
 
 
 @lru_cache(maxsize=16)
 def make_axis(small: int, large: int, parts: int, *, align_corners: bool) -> Axis:
-    """PyTorch's rule for bilinear interpolation from `small` to `large` pixels.
+    """PyTorch's bilinear interpolation from `small` to `large` pixels.
 
-    parts: into how many the distance between two neighbours of the source was divided.
+    parts: number of parts into which upsample_argmax divided the distance between two sources.
     """
     places = np.arange(large, dtype=np.float32)
     if align_corners:
@@ -104,7 +104,7 @@ def make_axis(small: int, large: int, parts: int, *, align_corners: bool) -> Axi
     _, start, index, count = np.unique(
         cell, return_index=True, return_inverse=True, return_counts=True
     )
-    longest = count[1:-1].max(initial=1)  # the pixels before the first source may be many more
+    longest = count[1:-1].max(initial=1)  # not of the border cells, which may be much longer
     piece = index * large + (np.arange(large) - start[index]) // longest
     _, start, count = np.unique(piece, return_index=True, return_counts=True)
     pixels = start[:, None] + np.minimum(np.arange(count.max()), count[:, None] - 1)
@@ -114,7 +114,7 @@ def make_axis(small: int, large: int, parts: int, *, align_corners: bool) -> Axi
 def fast_argmax(logits: np.ndarray, rows: Axis, columns: Axis) -> np.ndarray:
     """(K,h,w) -> (H,W) uint8."""
     best, winner = logits[0].copy(), np.zeros(logits.shape[1:], np.uint8)
-    for kind in range(1, len(logits)):  # several times as fast as np.argmax
+    for kind in range(1, len(logits)):  # a loop is several times as fast as np.argmax
         take_better(logits[kind], best, winner, np.uint8(kind))
     (top, below), (left, right) = (
         (axis.first[axis.pixels[:, 0]], axis.second[axis.pixels[:, 0]]) for axis in (rows, columns)
@@ -134,9 +134,9 @@ def fast_argmax(logits: np.ndarray, rows: Axis, columns: Axis) -> np.ndarray:
 def take_better(
     values: np.ndarray, best: np.ndarray, labels: np.ndarray, kind: np.ndarray | np.uint8
 ) -> None:
-    """Where `values` are larger, they become `best` and `kind` the label.
+    """Where `values` exceed `best`, replace `best` by them and the label by `kind`, in place.
 
-    Classes come in rising order, so the label of a later winner is the larger one.
+    Callers pass classes in ascending order, so the maximum of both labels is the later winner.
     """
     won = np.greater(values, best).view(np.uint8)
     won *= kind
@@ -147,7 +147,7 @@ def take_better(
 def mixed_cells(
     logits: np.ndarray, rows: Axis, columns: Axis, mixed: np.ndarray, labels: np.ndarray
 ) -> None:
-    """Compute the pixels of the cells marked in `mixed` (cells of rows, cells of columns)."""
+    """Compute, in place, `labels` in the cells where `mixed` (row cells, column cells) is True."""
     every_y, every_x = np.nonzero(mixed)
     at_once = max(1, PIXELS // (rows.pixels.shape[1] * columns.pixels.shape[1]))
     for start in range(0, len(every_y), at_once):
@@ -161,7 +161,7 @@ def mixed_cells(
         candidate = can_win(corners)
         count = candidate.sum(0)
         order = np.argsort(-count, kind="stable")  # cells with many candidates first
-        many = np.searchsorted(-count[order], -2)  # most have two
+        many = np.searchsorted(-count[order], -2)  # most cells have two candidates
         for cells, best in ((order[:many], best_of_many), (order[many:], better_of_two)):
             if len(cells):
                 ys, xs = rows.pixels[y[cells]].T, columns.pixels[x[cells]].T
@@ -171,10 +171,10 @@ def mixed_cells(
 
 
 def can_win(corners: np.ndarray) -> np.ndarray:
-    """(4,K,n) logits at the cells' corners -> (K,n) bool, False where a class cannot win inside.
+    """(4,K,n) logits at the corners of cells -> (K,n) bool, False where a class cannot win inside.
 
-    It cannot where its highest corner is below another one's lowest, nor where at every corner it
-    is below the mean of the corners' winners: one of them is always as high as their mean.
+    A class cannot win if its highest corner is below another class's lowest corner, or if it is at
+    all corners below the mean of the corners' winners, since one winner always reaches that mean.
     """
     winners = corners.argmax(1)  # (4,n)
     mean = sum(corners[:, winner, np.arange(len(winner))] for winner in winners) / 4  # (4,n)
@@ -185,7 +185,7 @@ def can_win(corners: np.ndarray) -> np.ndarray:
 def better_of_two(
     corners: np.ndarray, candidate: np.ndarray, wy: np.ndarray, wx: np.ndarray
 ) -> np.ndarray:
-    """Where each cell has two candidates: the sign of their difference. As best_of_many."""
+    """best_of_many for cells with two candidates: the sign of their difference decides."""
     first, cell = candidate.argmax(0), np.arange(candidate.shape[1])
     second = len(candidate) - 1 - candidate[::-1].argmax(0)
     won = interpolate(corners[:, second, cell] - corners[:, first, cell], wy, wx) > 0
@@ -207,20 +207,20 @@ def interpolate(corners: np.ndarray, wy: np.ndarray, wx: np.ndarray) -> np.ndarr
 def best_of_many(
     corners: np.ndarray, candidate: np.ndarray, wy: np.ndarray, wx: np.ndarray
 ) -> np.ndarray:
-    """Winners inside n cells, which are sorted by falling number of candidates.
+    """Winners inside n cells, sorted by descending number of candidates.
 
     corners (4,K,n), candidate (K,n), weights (Sy,n) and (Sx,n) -> (Sy,Sx,n) uint8.
     """
     count = candidate.sum(0)
     cell, kind = np.nonzero(candidate.T)  # by cell, then by class
     nth = np.arange(len(cell)) - np.repeat(np.cumsum(count) - count, count)
-    kinds = np.zeros((count[0], len(count)), np.intp)  # the nth candidate of each cell
+    kinds = np.zeros((count[0], len(count)), np.intp)  # nth candidate of each cell
     kinds[nth, cell] = kind
     shape = (len(wy), len(wx), len(count))
     best = np.full(shape, -np.inf, corners.dtype)
     labels = np.zeros(shape, np.uint8)
     for number in range(count[0]):
-        n = int(np.searchsorted(-count, -number))  # cells that have so many candidates
+        n = int(np.searchsorted(-count, -number))  # cells with more than `number` candidates
         kind = kinds[number, :n]
         values = interpolate(corners[:, kind, np.arange(n)], wy[:, :n], wx[:, :n])
         take_better(values, best[..., :n], labels[..., :n], kind.astype(np.uint8))
@@ -228,7 +228,7 @@ def best_of_many(
 
 
 def all_pixels(logits: np.ndarray, rows: Axis, columns: Axis) -> np.ndarray:
-    """Every pixel of every class, a slab of rows at a time: both directions as small matmuls."""
+    """Compute all pixels of all classes, in slabs of rows, by small matmuls in both directions."""
     classes, width = len(logits), len(columns.first)
     starts = range(0, width, PRODUCT_COLUMNS)
     bands = [band_matrix(columns, start, start + PRODUCT_COLUMNS) for start in starts]
@@ -248,7 +248,7 @@ def all_pixels(logits: np.ndarray, rows: Axis, columns: Axis) -> np.ndarray:
 
 
 def band_matrix(axis: Axis, start: int, stop: int) -> tuple[np.ndarray, slice]:
-    """Weights (pixels,sources) of pixels start..stop-1, and the sources that they need."""
+    """(pixels,sources) weights of the pixels start..stop-1, and the slice of these sources."""
     first, second, weight = (values[start:stop] for values in axis[:3])
     source = slice(first[0], second[-1] + 1)
     matrix = np.zeros((len(first), source.stop - source.start), weight.dtype)

@@ -1,9 +1,9 @@
-"""Cross entropy of logits at the model's stride against labels at full size, some rows at a time.
+"""Cross entropy of logits at the model's stride against labels at full size, a few rows at a time.
 
-Upsampling is linear: a few rows are upsampled by small matrix products, give their part of the loss
-and, by the same matrices transposed, of the gradient, and are forgotten. Logits of the labels' own
-size need none of this and go to F.cross_entropy. This file needs bilinear.py and torch (and, on
-NVIDIA GPUs, triton_cross_entropy.py), no more.
+Upsampling is linear: small matrix products upsample a few rows, which give a part of the loss and,
+by the transposed matrices, a part of the gradient; then the rows are freed. If logits and labels
+have the same size, F.cross_entropy does the work. This file needs only bilinear.py and torch, and
+triton_cross_entropy.py on NVIDIA GPUs.
 """
 
 from collections.abc import Callable
@@ -36,20 +36,20 @@ def upsample_cross_entropy(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(N,K,h,w) logits, (N,H,W) integer labels -> (loss_sum, weight_sum), two scalars.
 
-    The bilinearly upsampled logits' cross entropy is summed over the labelled pixels, each times
-    its class's weight; weight_sum is the sum of those weights (their number without weights).
-    Sums, not a mean, so that several micro-batches or processes add up to one exact mean. With no
-    labelled pixel both are 0, and so is the gradient. label_smoothing: F.cross_entropy's.
+    loss_sum: cross entropy of the bilinearly upsampled logits, summed over the labelled pixels and
+    weighted by class; weight_sum: sum of these weights, or number of pixels without class_weights.
+    Sums, not a mean, so that several micro-batches or processes add up to one exact mean. Without
+    labelled pixels both sums and the gradient are 0. label_smoothing: as in F.cross_entropy.
 
-    In float32 at least, always in the same order of additions; differentiable once, by logits.
-    IndexError where a label is neither a class nor ignore_index; on a GPU NaN, or its assertion.
+    Computes in float32 or float64, deterministically; differentiable once, by logits. A label that
+    is neither a class nor ignore_index is an IndexError; on a GPU it gives NaN or a CUDA assertion.
     """
     if logits.shape[-2:] == labels.shape[-2:]:
         return plain_cross_entropy(
             in_float32(logits), labels, class_weights, ignore_index, label_smoothing
         )
     apply = UpsampleCrossEntropy.apply
-    if torch.compiler.is_compiling():  # the loop over slabs would be unrolled
+    if torch.compiler.is_compiling():  # else the compiler unrolls the loop over slabs
         apply = torch.compiler.disable(apply)
     wanted = torch.is_grad_enabled() and logits.requires_grad
     with torch.autocast(logits.device.type, enabled=False):
@@ -67,7 +67,7 @@ def upsample_cross_entropy_reference(
     label_smoothing: float = 0.0,
     align_corners: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What upsample_cross_entropy must give; holds three tensors of full-size logits."""
+    """The result that upsample_cross_entropy must equal; holds three tensors of full size."""
     full = F.interpolate(
         in_float32(logits), labels.shape[-2:], mode="bilinear", align_corners=align_corners
     )
@@ -81,7 +81,7 @@ def plain_cross_entropy(
     ignore_index: int,
     label_smoothing: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """upsample_cross_entropy where logits and labels have the same size."""
+    """upsample_cross_entropy for logits and labels of the same size."""
     weights = None if class_weights is None else class_weights.to(logits.dtype)
     loss_sum = F.cross_entropy(
         logits,
@@ -107,11 +107,11 @@ def hard_pixels(
     ignore_index: int = 255,
     align_corners: bool = False,
 ) -> torch.Tensor:
-    """(N,K,h,w), (N,H,W) -> labels in which the pixels already learned are ignore_index.
+    """(N,K,h,w) logits, (N,H,W) labels -> labels with ignore_index at easy pixels.
 
-    Online hard example mining (Shrivastava et al., arXiv 1604.03540), by the loss of the upsampled
-    logits: kept are pixels whose class has a probability of at most `threshold`, and the `min_kept`
-    worst of the batch in any case, with all that equal the last of them.
+    Online hard example mining (Shrivastava et al., arXiv 1604.03540) by the loss of the upsampled
+    logits: keeps pixels whose true class has a probability of at most `threshold`, but at least the
+    `min_kept` pixels of the batch with the highest loss, and all pixels that tie with the last.
     """
     images = in_float32(logits)
     rows, columns = make_pieces(images, labels.shape[1:], align_corners)
@@ -122,11 +122,11 @@ def hard_pixels(
             valid, own = valid_classes(labels[part, pixels], ignore_index)
             slab = matrix @ wide[:, :, sources]
             loss = slab.logsumexp(1) - slab.gather(1, own[:, None])[:, 0]
-            losses[part, pixels] = loss.where(valid, -1.0)  # below every labelled pixel's
+            losses[part, pixels] = loss.where(valid, -1.0)  # below the loss of every labelled pixel
     limit = torch.full_like(losses[0, 0, 0], -log(threshold))
     if min_kept > 0:
         flat, kept = losses.flatten(), min(min_kept, losses.numel())
-        on_cpu = flat.device.type == "cpu"  # where kthvalue is fastest; a GPU gives it one block
+        on_cpu = flat.device.type == "cpu"  # kthvalue is fastest there, but slow on a GPU
         least = (
             flat.kthvalue(len(flat) + 1 - kept)[0]
             if on_cpu
@@ -146,7 +146,7 @@ def load_kernel() -> Callable:
 
 
 class UpsampleCrossEntropy(torch.autograd.Function):
-    """Computes the gradient together with the loss, while the softmax is at hand."""
+    """Computes the gradient together with the loss, because both need the softmax."""
 
     @staticmethod
     @exact_products()
@@ -178,7 +178,7 @@ class UpsampleCrossEntropy(torch.autograd.Function):
             if wanted:
                 narrow(wide_gradient, columns, gradients)
         for part in at_once(images) if kernel is None else ():
-            target, binary = labels[part], images[part] / log(2)  # exp2 takes half of exp's time
+            target, binary = labels[part], images[part] / log(2)  # exp2 takes half the time of exp
             binary -= binary.amax(1, keepdim=True)
             wide = widen(binary, columns)
             wide_gradient = torch.zeros_like(wide) if wanted else wide
@@ -211,10 +211,10 @@ def slab_loss(
     label_smoothing: float,
     wanted: bool,
 ) -> torch.Tensor:
-    """(N,K,R,W) logits z / ln 2, pixels' classes -> (loss_sum, weight_sum); z becomes the gradient.
+    """(N,K,R,W) logits z / ln 2, labels -> (loss_sum, weight_sum); slab becomes the gradient.
 
-    With q_k the weighted share of class k in a pixel, its loss is sum_k q_k (log sum_j e^z_j - z_k)
-    and the gradient of that by z_k is (sum_j q_j) softmax_k - q_k. To base 2, as exp2 takes half
+    If q_k is the weighted target of class k at a pixel, the loss is sum_k q_k (log sum_j e^z_j -
+    z_k), and its gradient by z_k is (sum_j q_j) softmax_k - q_k. Base 2, because exp2 takes half
     the time of exp on a CPU.
     """
     weight = valid.to(slab.dtype)
@@ -240,6 +240,6 @@ def slab_loss(
 
 
 def valid_classes(labels: torch.Tensor, ignore_index: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which pixels count, and every pixel's class, 0 where it does not count."""
+    """Mask of the pixels that count, and the class of every pixel, 0 where it does not count."""
     valid = labels != ignore_index
     return valid, labels.where(valid, 0).long()

@@ -47,5 +47,5 @@ def test_a_file_that_predicts_something_else_is_refused(cityscapes_root, tmp_pat
     monkeypatch.setattr(Plain, "forward", lambda self, x: forward(self, x.round()))
     options = ["--checkpoint", "run", "--log_root", tmp_path, "--device", "cpu"]
     done = run("export.py", *options, "--format", "pt2")
-    fails(done, f"{kept}: only", "of the pixels as predicted here, not written")
+    fails(done, f"{kept}: not written, only", "of the pixels agree with predict.py")
     assert kept.read_text() == "earlier" and not list(tmp_path.rglob(".tmp-*"))

@@ -203,7 +203,7 @@ def test_too_little_memory_changes_no_score_but_may_change_a_picture(
     done = run("predict.py", picture, *trained, "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("warning: too little memory for an image of 64x128 at once") == 1
-    assert "predicted in windows of 32x64: results differ a little" in done.stderr
+    assert "predicted in windows of 32x64: results differ slightly" in done.stderr
     wanted = run("predict.py", picture, *trained, "--output", tmp_path / "w", "--crop", "[32,64]")
     assert wanted.returncode == 0 and "warning" not in wanted.stderr
     name = f"labels/{picture.stem}_pred_label_img.png"
@@ -276,7 +276,7 @@ def test_a_video_keeps_its_timing(trained, tmp_path, ending, places, expected):
     set_times(made, clip, list(places))
     done = run("predict.py", clip, *trained, "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert ("variable frame rate, made 12 a second" in done.stdout) == (len(expected) > 8)
+    assert ("variable frame rate, converted to 12 frames" in done.stdout) == (len(expected) > 8)
     shades = [frame[20:300, 20:460].mean() for frame in frames_of(tmp_path / "out" / "clip.webm")]
     assert np.abs(np.array(shades) - grey[list(expected)]).max() < 10
 
@@ -363,8 +363,8 @@ def test_mistakes_are_one_line(trained, picture, tmp_path):
         (["missing.png"], "missing.png: not there"),
         (["7"], "camera 7: cannot be opened"),
         (["nothing"], "no PNG, JPEG or video"),
-        (["a.*"], "its result would replace that of a.jpg"),
-        ([".", "--output", "out"], "in the folder of the images"),
+        (["a.*"], "its result would overwrite a.jpg's"),
+        ([".", "--output", "out"], "inside the source folder"),
         (["a.png", "--fps", "0"], "--fps must be above 0"),
         (["a.png", "--output", "a.jpg"], "cannot be created"),
     ):
@@ -418,13 +418,13 @@ def test_images_as_people_name_them(case, trained, picture, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["d", "--video", "true"], "d/e: its video would replace that of d/e.mp4. Rename"),
-        (["d/d", "--video", "true"], "d/d/d: its video would replace that of "),
-        (["c.webm", "--output", "."], "c.webm: would be overwritten. Choose another --output"),
+        (["d", "--video", "true"], "d/e: its video would overwrite that of d/e.mp4. Rename"),
+        (["d/d", "--video", "true"], "d/d/d: its video would overwrite that of "),
+        (["c.webm", "--output", "."], "c.webm: would be overwritten. Give another --output"),
         (["loop/a"], "loop/a: "),
         ([f"{'a' * 300}.png"], "not there"),
         ([f"{'a' * 240}.png"], "cannot be written (File name too long)"),
-        (["e/a.png", "e/a.jpg"], "its result would replace that of a.jpg"),
+        (["e/a.png", "e/a.jpg"], "its result would overwrite a.jpg's"),
     ],
 )
 def test_nothing_is_overwritten_by_the_same_call(arguments, words, trained, picture, tmp_path):
@@ -449,7 +449,7 @@ def test_the_report_holds_everything_and_compares(trained, tmp_path):
     page = output.read_text()
     assert "http" not in page.replace("http-equiv", "")  # nothing is fetched
     assert page.count("data:image/jpeg") == 2 + 2 and page.count("data:image/png") == 2
-    for words in ("95 % interval", "may be an accident", "The 2 worst images", "Score Average"):
+    for words in ("95 % interval", "may be due to chance", "The 2 worst images", "Score Average"):
         assert words in page
     assert "minus run: +0.00 % (95 % interval +0.00 to +0.00, p = 1.000)" in done.stdout
     done = run("evaluation/report.py", *trained, "--output", tmp_path)

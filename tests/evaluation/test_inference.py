@@ -117,7 +117,7 @@ def test_an_image_larger_than_the_memory_is_predicted_in_windows_where_wanted(mo
         logits = predictor.logits(pictures[0].numpy(), size=(64, 96))
     printed = capsys.readouterr().err
     assert printed.count("warning: too little memory for an image of 64x96 at once") == 1
-    assert "predicted in windows of 32x64: results differ a little" in printed
+    assert "predicted in windows of 32x64: results differ slightly" in printed
     inner = inference_copy(model.network)
     expected = predict_logits(inner, pictures, size=(64, 96), crop=(32, 64))
     assert torch.equal(logits, expected)
@@ -135,7 +135,7 @@ def test_a_score_never_changes_its_protocol_for_want_of_memory(
     monkeypatch.setattr(Predictor, "SMALLEST", 64)
     dataset = build_dataset("cityscapes", cityscapes_root, "val")
     model, image = SmallMemory(pixels=40 * 90), dataset.image(0)
-    words = "out of memory with an image of 64x128, predicted 64x128 at once.* --crop, .* --scales"
+    words = "out of memory with an image of 64x128, predicted 64x128 at once.* --crop .* --scales"
     predictor = Predictor(model, device=ALONE.device)
     for work in (
         lambda: evaluate(model, dataset, world=ALONE),
@@ -177,7 +177,7 @@ def test_an_image_beyond_the_limit_is_predicted_in_tiles(monkeypatch, capsys, si
     assert differ[16] == 0 < differ[0]
     small = predictor.train_ids(image, size=(20, 30))
     assert small.shape == (20, 30) and "predicted in tiles of 64x64" in capsys.readouterr().err
-    with pytest.raises(UserError, match=f"{size[0]}x{size[1]}: 4,096 pixels at most can be scored"):
+    with pytest.raises(UserError, match=f"{size[0]}x{size[1]}: too large .* at most 4,096 pixels"):
         Predictor(Means(border=8), device=ALONE.device).train_ids(image)
 
 

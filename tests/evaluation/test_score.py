@@ -72,7 +72,7 @@ FAULTS = {
     "duplicate": (lambda p: shutil.copy(p, p.with_name(p.stem + "_color.png")), "Keep one"),
     "stale copy below": (
         lambda p: shutil.copytree(p.parent, p.parent / "old", ignore=lambda *_: ["old"]),
-        "second prediction",
+        "duplicate of",
     ),
     "extra": (lambda p: shutil.copy(p, p.with_name("bonn_000000_000019.png")), "no image of"),
     "wrong size": (lambda p: change(p, lambda x: x[::2, ::2]), "64 x 32 instead of 128 x 64"),
@@ -103,7 +103,7 @@ def test_train_ids_without_ignored_pixels_are_recognised(predictions, cityscapes
     for path in predictions.glob("*.png"):
         ids = CITYSCAPES.id_to_train[cv2.imread(str(path), cv2.IMREAD_UNCHANGED)]
         cv2.imwrite(str(path), np.where(ids == IGNORE, 2, ids).astype(np.uint8))
-    with pytest.raises(UserError, match=r"000000_000019\S*: train ids.*label ids 7, 8, 11"):
+    with pytest.raises(UserError, match=r"000000_000019\S*: train ids, .* train ids 0 to 18 are"):
         check_all(predictions, cityscapes_root)
 
 
@@ -203,7 +203,7 @@ def files_to_take() -> list[str]:
     """score.py and the files that its docstring names for another project, beside utils/base/."""
     source = (REPOSITORY / "evaluation/score.py").read_text(encoding="utf-8")
     text = " ".join(ast.get_docstring(ast.parse(source)).split())
-    beside, data = text.split("take this file with ")[1].split("utils/base/ and, of utils/data/,")
+    beside, data = text.split("copy this file, ")[1].split("utils/base/, and from utils/data/")
     names = [f"evaluation/{name}" for name in ("score.py", *re.findall(r"\w+\.py", beside))]
     names += [f"utils/data/{name}" for name in re.findall(r"\w+\.py", data)]
     return names

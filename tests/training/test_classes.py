@@ -146,7 +146,7 @@ def test_an_older_checkpoint_takes_the_ids_of_today_and_says_so(case, copy):
     make_older(copy)
     if case == "as it was":
         done = predict(copy, "--data_root", copy / "data")
-        assert done.returncode == 0 and done.stderr.count("does not hold the ids") == 1
+        assert done.returncode == 0 and done.stderr.count("does not hold the label ids") == 1
         return
     (copy / "data" / "dataset.yaml").write_text(PATHS + DIFFERENT[case][0])
     fails(predict(copy, "--data_root", copy / "data"), DIFFERENT[case][1])

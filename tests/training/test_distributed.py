@@ -163,7 +163,7 @@ def test_what_a_run_says_at_its_end_is_said_once(cityscapes_root, tmp_path):
     assert best == done.stdout.splitlines()[-1] and best.endswith(f" of 2: {tmp_path / 'run'}")
     done = torchrun(2, "train.py", *options, "--resume", "auto")
     assert done.returncode == 0, done.stderr
-    finished = f"{tmp_path / 'run'}: finished at step 2. Start a new --run_name to train longer\n"
+    finished = f"{tmp_path / 'run'}: finished at step 2. Give a new --run_name to train longer\n"
     assert done.stdout == finished
 
 
