@@ -141,4 +141,4 @@ def test_what_make_gpu_proves_is_proven_on_a_cpu_as_far_as_it_goes(sections, mad
 
 
 def test_make_gpu_without_a_gpu_is_one_line():
-    fails(run("benchmarks/gpu.py", CUDA_VISIBLE_DEVICES=""), "PyTorch sees no GPU", "doctor.py")
+    fails(run("benchmarks/gpu.py", CUDA_VISIBLE_DEVICES=""), "PyTorch finds no GPU", "doctor.py")

@@ -184,7 +184,7 @@ def test_ids_that_do_not_exist_are_refused():
     with pytest.raises(ValueError, match="id 34"):
         count_pixels(good.astype(np.uint16), good + 27, CITYSCAPES)
     for wrong in (34, 263, 999, 34000, 65535):
-        with pytest.raises(ValueError, match=f"truth .*{wrong}"):
+        with pytest.raises(ValueError, match=f"undefined ids .*{wrong}"):
             count_pixels(np.full((4, 5), wrong, np.uint16), good, CITYSCAPES)
 
 

@@ -112,5 +112,5 @@ def test_features_have_the_stride(stride, size):
     "options", [{"name": "resnet19"}, {"name": "resnet18", "output_stride": 4}]
 )
 def test_unknown_backbone_or_stride_is_refused(options):
-    with pytest.raises(ValueError, match="have resnet18, resnet34|8, 16 or 32"):
+    with pytest.raises(ValueError, match="one of: resnet18, resnet34|8, 16 or 32"):
         build_encoder(**options)
