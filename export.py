@@ -44,7 +44,7 @@ class ExportConfig(PredictionOptions):
     logits: bool = False
     """Output logits at the size of the images instead of train ids."""
     output: Path | None = None
-    """File to write. Default: beside the checkpoint, model.onnx or model.pt2."""
+    """File to write. Default: model.onnx or model.pt2 in the run's folder."""
     images: int = 8
     """Number of val images on which the file is compared with this repository's prediction."""
 

@@ -24,7 +24,6 @@ from pathlib import Path
 
 sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
-import segmentation_models_pytorch as smp
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -45,6 +44,11 @@ from utils.training.distributed import World, autocast
 from utils.training.optim import build_optimizer
 from utils.training.replay import Replay
 from utils.training.step import training_step
+
+try:
+    import segmentation_models_pytorch as smp
+except ModuleNotFoundError:
+    smp = None
 
 WORLD = World(0, 1, measure.choose_device())
 DEVICE, AMP, ON_CPU = WORLD.device, WORLD.amp_dtype("auto"), WORLD.device.type == "cpu"
@@ -209,6 +213,8 @@ def main() -> None:
     if given.profile:
         profiles(given)
         return
+    if smp is None:
+        raise UserError("bench_step.py: segmentation-models-pytorch is missing. Run: make bench")
     measure.one_thread()
     rows = []
     for name in given.networks:

@@ -115,7 +115,9 @@ def main() -> None:
         if config.dataset in (None, run["config"]["dataset"]):
             recipes.setdefault(json.dumps(recipe(run), sort_keys=True), []).append(run)
     if not recipes:
-        raise UserError(f"{log_root}: no finished evaluation. Train first: python train.py")
+        raise UserError(
+            f"{log_root}: no results of a training. Run python train.py up to its first evaluation"
+        )
     path = log_root / "results.json"
     summaries = [summary(runs) for runs in recipes.values()]
     write_json(path, summaries)

@@ -13,6 +13,7 @@ from test_readme import commands
 # What would take hours is done on little data and in two steps.
 FEW_STEPS = ["--steps", "2", "--eval_every", "2", "--crop", "[64,128]", "--batch_size", "2"]
 FEW_STEPS += ["--dataset", "synthetic", "--backbone_weights", "null", "--warmup_steps", "0"]
+FEW_STEPS += ["--epochs", "null"]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,12 @@ def project(tmp_path_factory) -> Path:
     execute(root, "evaluation/eval_on_val_for_metrics.py")
     images = root / "data" / "synthetic" / "leftImg8bit"
     shutil.copytree(images / "val", images / "test")
-    shutil.copytree(root / "training_logs" / "demo", root / "training_logs" / "r18", symlinks=True)
+    logs = root / "training_logs"
+    for name in ("r18", "r50", "camvid"):
+        shutil.copytree(logs / "demo", logs / name, symlinks=True)
+    shutil.copytree(logs / "model_eval_val_for_metrics", root / "results")
+    (root / "photos").symlink_to(images / "val")
+    (root / "my_data").symlink_to(root / "data" / "synthetic")
     return root
 
 
@@ -47,13 +53,28 @@ def execute(root: Path, script: str, *arguments: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["predict", "submit", "export", "compare", "reproduce"])
+@pytest.mark.parametrize(
+    "page", ["predict", "submit", "export", "compare", "reproduce", "score", "training", "README"]
+)
 def test_the_commands_of_a_page_run_as_written(project, page):
-    found = commands(REPOSITORY / "docs" / f"{page}.md")
+    path = REPOSITORY / "docs" / f"{page}.md"
+    found = commands(path if path.is_file() else REPOSITORY / f"{page}.md")
     assert found
     for script, arguments in found:
         arguments = [word.replace("<run>", "demo") for word in arguments]
-        execute(project, script, *arguments, *(FEW_STEPS if script == "train.py" else []))
+        more = FEW_STEPS if script == "train.py" else []
+        again = ["--overwrite", "true"] if more and "--resume" not in arguments else []
+        execute(project, script, *arguments, *more, *again)
+
+
+@pytest.mark.slow
+def test_the_code_of_the_python_page_runs_as_written(project):
+    text = (REPOSITORY / "docs" / "python.md").read_text(encoding="utf-8")
+    code = "\n".join(line[4:] for line in text.splitlines() if line.startswith("    ") or not line)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and done.stdout.startswith("['"), done.stderr
 
 
 @pytest.mark.slow

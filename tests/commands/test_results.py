@@ -48,5 +48,5 @@ def test_seeds_of_one_recipe_share_a_line(cityscapes_root, tmp_path):
 
 def test_no_run_is_one_line(tmp_path):
     done = run("utils/results.py", "--log_root", tmp_path)
-    assert done.returncode == 2 and "no finished evaluation" in done.stderr
+    assert done.returncode == 2 and "no results of a training" in done.stderr
     assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1

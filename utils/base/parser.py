@@ -93,7 +93,7 @@ def plainly(message: str, config_class: type) -> str:
     if match := UNKNOWN.fullmatch(message):
         near = get_close_matches(match[1], hints, n=1)
         return message + "".join(f". Perhaps you meant --{name}" for name in near)
-    return message
+    return re.sub(r'^Parser key "(\w+)": ', r"--\1: ", message)
 
 
 def chosen(config: Any, names: str) -> dict[str, Any]:

@@ -51,6 +51,7 @@ def check_data(data_set: DataSet, root: Path, *, workers: int) -> None:
         files += sum(map(len, found.values())) + packed_path(root, split).is_file()
         warn_of_val_images(data_set, root, split)
     if not files and not faults:
+        (data_set.downloaded or data_set.find)(root, "train")  # raises what is missing, usually
         raise UserError(f"{root}: no {data_set.name} files. Give their folder with --data_root")
     if faults:
         count = "1 fault" if faults == 1 else f"{faults} faults"
