@@ -201,7 +201,7 @@ class WithoutOptions(torch.nn.Module):
         ({"batch_size": 1}, "--batch_size must be at least 2 for deeplabv3.*--norm gn or gn_ws"),
         ({"model": "small", "aux": True}, "--aux: for deeplabv3 only. Leave it out"),
         ({"model": "small", "backbone": "resnet50"}, "--backbone: for deeplabv3 only"),
-        ({"model": "small", "backbone_weights": "r18.pth"}, "--backbone_weights: for deeplabv3 only"),
+        ({"model": "small", "backbone_weights": "r18.pth"}, "--backbone_weights: for deeplabv3"),
         ({"model": "small", "multi_grid": (1, 2, 4)}, "--multi_grid: for deeplabv3 only"),
     ],
 )
