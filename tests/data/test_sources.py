@@ -119,7 +119,7 @@ CHANGES = {  # data set, what changes, the file that is named
     "an image, older": ("custom", replaced("images/val/*"), "images/val/1.png"),
     "a longer list": ("custom", write("train.txt", "0\n1\n2\n"), "train"),
     "a shorter list": ("custom", write("train.txt", "0\n"), "train"),
-    "another order": ("custom", write("val.txt", "1\n0\n"), "val.pack: other images than in"),
+    "another order": ("custom", write("val.txt", "1\n0\n"), "val.pack: has other images than"),
     "label ids": ("cityscapes", repaint("gtFine/train/*/*labelIds.png", date=2e9), "labelIds"),
     "label ids, date kept": ("cityscapes", repaint("gtFine/train/*/*labelIds.png"), "labelIds"),
     "label ids, older": ("cityscapes", replaced("gtFine/train/*/*labelIds.png"), "labelIds"),

@@ -189,7 +189,7 @@ class PackedDataset(Dataset):
             sources = [path for paths in found.values() for path in paths.values()]
             if self.names != [*found["image"]]:
                 raise UserError(
-                    f"{self.path}: has other images than the data set, or another order. {advice}"
+                    f"{self.path}: has other images than the data set, or in another order. {advice}"
                 )
         if require_unchanged(self.path, data_set, root, sources, thorough=thorough):
             return
