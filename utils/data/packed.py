@@ -188,9 +188,8 @@ class PackedDataset(Dataset):
             found = data_set.find(root, split)
             sources = [path for paths in found.values() for path in paths.values()]
             if self.names != [*found["image"]]:
-                raise UserError(
-                    f"{self.path}: has other images than the data set, or in another order. {advice}"
-                )
+                what = "has other images than the data set, or in another order"
+                raise UserError(f"{self.path}: {what}. {advice}")
         if require_unchanged(self.path, data_set, root, sources, thorough=thorough):
             return
         for image in self.layout.images:  # an older file without a record
