@@ -360,7 +360,7 @@ def test_mistakes_are_one_line(trained, picture, tmp_path):
     for arguments, words in (
         ([], "Give either a SOURCE or a --split"),
         (["a.png", "--split", "val"], "Give either a SOURCE or a --split"),
-        (["missing.png"], "missing.png: not there"),
+        (["missing.png"], "missing.png: does not exist"),
         (["7"], "camera 7: cannot be opened"),
         (["nothing"], "no PNG, JPEG or video"),
         (["a.*"], "its result would overwrite a.jpg's"),
@@ -422,7 +422,7 @@ def test_images_as_people_name_them(case, trained, picture, tmp_path):
         (["d/d", "--video", "true"], "d/d/d: its video would overwrite that of "),
         (["c.webm", "--output", "."], "c.webm: would be overwritten. Give another --output"),
         (["loop/a"], "loop/a: "),
-        ([f"{'a' * 300}.png"], "not there"),
+        ([f"{'a' * 300}.png"], "does not exist"),
         ([f"{'a' * 240}.png"], "cannot be written (File name too long)"),
         (["e/a.png", "e/a.jpg"], "its result would overwrite a.jpg's"),
     ],

@@ -229,7 +229,7 @@ def test_the_check_finds_fault_where_training_does(tmp_path, capsys, plane, kind
     (tmp_path / "l" / "val" / "x.png").write_bytes(b"")
     dataset = build_dataset("custom", tmp_path, "train")
     lines = check(tmp_path, capsys)
-    assert "val" in lines[-2] and len(lines) == 3 - readable and "faults" in lines[-1], lines
+    assert "val" in lines[-2] and len(lines) == 3 - readable and "fault" in lines[-1], lines
     if readable:
         sample = dataset[0]
         assert sample["image"].shape[:2] == sample["label"].shape == dataset.size(0) == SIZE
