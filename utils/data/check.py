@@ -103,7 +103,7 @@ def sample_faults(
     lines, planes, first, tagged = [], {}, None, False
     for kind, paths in found.items():
         if name not in paths:
-            lines.append(f"{sample} has no {kind} file")
+            lines.append(f"{sample} has no {kind} file. Add it, or remove the sample's other files")
             continue
         path = paths[name]
         with collecting(lines):
