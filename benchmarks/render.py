@@ -99,7 +99,8 @@ def readme(held: dict) -> str:
     for (what, peer), section in zip(pairs, ("argmax", "loss"), strict=True):
         for row in figures[section][:1]:
             both = (row["ms"]["torch"], row["ms"]["ours"])
-            add(f"{what}, {row['case']}", f"interpolate, {peer}", *both, row["gain"])
+            case = row["case"].partition(", noise")[0]
+            add(f"{what}, {case}", f"interpolate, {peer}", *both, row["gain"])
     if whole := figures["evaluation"]:
         both = (whole[0]["ms_per_image"], whole[2]["ms_per_image"])
         what = "loss, label map, PNG and score of an image, network left out"
