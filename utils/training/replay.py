@@ -51,7 +51,7 @@ class Replay:
                 self.result = work(own)
         except RuntimeError as error:
             what = str(error).splitlines()[0]
-            print(f"no CUDA graph could be recorded: training is slower ({what})", file=sys.stderr)
+            print(f"no CUDA graph could be recorded, which is slower ({what})", file=sys.stderr)
             self.calls = -sys.maxsize
             return
         self.graph, self.inputs = graph, tensors(own)
