@@ -32,21 +32,23 @@ from evaluation.metrics import Scores
 from evaluation.task import TASKS, Task
 from evaluation.visualize import ContactSheet
 from model import describe, model_class
+from model.layers import freeze_norms, set_frozen
 from model.normalize import FromPixels
 from utils.base.errors import UserError, out_of_memory, run_command
 from utils.base.lock import hold
 from utils.base.parser import chosen, parse
-from utils.data.batches import Batch, Batches, dropout_seed, read_all_train_ids
+from utils.data.batches import Batch, Batches, Stages, dropout_seed, read_all_train_ids
 from utils.data.check import require_labels, warn_of_val_images
 from utils.data.class_uniform import ClassUniform
 from utils.data.dataset import Dataset
 from utils.data.prepare import current_class_weights
 from utils.training import distributed
+from utils.training.batch_size import find_batch_size
 from utils.training.config import Config, plain
 from utils.training.distributed import Interrupted, StopRequest, World
 from utils.training.logger import RunLogger, StepClock, device_state
 from utils.training.network import network_options
-from utils.training.optim import poly_schedule
+from utils.training.optim import lr_schedule
 from utils.training.replay import Replay
 from utils.training.run import (
     ADVICE_ON_DIVERGENCE,
@@ -61,6 +63,7 @@ from utils.training.run import (
 )
 from utils.training.step import training_step
 
+STAGED = "crop scale batch_size"  # what a stage may change
 SLOW_DATA = 0.2  # share of the time spent waiting for data above which PACK_HINT is printed
 PACK_HINT = "Raise --workers, or run python utils/preprocess_data.py --pack true"
 
@@ -76,13 +79,17 @@ class Job:
     val_set: Dataset
     run: Run  # the state that a checkpoint restores
     task: Task
-    trained: nn.Module  # FromPixels(run.model), in DDP if there are several processes
+    trained: nn.Module  # wrap() of run.model
     criterion: nn.Module
     schedule: LambdaLR
-    batches: Batches
+    batches: Stages
     total: int  # steps of the whole training
-    amp: torch.dtype | None  # dtype of autocast, None for float32
+    amp: torch.dtype | None  # dtype of autocast in training steps, None for float32
     replay: Replay | None  # CUDA graph of a compiled step, on a single GPU only
+    compiled: bool
+
+    def images_after(self, step: int) -> int:
+        return self.batches.images(step * self.config.accumulate)
 
     def evaluates_after(self, step: int) -> bool:
         return step == self.total or step % self.config.eval_every == 0
@@ -92,6 +99,8 @@ def train(config: Config) -> int | None:
     """Run or resume a training; return the number of the signal that stopped it, or None."""
     network_options(config, num_classes=1)  # fails early on an option the architecture lacks
     world = distributed.start(config.device)
+    if config.find_batch_size and not world.on_gpu:  # a CPU's memory is not refused in time
+        raise UserError("--find_batch_size true: for GPUs only. Leave it out")
     folder, checkpoint = find_run(config, world)
     number = None
     with hold(folder, enabled=world.is_main):
@@ -128,34 +137,55 @@ def set_up(folder: Path, checkpoint: Path | None, config: Config, world: World) 
     distributed.require_same(state and state["step"], f"checkpoints of {folder}", world)
     config = replace(config, accumulate=accumulation(config, world, state))
     run = build_run(config, train_set.classes, world, state)
+    amp = run.amp_dtype(world)
+    if config.find_batch_size:
+        config = find_batch_size(config, run.model, criterion, amp, world)
     run.images_per_step = config.batch_size * config.accumulate * world.size
     total = config.steps
     if config.epochs is not None:
-        total = math.ceil(config.epochs * len(train_set) / run.images_per_step)
-    schedule = poly_schedule(
+        images_per_step = config.mean_batch_size() * config.accumulate * world.size
+        total = math.ceil(config.epochs * len(train_set) / images_per_step)
+    schedule = lr_schedule(
         run.optimizer,
         start=run.step,
         total=total,
         warmup=config.warmup_steps,
         power=config.power,
         floor=config.min_lr / config.base_lr,
+        schedule=config.schedule,
     )
-    trained = FromPixels(run.model)
-    if world.size > 1:
-        trained = DistributedDataParallel(trained, gradient_as_bucket_view=True)
-        trained.broadcast_buffers = False  # validate copies BatchNorm's statistics when needed
     compiled = world.use_compile(config.compile, sync_bn=config.sync_bn and world.size > 1)
-    if compiled:
-        trained.compile()  # in place: the state_dict keeps its keys
-        if world.is_main:
-            print("the first step compiles the network, for a minute or more", file=sys.stderr)
-    batches = build_batches(config, train_set, task, world)
-    amp = world.amp_dtype(config.precision)
+    if compiled and world.is_main:
+        print("the first step compiles the network, for a minute or more", file=sys.stderr)
+    if run.step < config.freeze_encoder_steps:
+        set_frozen(run.model.backbone, True)
+    trained = wrap(run.model, world, compiled=compiled)
+    batches = build_batches(config, train_set, task, world, total=total)
     replay = Replay() if compiled and world.on_gpu and world.size == 1 else None
     return Job(
         config, world, folder, train_set, val_set, run, task, trained, criterion, schedule,
-        batches, total, amp, replay,
+        batches, total, amp, replay, compiled,
     )  # fmt: skip
+
+
+def wrap(model: nn.Module, world: World, *, compiled: bool) -> nn.Module:
+    """FromPixels around the network, in DDP if there are several processes, compiled or not."""
+    trained = FromPixels(model)
+    if world.size > 1:
+        trained = DistributedDataParallel(trained, gradient_as_bucket_view=True)
+        trained.broadcast_buffers = False  # validate copies BatchNorm's statistics when needed
+    if compiled:  # in place: the state_dict keeps its keys
+        trained.compile(dynamic=False)  # one compilation per size of a stage's crops
+    return trained
+
+
+def release_encoder(job: Job) -> None:
+    """Train the backbone from now on. DDP and CUDA graphs are built for a fixed set of weights."""
+    set_frozen(job.run.model.backbone, False)
+    if job.config.freeze_bn:
+        freeze_norms(job.run.model)
+    job.trained = wrap(job.run.model, job.world, compiled=job.compiled)
+    job.replay = job.replay and Replay()
 
 
 def build_criterion(config: Config, train_set: Dataset, task: Task, world: World) -> nn.Module:
@@ -164,17 +194,20 @@ def build_criterion(config: Config, train_set: Dataset, task: Task, world: World
     if config.class_weights:
         data_set = find_data_set(config.dataset, config.data_root)
         class_weights = torch.from_numpy(current_class_weights(data_set, config.data_root))
-    options = chosen(config, "label_smoothing hard_threshold hard_min_kept")
+        class_weights **= config.class_weight_power
+    options = chosen(config, "label_smoothing hard_threshold hard_min_kept focal dice lovasz")
     return task.criterion(class_weights=class_weights, **options).to(world.device)
 
 
-def build_batches(config: Config, train_set: Dataset, task: Task, world: World) -> Batches:
+def build_batches(
+    config: Config, train_set: Dataset, task: Task, world: World, *, total: int
+) -> Stages:
     class_uniform = None
     if config.class_uniform > 0:
         labels = read_all_train_ids(train_set, workers=config.workers, enabled=world.is_main)
         class_uniform = ClassUniform(labels, share=config.class_uniform, seed=config.seed)
     names = "batch_size crop scale flip photometric max_class_share seed workers"
-    return Batches(
+    batches = Batches(
         train_set,
         **chosen(config, names),
         planes=task.planes,
@@ -183,6 +216,8 @@ def build_batches(config: Config, train_set: Dataset, task: Task, world: World) 
         rank=world.rank,
         world_size=world.size,
     )
+    parts = [(x, replace(batches, **chosen(part, STAGED))) for x, part in config.parts()]
+    return Stages([(round(until * total) * config.accumulate, part) for until, part in parts])
 
 
 def open_run(job: Job, *, fresh: bool) -> RunLogger:
@@ -203,7 +238,8 @@ def open_run(job: Job, *, fresh: bool) -> RunLogger:
     log.say(
         f"{' '.join(describe(run.network))}, {len(job.train_set)} train and {len(job.val_set)} val "
         f"images of {config.data_root}, {job.train_set.source}, steps {run.step + 1} to "
-        f"{job.total} on {world.size} x {world.device.type}: {job.folder}"
+        f"{job.total} on {world.size} x {world.device.type}"
+        f"{' in bf16' if job.amp == torch.bfloat16 else ''}: {job.folder}"
     )
     return log
 
@@ -212,7 +248,7 @@ def predict_largest(job: Job) -> None:
     """Predict the largest val image, to run out of memory now, not at the first evaluation."""
     sizes = [job.val_set.size(index) for index in range(len(job.val_set))]
     largest = max(range(len(sizes)), key=lambda index: math.prod(sizes[index]))
-    how = {"amp": job.amp, "scales": job.config.eval_scales}
+    how = {"amp": job.world.amp_dtype(job.config.precision), "scales": job.config.eval_scales}
     predictor = Predictor(job.run.model, device=job.world.device, **how)
     predictor.train_ids(job.val_set[largest]["image"])
 
@@ -224,7 +260,7 @@ def train_steps(job: Job, log: RunLogger) -> int | None:
     """Run the remaining steps; return the number of the signal that stopped them, or None."""
     run, config, done = job.run, job.config, job.run.step
     batches = job.batches.run(done * config.accumulate, job.total * config.accumulate)
-    clock = StepClock(images=done * run.images_per_step)
+    clock = StepClock(images=job.images_after(done))
     with StopRequest(job.world) as stop, log:
         for step in run.steps(job.total):
             # The checkpoint of an interrupted evaluation holds this step's update and row, so only
@@ -270,6 +306,10 @@ def update(
 ) -> dict[str, float]:
     """Update the weights once; return the step's row of metrics.csv, {} between log steps."""
     run, config = job.run, job.config
+    if step == config.freeze_encoder_steps + 1 > 1:
+        release_encoder(job)
+    if config.class_weights_from:
+        job.criterion.weigh(step > config.class_weights_from * job.total)
     torch.manual_seed(dropout_seed(config.seed, step, job.world.rank))
     how = {"amp": job.amp, "scaler": run.scaler, "clip": config.clip_grad, "replay": job.replay}
     loss = training_step(job.trained, job.criterion, run.optimizer, micro_batches, **how)
@@ -281,7 +321,7 @@ def update(
     log.bar.update()
     if step < job.total and step % config.log_every:
         return {}
-    images = step * run.images_per_step
+    images = job.images_after(step)
     row = {
         "epoch": images / len(job.train_set),
         "loss": run.mean_loss(job.world),  # the only place where the host waits for the device
@@ -319,8 +359,9 @@ def validate(job: Job, log: RunLogger, stop: StopRequest) -> Scores | None:
         job.replay.forget()  # whole images need the memory of the CUDA graph
     distributed.copy_buffers_from_main(model, world)
     sheet = ContactSheet(job.val_set)
-    how = {"scales": config.eval_scales, "amp": job.amp, "workers": config.workers}
-    how |= {"class_weights": job.criterion.class_weights, "on_image": sheet.add, "stop": stop}
+    how = {"amp": world.amp_dtype(config.precision), **chosen(config, "workers")}
+    how |= {"scales": config.eval_scales, "class_weights": job.criterion.final_weights}
+    how |= {"on_image": sheet.add, "stop": stop}
     scores = evaluate(model, job.val_set, world=world, task=job.task, **how)
     if scores is not None:
         run.note(scores.miou)
@@ -348,7 +389,7 @@ def main() -> None:
     except (RuntimeError, MemoryError, cv2.error) as error:
         if not out_of_memory(error):
             raise
-        what = f"{config.batch_size} crops of {config.crop[0]}x{config.crop[1]}, "
+        what = "{} crops of {}x{}, ".format(config.batch_size, *config.largest_crop())
         what += f"{' '.join(describe(network_options(config, 1)))}; checkpoints are intact"
         advice = "Lower --batch_size and raise --accumulate alike, lower --crop, or give"
         raise UserError(f"out of memory with {what}. {advice} --output_stride 16") from error

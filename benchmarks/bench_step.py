@@ -4,8 +4,10 @@
     python benchmarks/bench_step.py --networks resnet50-8 --crop 512 1024 --batch 4
     python benchmarks/bench_step.py --profile              time and memory of every config
 
-Peers run as their users run them, in float32 and NCHW (TF32 on a GPU); on a GPU also in bfloat16
-and channels_last, without and with torch.compile. Weights and images are random. --profile runs
+Peers run as their users run them, in float32 and NCHW (TF32 on a GPU); also in bfloat16 and
+channels_last, on a GPU without and with torch.compile. On a CPU "memory kept" is the malloc setting
+of our commands (keep_memory in utils/base/environment.py), for a side that does not set it itself.
+Weights and images are random. --profile runs
 train.py with each of --configs whose data set exists, for some steps and one evaluation; configs
 for Cityscapes run on the synthetic data set.
 """
@@ -35,6 +37,7 @@ from model import build_model
 from model.losses import SegmentationLoss
 from model.normalize import FromPixels, normalize
 from model.ops.upsample_argmax import upsample_argmax
+from utils.base.environment import cpu_has_bf16, keep_memory
 from utils.base.errors import UserError, run_command
 from utils.base.parser import parse
 from utils.base.paths import REPOSITORY
@@ -51,7 +54,8 @@ except ModuleNotFoundError:
     smp = None
 
 WORLD = World(0, 1, measure.choose_device())
-DEVICE, AMP, ON_CPU = WORLD.device, WORLD.amp_dtype("auto"), WORLD.device.type == "cpu"
+DEVICE, ON_CPU = WORLD.device, WORLD.device.type == "cpu"
+AMP = torch.bfloat16 if ON_CPU and cpu_has_bf16() else WORLD.amp_dtype("auto")  # of training
 NETWORKS = ("resnet18-16", "resnet50-16", "resnet18-8", "resnet50-8", "resnet101-8")
 CHEAP = ("deeplabv3_resnet18_os16", "deeplabv3_resnet18_os8", "demo")
 Build = Callable[[], nn.Module]
@@ -104,7 +108,14 @@ def peer_side(build: Build, batch: Batch, training: bool, fast: bool, compiled: 
     return step if training else prediction
 
 
-def our_side(build: Build, batch: Batch, training: bool, *, replayed: bool = True) -> Callable:
+def our_side(
+    build: Build,
+    batch: Batch,
+    training: bool,
+    *,
+    replayed: bool = True,
+    amp: torch.dtype | None = AMP,
+) -> Callable:
     """A training step of train.py or a prediction; replayed: as a CUDA graph on a GPU."""
     model = build().to(DEVICE, memory_format=torch.channels_last)
     if training:
@@ -112,17 +123,43 @@ def our_side(build: Build, batch: Batch, training: bool, *, replayed: bool = Tru
         trained, criterion = FromPixels(model), SegmentationLoss()
         if not ON_CPU:
             trained.compile()
-        how = {"amp": AMP, "replay": Replay() if replayed and not ON_CPU else None}
+        how = {"amp": amp, "replay": Replay() if replayed and not ON_CPU else None}
         return lambda _: training_step(trained, criterion, optimizer, [batch], **how)
     size = tuple(batch.images.shape[1:3])
-    predict = partial(predict_logits, inference_copy(model, AMP), size=size)
+    predict = partial(predict_logits, inference_copy(model, amp), size=size)
     replay = Replay() if replayed and not ON_CPU else lambda work, images: work(images)
 
     def prediction(_: int) -> torch.Tensor:
-        with autocast(DEVICE, AMP):
+        with autocast(DEVICE, amp):
             return upsample_argmax(replay(predict, batch.images), size)
 
     return prediction
+
+
+def with_memory(kept: bool, side: Callable) -> Callable:
+    """The side under our malloc setting, or under glibc's own."""
+
+    def call(number: int) -> object:
+        keep_memory() if kept else measure.usual_malloc()
+        return side(number)
+
+    return call
+
+
+def cpu_sides(own: Build, peers: dict[str, Build], batch: Batch, training: bool) -> measure.Sides:
+    """Ours as train.py and the evaluation run it; peers as they are, and with our settings."""
+    in_fp32 = with_memory(True, our_side(own, batch, training, amp=None))
+    sides = {"ours": in_fp32}
+    if training and AMP:
+        sides = {"ours": with_memory(True, our_side(own, batch, training)), "ours, fp32": in_fp32}
+    for peer, make in peers.items():
+        plain = peer_side(make, batch, training, False, False)
+        sides[peer] = with_memory(False, plain)
+        sides[f"{peer}, memory kept"] = with_memory(True, plain)
+        if training and AMP:
+            fast = peer_side(make, batch, training, True, False)
+            sides[f"{peer} bf16, memory kept"] = with_memory(True, fast)
+    return sides
 
 
 def compare(name: str, rounds: int, training: bool, size: list[int], images: int) -> dict:
@@ -133,12 +170,16 @@ def compare(name: str, rounds: int, training: bool, size: list[int], images: int
     modes = {" fp32": (False, False), " bf16": (True, False), " bf16 compiled": (True, True)}
     build = builders(*name.split("-"))
     own = build.pop("ours")
-    sides = {"ours": our_side(own, batch, training)}
-    if not ON_CPU:
-        sides["ours, launched one by one"] = our_side(own, batch, training, replayed=False)
-    for peer, make in build.items():
-        for mode, how in ({"": (False, False)} if ON_CPU else modes).items():
-            sides[f"{peer}{mode}"] = peer_side(make, batch, training, *how)
+    if ON_CPU:
+        sides = cpu_sides(own, build, batch, training)
+    else:
+        sides = {
+            "ours": our_side(own, batch, training),
+            "ours, launched one by one": our_side(own, batch, training, replayed=False),
+        }
+        for peer, make in build.items():
+            for mode, how in modes.items():
+                sides[f"{peer}{mode}"] = peer_side(make, batch, training, *how)
     memory = {side: measure.extra_mib(partial(call, 0), DEVICE) for side, call in sides.items()}
     at_once = 1 if ON_CPU else 10
     seconds = measure.median_seconds(sides, rounds, at_once=at_once, device=DEVICE)

@@ -24,6 +24,7 @@ from tqdm import trange
 
 from benchmarks.render import figure_rows, table
 from evaluation.official import official_scorer
+from utils.base.environment import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 from utils.base.paths import REPOSITORY, make_folder, write_json
 from utils.data.label_table import IGNORE
 from utils.training.logger import describe_environment
@@ -78,6 +79,13 @@ def median_seconds(
 def wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def usual_malloc() -> None:
+    """Undo keep_memory: glibc's own thresholds after it has freed blocks of 32 MiB or more."""
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
+    libc.mallopt(M_TRIM_THRESHOLD, 64 << 20)
 
 
 def extra_mib(work: Callable[[], object], device: torch.device = CPU) -> float:

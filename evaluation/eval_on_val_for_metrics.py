@@ -70,6 +70,7 @@ def score(config: EvalConfig, log_root: Path) -> None:
     if trained.state["config"]["class_weights"] and config.split == "val":
         try:
             found = current_class_weights(find_data_set(trained.dataset_name, root), root)
+            found **= trained.state["config"].get("class_weight_power", 1.0)
             weights = torch.from_numpy(found).to(world.device)
         except UserError as error:  # the data set may hold val only; only the loss needs weights
             print(f"the loss is without class weights: {error}")

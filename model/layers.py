@@ -68,6 +68,19 @@ def freeze_norms(model: nn.Module) -> None:
             module.eval().requires_grad_(False)
 
 
+def set_frozen(module: nn.Module, frozen: bool) -> None:
+    """Freeze or train all weights and BatchNorm statistics of a module."""
+    module.requires_grad_(not frozen).train(not frozen)
+
+
+def zero_last_norms(model: nn.Module) -> None:
+    """Weight 0 for the last norm of each residual block, so that blocks begin as the identity
+    (Goyal et al., arXiv 1706.02677, section 5.1)."""
+    for module in model.modules():
+        if hasattr(module, "downsample"):
+            nn.init.zeros_(getattr(module, "bn3", module.bn2).weight)
+
+
 def fold(network: nn.Module) -> None:
     """For inference, in place: fold BatchNorm into convolutions, standardize weights once.
 

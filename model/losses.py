@@ -4,14 +4,16 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from model.ops.upsample_cross_entropy import hard_pixels, upsample_cross_entropy
+from model.ops.upsample_cross_entropy import hard_pixels, upsample_cross_entropy, valid_classes
 
 AUX_WEIGHT = 0.4  # weight of the auxiliary head's loss (PSPNet, arXiv 1612.01105, section 3.3)
 
 
 class SegmentationLoss(nn.Module):
-    """Cross entropy of the upsampled logits, plus that of the auxiliary head."""
+    """Cross entropy of the upsampled logits, plus that of the auxiliary head, plus dice_loss and
+    lovasz_softmax of the main head."""
 
     def __init__(
         self,
@@ -20,8 +22,14 @@ class SegmentationLoss(nn.Module):
         label_smoothing: float = 0.0,
         hard_threshold: float | None = None,
         hard_min_kept: int = 0,
+        focal: float = 0.0,
+        dice: float = 0.0,
+        lovasz: float = 0.0,
     ) -> None:
         """class_weights: (K,) float32, weights of the pixels in a weighted mean.
+
+        focal: exponent of focal_cross_entropy, 0 for cross entropy. dice, lovasz: weights of these
+        losses beside the mean cross entropy.
 
         hard_threshold: count only pixels whose true class has at most this probability, but at
         least the hard_min_kept pixels of the batch with the highest loss (see hard_pixels).
@@ -31,6 +39,17 @@ class SegmentationLoss(nn.Module):
         self.label_smoothing = label_smoothing
         self.hard_threshold = hard_threshold
         self.hard_min_kept = hard_min_kept
+        self.focal, self.dice, self.lovasz = focal, dice, lovasz
+        self.register_buffer("final_weights", class_weights, persistent=False)
+        if class_weights is not None:
+            self.class_weights = class_weights.clone()
+
+    def weigh(self, weighing: bool) -> None:
+        """Weigh pixels by class from now on, or all pixels alike. In place, for CUDA graphs."""
+        if self.class_weights is not None and weighing:
+            self.class_weights.copy_(self.final_weights)
+        elif self.class_weights is not None:
+            self.class_weights.fill_(1)
 
     def forward(
         self, outputs: dict[str, torch.Tensor], targets: Mapping[str, torch.Tensor]
@@ -48,16 +67,80 @@ class SegmentationLoss(nn.Module):
                 threshold=self.hard_threshold,
                 min_kept=self.hard_min_kept,
             )
-        sums = {
-            name: upsample_cross_entropy(
-                logits,
-                labels,
-                class_weights=self.class_weights,
-                label_smoothing=self.label_smoothing,
-            )
-            for name, logits in outputs.items()
-        }
+        sums = {name: self.cross_entropy(logits, labels) for name, logits in outputs.items()}
         loss_sum, weight_sum = sums["out"]
         if "aux" in sums:
             loss_sum = loss_sum + AUX_WEIGHT * sums["aux"][0]
+        # Losses of a whole micro-batch, times weight_sum: training_step divides by its sum.
+        for weight, loss in ((self.dice, dice_loss), (self.lovasz, lovasz_softmax)):
+            if weight:
+                loss_sum = loss_sum + weight * weight_sum * loss(outputs["out"], labels)
         return loss_sum, weight_sum
+
+    def cross_entropy(
+        self, logits: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N,K,h,w) logits, (N,H,W) labels -> (loss_sum, weight_sum)."""
+        if self.focal:
+            how = {"class_weights": self.class_weights, "gamma": self.focal}
+            return focal_cross_entropy(logits, labels, **how)
+        how = {"class_weights": self.class_weights, "label_smoothing": self.label_smoothing}
+        return upsample_cross_entropy(logits, labels, **how)
+
+
+def focal_cross_entropy(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    gamma: float,
+    class_weights: torch.Tensor | None = None,
+    ignore_index: int = 255,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N,K,h,w) logits, (N,H,W) labels -> (loss_sum, weight_sum) of the upsampled logits.
+
+    Focal loss (Lin et al., arXiv 1708.02002, equation 5): cross entropy times (1 - p)^gamma, where
+    p is the probability of the pixel's class. Holds tensors of full size, unlike cross entropy.
+    """
+    full = F.interpolate(logits.float(), labels.shape[-2:], mode="bilinear")
+    valid, own = valid_classes(labels, ignore_index)
+    losses = F.cross_entropy(full, own, reduction="none")
+    weight = valid.float() if class_weights is None else valid * class_weights[own]
+    doubt = (-torch.expm1(-losses)).clamp_min(1e-8)  # 1 - p; at 0 the power has no gradient
+    return (doubt**gamma * losses * weight).sum(), weight.sum()
+
+
+def dice_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """(N,K,h,w) logits, (N,H,W) labels -> 1 - mean Dice coefficient of the classes in the labels.
+
+    Soft Dice (Milletari et al., arXiv 1606.04797, section 3, without the squares) over the whole
+    batch, at the stride of the logits: the truth of a cell is the share of each class in it.
+    """
+    masks = ((labels == number).float() for number in range(logits.shape[1]))
+    truth = torch.stack([F.adaptive_avg_pool2d(x, logits.shape[-2:]) for x in masks], dim=1)
+    known = truth.sum(1, keepdim=True)  # less than 1 where pixels are ignored
+    predicted = logits.float().softmax(1) * known
+    both, either = (x.sum((0, 2, 3)) for x in (predicted * truth, predicted + truth))
+    present = truth.sum((0, 2, 3)) > 0
+    return ((1 - 2 * both / either.clamp_min(1e-6)) * present).sum() / present.sum().clamp_min(1)
+
+
+def lovasz_softmax(
+    logits: torch.Tensor, labels: torch.Tensor, *, ignore_index: int = 255
+) -> torch.Tensor:
+    """(N,K,h,w) logits, (N,H,W) labels -> mean Lovasz loss of the classes in the labels.
+
+    Berman et al., arXiv 1705.08790, equations 8 and 9 and algorithm 1, over the whole batch, at the
+    stride of the logits, with the label of the pixel in the middle of each cell.
+    """
+    small = F.interpolate(labels[:, None].float(), logits.shape[-2:], mode="nearest-exact")
+    small = small.flatten()
+    probabilities = logits.float().softmax(1).movedim(1, 0).flatten(1)  # (K,P)
+    truth = (small == torch.arange(len(probabilities), device=small.device)[:, None]).float()
+    errors = (truth - probabilities).abs() * (small != ignore_index)  # ignored pixels come last
+    errors, order = errors.sort(1, descending=True)
+    found = truth.gather(1, order)
+    total = found.sum(1, keepdim=True)
+    jaccard = 1 - (total - found.cumsum(1)) / (total + (1 - found).cumsum(1)).clamp_min(1)
+    losses = (errors * jaccard.diff(dim=1, prepend=jaccard.new_zeros(len(jaccard), 1))).sum(1)
+    present = total[:, 0] > 0
+    return (losses * present).sum() / present.sum().clamp_min(1)

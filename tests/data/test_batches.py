@@ -1,5 +1,7 @@
 """The order of samples as a pure function, and batches that follow it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,14 @@ from hypothesis import strategies as st
 
 from utils.base.errors import UserError
 from utils.base.threads import read_ahead
-from utils.data.batches import Batch, Batches, batch_indices, dropout_seed, read_all_train_ids
+from utils.data.batches import (
+    Batch,
+    Batches,
+    Stages,
+    batch_indices,
+    dropout_seed,
+    read_all_train_ids,
+)
 from utils.data.class_uniform import TILE, ClassUniform, centroids
 from utils.data.label_table import IGNORE
 
@@ -18,6 +27,7 @@ class Squares:
 
     def __init__(self, n: int = 7, broken: int | None = None) -> None:
         self.n, self.broken = n, broken
+        self.names = [str(index) for index in range(n)]
 
     def __len__(self) -> int:
         return self.n
@@ -262,3 +272,40 @@ def test_class_uniform_choices_are_a_pure_function():
 def test_a_set_without_any_labelled_pixel_is_drawn_as_it_is():
     nothing = ClassUniform([np.full((40, 40), 255, np.uint8)], share=1.0, seed=0)
     assert nothing.draw(0, 0) == (0, None)
+
+
+def stages(dataset=None, **changes) -> Stages:
+    """Micro-batches 0 to 2 of two small crops, 3 and 4 of three larger ones."""
+    small = batches(dataset, flip=False, **changes)
+    return Stages([(3, small), (5, replace(small, batch_size=3, crop=(32, 24)))])
+
+
+def test_stages_have_their_own_sizes_and_one_stream_of_samples():
+    parts = [*stages().run(0, 5)]
+    assert [part.images.shape[:3] for part in parts] == [(2, 16, 16)] * 3 + [(3, 32, 24)] * 2
+    stream = [key for part in parts for key in part.keys]
+    assert stream == indices(0, 0, 0, 1, 12, 7)
+    assert [stages().images(number) for number in range(6)] == [0, 2, 4, 6, 9, 12]
+    for number, part in enumerate(parts):
+        assert stages().names(number) == [str(index) for _, index in part.keys]
+
+
+@pytest.mark.parametrize("start", range(5))
+def test_stages_resume_at_every_batch(start):
+    parts = [*stages().run(0, 5)]
+    again = [*stages().run(start, 5)]
+    assert [part.keys for part in again] == [part.keys for part in parts[start:]]
+    for one, other in zip(again, parts[start:], strict=True):
+        same_pixels(one, other)
+
+
+def test_stages_of_two_processes_share_the_stream():
+    both = [[*stages(rank=rank, world_size=2).run(0, 5)] for rank in (0, 1)]
+    stream = [
+        key
+        for parts in zip(*both, strict=True)
+        for keys in zip(*(part.keys for part in parts), strict=True)
+        for key in keys
+    ]
+    assert stream == indices(0, 0, 0, 1, 24, 7)
+    assert stages(world_size=2).images(5) == 24

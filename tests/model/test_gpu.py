@@ -1,5 +1,7 @@
 """What only an NVIDIA GPU can show: python -m pytest -m gpu"""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,8 @@ from model.ops.upsample_cross_entropy import (
 )
 from utils.base.errors import UserError
 from utils.data.batches import Batch, Batches
+from utils.training.batch_size import find_batch_size
+from utils.training.config import Config
 from utils.training.distributed import World
 from utils.training.optim import AveragedWeights, build_optimizer
 from utils.training.replay import Replay
@@ -108,6 +112,54 @@ def test_a_step_never_waits_for_the_device(replay, compiled, hard_threshold, amp
         torch.cuda.set_sync_debug_mode("default")
     assert losses[-1] < losses[0]
     assert peaks[2] <= 1.01 * peaks[1]
+
+
+RECIPES = [{"focal": 2.0}, {"dice": 0.5}, {"lovasz": 0.5}, {"optimizer": "muon"}]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: next(iter(recipe)))
+def test_no_loss_and_no_optimizer_waits_and_another_size_is_recorded_again(recipe):
+    """Class weights off and on, crops of half the height from the seventh step."""
+    results = []
+    for replay in (None, Replay()):
+        torch.manual_seed(0)
+        losses = {key: value for key, value in recipe.items() if key != "optimizer"}
+        model = build_model("deeplabv3", num_classes=19).cuda()
+        model = model.to(memory_format=torch.channels_last)
+        how = {"base_lr": 1e-3, "weight_decay": 0.01}
+        optimizer = build_optimizer(model, recipe.get("optimizer", "adamw"), **how)
+        criterion = SegmentationLoss(class_weights=torch.arange(1.0, 20), **losses).cuda()
+        trained, whole, values = FromPixels(model), batch(), []
+        height = whole.images.shape[1] // 2
+        targets = {"label": whole.targets["label"][:, :height].contiguous()}
+        half = Batch(whole.images[:, :height].contiguous(), targets, [])
+        for step in range(12):
+            torch.cuda.set_sync_debug_mode("error" if step in (5, 11) else "default")
+            criterion.weigh(step % 2 == 0)
+            crops = [whole if step < 6 else half]
+            options = {"amp": torch.bfloat16, "replay": replay}
+            values.append(training_step(trained, criterion, optimizer, crops, **options))
+        torch.cuda.set_sync_debug_mode("default")
+        results.append([float(value) for value in values])
+    assert replay.graph is not None
+    assert results[0] == pytest.approx(results[1], rel=2e-2)
+
+
+def test_the_batch_size_is_the_largest_that_fits():
+    """Half of the memory is enough for half of the crops."""
+    options = {"backbone_weights": None, "output_stride": 32, "batch_size": 32, "crop": (512, 512)}
+    config = Config(**options, data_root=Path())
+    model = build_model("deeplabv3", num_classes=19, output_stride=32).cuda()
+    world, criterion = World(0, 1, torch.device("cuda", 0)), SegmentationLoss()
+    torch.cuda.reset_peak_memory_stats()
+    assert find_batch_size(config, model, criterion, torch.bfloat16, world) == config
+    needed = torch.cuda.max_memory_allocated() / torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(0.6 * needed)
+    try:
+        found = find_batch_size(config, model, criterion, torch.bfloat16, world)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert 2 <= found.batch_size < 32 and found.batch_size * found.accumulate == 32
 
 
 @pytest.mark.parametrize("hard_threshold", [None, 0.7])

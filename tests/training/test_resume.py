@@ -20,7 +20,20 @@ EVERYTHING = {
 }  # fmt: skip
 
 
-CASES = {"saved": (5, 100, {}), "evaluated": (8, 8, {}), "every option": (5, 100, EVERYTHING)}
+RECIPE = {
+    "ema": 0.9, "optimizer": "muon", "schedule": "onecycle", "zero_init": True, "dice": 0.5,
+    "lovasz": 0.5, "focal": 2.0, "class_weight_power": 0.5, "class_weights_from": 0.6,
+    "freeze_encoder_steps": 6, "batch_size": 4, "crop": (48, 64),
+    "stages": [
+        {"until": 0.4, "crop": (16, 32), "scale": (0.25, 0.5)},
+        {"until": 0.7, "batch_size": 2},
+        {"until": 1.0},
+    ],
+}  # fmt: skip
+CASES = {
+    "saved": (5, 100, {}), "evaluated": (8, 8, {}), "every option": (5, 100, EVERYTHING),
+    "recipe": (5, 100, RECIPE), "adam": (5, 100, {"optimizer": "adam", "schedule": "step"}),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=CASES)

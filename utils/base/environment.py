@@ -1,5 +1,6 @@
 """Finds the CPU cores, compilers and NVIDIA GPUs of this machine without importing torch."""
 
+import ctypes
 import os
 import shlex
 import subprocess
@@ -11,6 +12,7 @@ from shutil import which
 
 # One of these exists if the NVIDIA driver has found a GPU; the second one is WSL's.
 GPU_FILES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 DRIVERS = {"12": 525, "13": 580}  # CUDA -> oldest driver that it supports (CUDA release notes)
 OTHER_BUILD = "install PyTorch for another CUDA: https://pytorch.org/get-started/previous-versions"
 
@@ -20,6 +22,25 @@ def usual_workers() -> int:
     able = getattr(os, "sched_getaffinity", None)  # Linux only; a job may own a part of the cores
     cores = len(able(0)) if able else os.cpu_count() or 1
     return max(1, min(16, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))))
+
+
+def keep_memory() -> None:
+    """Tell glibc to keep freed memory for the next training step or image, instead of giving it
+    back to the system, which must clear it again. Does nothing without glibc, or with a GPU."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "mallopt") and not any(path.exists() for path in GPU_FILES):
+        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30) or libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)
+        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+@cache
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 itself; on others bf16 is slower than fp32."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def lacks_to_build(language: str) -> str | None:

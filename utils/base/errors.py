@@ -7,6 +7,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from utils.base.environment import keep_memory
+
 # The disk causes these errors, not the program: full, over quota, read-only, failing.
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG}
 
@@ -45,9 +47,11 @@ class Faults:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether PyTorch, OpenCV, Python or cuDNN (it then finds no "engine") ran out of memory."""
+    """Whether PyTorch, OpenCV, Python, oneDNN (it creates no "primitive") or cuDNN (it finds no
+    "engine") ran out of memory."""
     words = ("out of memory", "allocate memory", "Insufficient memory", "ALLOC_FAILED", "an engine")
-    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+    said = any(word in str(error) for word in words) or str(error).endswith("create a primitive")
+    return said or isinstance(error, MemoryError)
 
 
 def run_command(command: Callable[[], None]) -> None:
@@ -55,6 +59,7 @@ def run_command(command: Callable[[], None]) -> None:
 
     Ctrl-C gives exit code 130, as shells expect; train.py handles Ctrl-C itself.
     """
+    keep_memory()
     try:
         command()
         sys.stdout.flush()

@@ -10,7 +10,7 @@ from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints, is_typeddict
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
@@ -78,6 +78,9 @@ def as_meant(value: Any, hint: Any) -> Any:
 
 def examples(hint: Any) -> list[str]:
     """Example values of a type."""
+    if is_typeddict(hint):
+        parts = get_type_hints(hint).items()
+        return ["[{" + ", ".join(f"{name}: {examples(part)[0]}" for name, part in parts) + "}]"]
     if hint in EXAMPLES or not get_args(hint):
         return [EXAMPLES.get(hint, str(hint))]
     return [text for part in get_args(hint) if part is not NoneType for text in examples(part)]

@@ -5,7 +5,7 @@ need no pickling and no shared memory, and a kill leaves none of them behind.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import lru_cache
 from itertools import islice
 
@@ -56,14 +56,15 @@ def dropout_seed(seed: int, step: int, rank: int) -> int:
 
 
 def batch_indices(
-    seed: int, number: int, *, rank: int, world_size: int, batch_size: int, n: int
+    seed: int, number: int, *, rank: int, world_size: int, batch_size: int, n: int, skip: int = 0
 ) -> list[Key]:
-    """The `batch_size` samples of process `rank` in micro-batch `number`; a pure function.
+    """The `batch_size` samples of process `rank` in micro-batch `number`, after `skip` samples; a
+    pure function.
 
     A batch may span two epochs, so that every index occurs once per epoch and no sample is dropped.
     `world_size` processes together take the same samples as one process.
     """
-    first = number * batch_size * world_size
+    first = skip + number * batch_size * world_size
     places = (divmod(first + i, n) for i in range(rank, batch_size * world_size, world_size))
     return [(epoch, int(permutation(seed, epoch, n)[place])) for epoch, place in places]
 
@@ -95,6 +96,8 @@ class Batches:
     photometric: bool = False
     max_class_share: float = 1.0
     class_uniform: ClassUniform | None = None
+    begin: int = 0  # number of the first micro-batch
+    skip: int = 0  # samples of all processes before it
 
     def run(self, start: int, stop: int) -> Iterator[Batch]:
         numbers = range(start, stop)
@@ -108,7 +111,8 @@ class Batches:
 
     def keys(self, number: int) -> list[Key]:
         options = {"rank": self.rank, "world_size": self.world_size, "batch_size": self.batch_size}
-        return batch_indices(self.seed, number, **options, n=len(self.dataset))
+        options |= {"n": len(self.dataset), "skip": self.skip}
+        return batch_indices(self.seed, number - self.begin, **options)
 
     def names(self, number: int) -> list[str]:
         """Names of the images in micro-batch `number`."""
@@ -161,6 +165,36 @@ class Batches:
             if share == 1 or augment.largest_class_share(train_ids, params) <= share:
                 break
         return params
+
+
+class Stages:
+    """The batches of a training's stages as one sequence. The stream of samples has no gap."""
+
+    def __init__(self, parts: list[tuple[int, Batches]]) -> None:
+        """parts: of each stage, the micro-batch at which it ends, and its batches."""
+        self.parts: list[tuple[int, Batches]] = []
+        begin = skip = 0
+        for end, batches in parts:
+            self.parts.append((end, replace(batches, begin=begin, skip=skip)))
+            begin, skip = end, self.images(end)
+
+    def part(self, number: int) -> Batches:
+        return next(batches for end, batches in self.parts if number <= end)
+
+    def images(self, number: int) -> int:
+        """Samples of all processes before micro-batch `number`."""
+        part = self.part(number)
+        return part.skip + (number - part.begin) * part.batch_size * part.world_size
+
+    def names(self, number: int) -> list[str]:
+        """Names of the images in micro-batch `number`."""
+        return self.part(number + 1).names(number)
+
+    def run(self, start: int, stop: int) -> Iterator[Batch]:
+        """Micro-batches start..stop-1."""
+        for end, part in self.parts:
+            if start < end:
+                yield from part.run(max(start, part.begin), min(stop, end))
 
 
 def copied_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:

@@ -3,16 +3,29 @@
 This file does not import torch, so that `--help` and error messages appear at once.
 """
 
+import json
+import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import yaml
 
 from utils.base.environment import usual_workers
 from utils.base.parser import Factors, check, valid_scales
 from utils.base.paths import write_text
+
+
+class Stage(TypedDict, total=False):
+    """A part of a training: options that it changes, and `until`, the share of all steps at which
+    it ends."""
+
+    until: float
+    crop: tuple[int, int]
+    scale: tuple[float, float]
+    batch_size: int
 
 
 @dataclass(frozen=True)
@@ -70,8 +83,14 @@ class Config:
     """Height and width of a training crop in pixels."""
     scale: tuple[float, float] = (0.5, 2.0)
     """Smallest and largest random scale factor of the image before cropping."""
+    stages: list[Stage] | None = None
+    """Parts of the training with another crop, scale or batch_size: a list such as [{until: 0.6,
+    crop: [256,512], scale: [0.25,1]}, {until: 1}]; until: share of all steps at which one ends."""
     flip: bool = True
     """Mirror half of the training crops left to right."""
+    find_batch_size: bool = False
+    """Look for the largest --batch_size that fits into memory, before the first step. It divides
+    the images of a step (--batch_size times --accumulate), whose number stays the same."""
     batch_size: int = 8
     """Crops per micro-batch and process; with --accumulate a step has several micro-batches."""
     workers: int = usual_workers()
@@ -81,18 +100,22 @@ class Config:
     """Optimizer steps of the whole training."""
     epochs: float | None = None
     """Length of the training in passes over the training set; if given, it replaces --steps."""
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    """Optimizer; sgd uses momentum 0.9."""
+    optimizer: Literal["sgd", "adam", "adamw", "muon"] = "sgd"
+    """sgd uses momentum 0.9; muon makes the updates of convolutions orthogonal, uses AdamW for all
+    other weights, and takes learning rates of AdamW."""
     base_lr: float = 0.01
     """Learning rate after warm-up."""
     min_lr: float = 1e-4
     """Learning rate at the last step."""
+    schedule: Literal["poly", "linear", "cosine", "onecycle", "step", "exponential"] = "poly"
+    """Curve of the learning rate from base_lr to min_lr. step: a tenth after each third; onecycle:
+    rises for 30 % of the steps, then falls."""
     power: float = 0.9
     """Exponent of the polynomial decay of the learning rate."""
     warmup_steps: int = 500
     """Steps over which the learning rate rises linearly from zero."""
     weight_decay: float = 5e-4
-    """Weight decay: L2 penalty for sgd, decoupled for adamw."""
+    """Weight decay: L2 penalty for sgd and adam, decoupled for adamw and muon."""
     head_lr_factor: float = 1.0
     """Learning rate of all layers after the backbone, as a multiple of the backbone's."""
     decay_norm: bool = True
@@ -104,6 +127,11 @@ class Config:
     ema: float | None = None
     """Decay per step of an exponential moving average of weights and buffers, such as 0.999. If it
     is given, evaluation and other commands use the averaged weights."""
+    zero_init: bool = False
+    """Start each residual block as the identity: the last norm of the block gets weight zero. For
+    training from random weights."""
+    freeze_encoder_steps: int = 0
+    """Keep the backbone, with its BatchNorm statistics, unchanged for this number of steps."""
     freeze_bn: bool = False
     """Keep all BatchNorm statistics and weights at their initial values."""
     bn_momentum: tuple[float, float] = (0.1, 0.1)
@@ -113,12 +141,22 @@ class Config:
 
     class_weights: bool = True
     """Weigh the loss by the ENet class weights that utils/preprocess_data.py computed."""
+    class_weight_power: float = 1.0
+    """Exponent of the class weights; 0.5 brings them closer together."""
+    class_weights_from: float = 0.0
+    """Share of the steps after which the class weights count; before, all pixels count alike."""
     label_smoothing: float = 0.0
     """Share of every pixel's target that is spread evenly over all classes."""
     hard_threshold: float | None = None
     """Hard example mining: learn only from pixels whose class has at most this probability."""
     hard_min_kept: int = 100_000
     """With --hard_threshold: number of hardest pixels per micro-batch that are always kept."""
+    focal: float = 0.0
+    """Exponent of the focal loss, such as 2; 0: cross entropy."""
+    dice: float = 0.0
+    """Weight of a Dice loss added to the cross entropy."""
+    lovasz: float = 0.0
+    """Weight of a Lovasz-softmax loss added to the cross entropy."""
     class_uniform: float = 0.0
     """Share of crops that contain a class drawn with equal probabilities, instead of coming from
     the next image; 0.5 shows rare classes often."""
@@ -149,24 +187,50 @@ class Config:
 
     def __post_init__(self) -> None:
         check(self, "split", lambda split: split not in ("val", "test"), "a split to train on")
-        check(self, "workers warmup_steps seed hard_min_kept", lambda x: x >= 0, "at least 0")
+        counts = "workers warmup_steps seed hard_min_kept freeze_encoder_steps"
+        check(self, counts, lambda x: x >= 0, "at least 0")
         counts = "steps eval_every save_every log_every patience batch_size accumulate fine_repeats"
         check(self, counts, lambda value: value >= 1, "at least 1")
         rates = "epochs base_lr power head_lr_factor clip_grad"
         check(self, rates, lambda value: 0 < value < float("inf"), "a number above 0")
-        rates = "min_lr weight_decay"
+        rates = "min_lr weight_decay class_weight_power focal dice lovasz"
         check(self, rates, lambda value: 0 <= value < float("inf"), "a number of at least 0")
         check(self, "min_lr", lambda value: value <= self.base_lr, "at most base_lr")
         check(self, "ema", lambda decay: 0 < decay < 1, "between 0 and 1")
         check(self, "label_smoothing", lambda share: 0 <= share < 1, "at least 0, below 1")
         check(self, "hard_threshold max_class_share", lambda x: 0 < x <= 1, "above 0, at most 1")
-        check(self, "class_uniform", lambda share: 0 <= share <= 1, "between 0 and 1")
+        check(self, "class_uniform class_weights_from", lambda x: 0 <= x <= 1, "between 0 and 1")
         check(self, "bn_momentum", lambda m: 0 < min(m) <= max(m) <= 1, "two shares, 0 to 1")
         check(self, "crop", lambda size: min(size) >= 16, "two sizes of at least 16 pixels")
         check(self, "multi_grid", lambda grid: min(grid) >= 1, "three factors of at least 1")
         check(self, "scale", lambda s: 0.01 <= s[0] <= s[1] <= 100, "two factors, smaller first")
         check(self, "eval_scales", valid_scales, "one or more factors between 0.01 and 100")
+        ends = [0.0, *(stage.get("until", 1.0) for stage in self.stages or [Stage()])]
+        rising = ends == sorted({*ends}) and ends[-1] == 1
+        check(self, "stages", lambda _: rising, "a list with rising values of until, the last 1")
+        self.parts()
+        if self.find_batch_size and any("batch_size" in stage for stage in self.stages or []):
+            raise ValueError("--find_batch_size true: leave batch_size out of --stages")
+        random = self.backbone_weights is None and self.init_from is None
+        check(self, "zero_init", lambda wanted: random or not wanted, "false with trained weights")
+        floor = self.schedule != "exponential" or self.min_lr > 0
+        check(self, "min_lr", lambda _: floor, "above 0 with --schedule exponential")
         check(self, "run_name", re.compile(r"\w[\w.+-]*").fullmatch, "letters, digits, _.+-")
+
+    def mean_batch_size(self) -> float:
+        """Mean of the stages' batch sizes over the steps of the training."""
+        ends = [0.0, *(end for end, _ in self.parts())]
+        shares = (end - begin for begin, end in pairwise(ends))
+        return sum(s * part.batch_size for s, (_, part) in zip(shares, self.parts(), strict=True))
+
+    def largest_crop(self) -> tuple[int, int]:
+        return max((part.crop for _, part in self.parts()), key=math.prod)
+
+    def parts(self) -> list[tuple[float, "Config"]]:
+        """Of each stage, the share of the steps at which it ends, and its options."""
+        every = [{"until": 1.0, **stage} for stage in self.stages or []]
+        parts = [(stage.pop("until"), replace(self, stages=None, **stage)) for stage in every]
+        return parts or [(1.0, self)]
 
 
 def write_config(config: Config, path: Path) -> None:
@@ -176,5 +240,4 @@ def write_config(config: Config, path: Path) -> None:
 
 def plain(config: Config) -> dict[str, Any]:
     """Options as YAML- and checkpoint-safe values: lists for tuples, strings for paths."""
-    values = {k: str(v) if isinstance(v, Path) else v for k, v in vars(config).items()}
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+    return json.loads(json.dumps(vars(config), default=str))

@@ -37,11 +37,14 @@ def network_options(config: Config, num_classes: int) -> dict[str, Any]:
                 raise UserError(f"--{name}: for {', '.join(owners)} only. Leave it out")
         elif name in NETWORK_OPTIONS:
             network[name] = list(value) if isinstance(value, tuple) else value
+    if "backbone" not in network and config.freeze_encoder_steps:
+        owners = [model for model in MODELS if "backbone" in option_names(model)]
+        raise UserError(f"--freeze_encoder_steps: for {', '.join(owners)} only. Leave it out")
     if "backbone" in network and config.backbone not in ENCODERS:
         known = ", ".join(ENCODERS)
         raise UserError(f"--backbone {config.backbone}: unknown encoder. Give one of {known}")
     least = getattr(MODELS[config.model], "smallest_batch", 1)
-    if config.batch_size < least and config.norm == "bn":
+    if min(part.batch_size for _, part in config.parts()) < least and config.norm == "bn":
         what = f"at least {least} for {config.model} (BatchNorm after image pooling)"
         raise UserError(f"--batch_size must be {what}, or 1 with --norm gn or gn_ws")
     return network

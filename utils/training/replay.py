@@ -16,13 +16,15 @@ class Replay:
 
     The host may need longer for the launches of a small network than the GPU for the work
     (docs/results.md). Everything except the batch must stay the same: the tensors of weights and
-    gradients, options, shapes. If recording fails, it prints so and calls work(batch) as before.
+    gradients, options. A batch of another shape begins again. If recording fails, it prints so and
+    calls work(batch) as before.
     """
 
     WARM_UP = 3  # calls that compile, choose algorithms, fill caches
 
     def __init__(self) -> None:
         self.calls = 0
+        self.shapes: list[torch.Size] = []
         self.forget()
 
     def forget(self) -> None:
@@ -32,6 +34,10 @@ class Replay:
         self.result: torch.Tensor | None = None
 
     def __call__(self, work: Callable[[Inputs], torch.Tensor], batch: Inputs) -> torch.Tensor:
+        shapes = [tensor.shape for tensor in tensors(batch)]
+        if shapes != self.shapes:
+            self.forget()
+            self.shapes, self.calls = shapes, min(self.calls, 0)
         self.calls += 1
         if self.calls > self.WARM_UP and self.graph is None:
             self.record(work, batch)

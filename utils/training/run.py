@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from model import build_model, describe
-from model.layers import freeze_norms, set_momentum
+from model.layers import freeze_norms, set_momentum, zero_last_norms
+from utils.base.environment import cpu_has_bf16
 from utils.base.errors import UserError, warn
 from utils.base.find import find, listing
 from utils.base.lock import LOCK
@@ -35,6 +36,7 @@ from utils.training.optim import AveragedWeights, begin_momentum, build_optimize
 # Options that may change when a run resumes; any other change would make it another training.
 FREE_ON_RESUME = {"run_name", "resume", "overwrite", "log_root", "data_root", "device", "workers"}
 FREE_ON_RESUME |= {"compile", "log_every", "save_every", "eval_every", "patience"}
+FREE_ON_RESUME |= {"find_batch_size"}
 # These may change too: accumulation() keeps their product with the number of processes.
 BATCHING = {"batch_size", "accumulate"}
 ADVICE_ON_DIVERGENCE = "Start again with a lower --base_lr, more --warmup_steps, or --clip_grad"
@@ -60,12 +62,13 @@ class Run:
     best_step: int = 0
     stale: int = 0  # evaluations since the best one
     pending: dict[str, float] | None = None  # metrics of a step whose evaluation was interrupted
+    cpu_precision: str | None = None  # what --precision auto means on a CPU for this run
     bad_step: torch.Tensor | None = None  # the first step whose loss was not finite, or 0
 
     # Entries of a checkpoint: never rename one.
     PLAIN: ClassVar = (
         "network", "config", "classes", "label_table", "step", "loss_steps", "images_per_step",
-        "best_miou", "best_step", "stale", "pending",
+        "best_miou", "best_step", "stale", "pending", "cpu_precision",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -114,7 +117,7 @@ class Run:
     def require_space(self, folder: Path, *, checkpoints: int = 3) -> None:
         """UserError if the disk lacks space for the checkpoints that a run has at the same time."""
         weights = sum(x.nbytes for x in self.model.state_dict().values())
-        moments = 2 if isinstance(self.optimizer, torch.optim.AdamW) else 1
+        moments = 2 if isinstance(self.optimizer, torch.optim.Adam) else 1
         needed = checkpoints * weights * (1 + moments + (self.ema is not None)) / 2**30
         free = shutil.disk_usage(folder).free / 2**30
         if free < needed:
@@ -123,7 +126,7 @@ class Run:
 
     def restore(self, state: dict[str, Any]) -> None:
         state = {"label_table": self.label_table, **state}  # older runs lack it
-        needed = set(self.state()) - {"environment", "pending", "images_per_step"}
+        needed = set(self.state()) - {"environment", "pending", "images_per_step", "cpu_precision"}
         require_entries(state, sorted(needed), f"checkpoint of step {state.get('step')}")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -135,6 +138,15 @@ class Run:
         self.loss_sum.copy_(state["loss_sum"])
         for name in self.PLAIN:
             setattr(self, name, state.get(name))
+        self.cpu_precision = self.cpu_precision or "fp32"  # an older run lacks it
+
+    def amp_dtype(self, world: World) -> torch.dtype | None:
+        """The dtype of autocast in training steps, None for float32. On a CPU "auto" means what it
+        meant at the first step, because another dtype would be another training."""
+        precision = self.config["precision"]
+        if precision == "auto" and not world.on_gpu:
+            precision = self.cpu_precision
+        return world.amp_dtype(precision)
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint, point best.pth at it if it is the best, and delete older ones.
@@ -253,6 +265,8 @@ def accumulation(config: Config, world: World, state: dict[str, Any] | None) -> 
     """
     together = config.batch_size * world.size
     images = (state or {}).get("images_per_step") or together * config.accumulate
+    if state and config.stages and config.batch_size != state["config"]["batch_size"]:
+        raise UserError("--batch_size: a run with --stages keeps it. Leave it out")
     if images % together:
         what = f"{images} images, not a multiple of {world.size} x {config.batch_size}"
         advice = "Give another --batch_size, or another number of processes"
@@ -282,6 +296,8 @@ def build_run(
         what = take_over(model, path, network, classes.names)
         if world.is_main:
             print(f"weights of {path}; {what}")
+    if config.zero_init:
+        zero_last_norms(model)
     set_momentum(model, *config.bn_momentum)
     if config.freeze_bn:
         freeze_norms(model)
@@ -295,6 +311,7 @@ def build_run(
     loss_sum = torch.zeros((), device=world.device)
     names, table = list(classes.names), classes.plain()
     run = Run(model, optimizer, network, plain(config), names, table, loss_sum)
+    run.cpu_precision = "bf16" if cpu_has_bf16() else "fp32"
     if config.ema is not None:
         run.ema = AveragedWeights(model, config.ema)
     if world.amp_dtype(config.precision) == torch.float16:
