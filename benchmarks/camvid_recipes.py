@@ -2,12 +2,13 @@
 
     python benchmarks/camvid_recipes.py                          three seeds of every option
     python benchmarks/camvid_recipes.py --only baseline EMA      some of them
-    python benchmarks/camvid_recipes.py --only shipped           the config in configs/camvid
+    python benchmarks/camvid_recipes.py --only '30 minutes'      the config in configs/camvid
     python benchmarks/camvid_recipes.py --only long              the long config, for a GPU
 
-camvid_recipes.yaml lists the trainings. Scores the last weights on val; for the shipped config also
-the weights best on val, on test. A second call resumes the first; several processes with different
---only can share the work. Runs are in training_logs/recipe-*.
+camvid_recipes.yaml lists the trainings. Scores the last weights on val; for the configs in
+configs/camvid, of any length, also the weights best on val, on test. A second call resumes the
+first; several processes with different --only or --seeds can share the work. Runs are in
+training_logs/recipe-*.
 """
 
 import json
@@ -33,18 +34,20 @@ from utils.training.distributed import start
 
 PLAN = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 GROUPS = {name: group for group in PLAN["groups"] for name in PLAN["groups"][group]["variants"]}
+UNSEEN = ("unseen", "half size")  # groups that hold a sequence out
 CONFIGS = REPOSITORY / "configs" / "camvid"
-SHIPPED = {
-    "shipped": CONFIGS / "deeplabv3_resnet18_os16.yaml",
-    "long": CONFIGS / "deeplabv3_resnet18_os8_long.yaml",
+SHIPPED = {  # config and its changes
+    "long": ("deeplabv3_resnet18_os8_long.yaml", {}),
+    **{name: ("deeplabv3_resnet18_os16.yaml", changes) for name, changes in PLAN["curve"].items()},
 }
 AT_8, HELD_OUT = "trained at 16, evaluated at 8", "0006R0"
 
 
 def main() -> None:
     given = measure.options(
-        __doc__, seeds=3, only=(*GROUPS, "shipped"), steps=0, root=REPOSITORY / "data" / "camvid",
-        log_root=REPOSITORY / "training_logs", results=measure.RESULTS,
+        __doc__, seeds=(0, 1, 2), only=(*GROUPS, *PLAN["curve"]), steps=0,
+        root=REPOSITORY / "data" / "camvid", log_root=REPOSITORY / "training_logs",
+        results=measure.RESULTS,
     )  # fmt: skip
     path = given.results / "recipes" / "camvid.json"
     make_folder(path.parent)
@@ -52,7 +55,7 @@ def main() -> None:
     def finished() -> list[dict]:  # not cached, because several processes may share the work
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
-    for seed in range(given.seeds):
+    for seed in given.seeds:
         for name in given.only:
             if not any((row["variant"], row["seed"]) == (name, seed) for row in finished()):
                 row = measured(name, seed, given.root, given.log_root, given.steps)
@@ -62,14 +65,17 @@ def main() -> None:
 
 def measured(name: str, seed: int, root: Path, log_root: Path, steps: int) -> dict:
     """Run or resume one training and score it; steps: 0 for those of the plan."""
-    options, group = {}, GROUPS.get(name)
-    config = yaml.safe_load(SHIPPED.get(name, SHIPPED["shipped"]).read_text(encoding="utf-8"))
+    group = GROUPS.get(name)
     if group is not None:
         options = PLAN["groups"][group]["variants"][name]
         config = PLAN["every"] | PLAN["groups"][group]["base"] | options
-    elif name not in SHIPPED:
-        raise UserError(f"--only {name}: not in camvid_recipes.yaml. Give {', '.join(GROUPS)}")
-    if group == "unseen":
+    elif name in SHIPPED:
+        file, options = SHIPPED[name]
+        config = yaml.safe_load((CONFIGS / file).read_text(encoding="utf-8")) | options
+    else:
+        known = ", ".join((*GROUPS, *SHIPPED))
+        raise UserError(f"--only {name}: not in camvid_recipes.yaml. Give {known}")
+    if group in UNSEEN:
         root = with_a_sequence_held_out(root)
     folder = log_root / f"recipe-{name.replace(', ', '-').replace(' ', '-')}-{seed}"
     begun = (folder / "checkpoints" / "last.pth").exists()
@@ -78,14 +84,16 @@ def measured(name: str, seed: int, root: Path, log_root: Path, steps: int) -> di
     paths = {"data_root": str(root), "log_root": str(log_root), "run_name": folder.name}
     train({**config, **paths, "seed": seed})
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    steps_done = results["step"]
     if name in SHIPPED:
-        results["step"], results["test"] = score(folder, "best.pth", root, "test")
+        how = {"scales": config.get("eval_scales", (1.0,))}
+        results["step"], results["test"] = score(folder, "best.pth", root, "test", **how)
     if name == AT_8:
-        results |= score(folder, "last.pth", root, "val", output_stride=8)[1]
+        results |= score(folder, "last.pth", root, "val", stride=8)[1]
     keys = ("miou", "pixel_accuracy", "seconds", *(("step", "test") if name in SHIPPED else ()))
     return {
-        "variant": name, "seed": seed, "options": options, "unseen": group == "unseen",
-        "network": group == "networks", **{key: results[key] for key in keys},
+        "variant": name, "seed": seed, "options": options, "group": group, "steps": steps_done,
+        **{key: results[key] for key in keys},
         "machine": measure.machine(measure.choose_device()), "threads": torch.get_num_threads(),
         "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
@@ -114,11 +122,13 @@ def with_a_sequence_held_out(camvid: Path) -> Path:
     return root
 
 
-def score(folder: Path, name: str, root: Path, split: str, **options: int) -> tuple[int, dict]:
-    """Step and scores of a checkpoint."""
-    model, state = load_model(folder / "checkpoints" / name, **options)
+def score(
+    folder: Path, name: str, root: Path, split: str, *, stride: int | None = None, **how: tuple
+) -> tuple[int, dict]:
+    """Step and scores of a checkpoint. how: options of predict_logits."""
+    model, state = load_model(folder / "checkpoints" / name, output_stride=stride)
     world, dataset = start("auto"), build_dataset("camvid", root, split)
-    scores = evaluate(model.to(world.device), dataset, world=world)
+    scores = evaluate(model.to(world.device), dataset, world=world, **how)
     return state["step"], scores.plain()
 
 
