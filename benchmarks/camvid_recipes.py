@@ -22,11 +22,13 @@ sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
 import torch
 import yaml
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import measure
 from datasets import build_dataset
 from evaluation.evaluate import evaluate
 from evaluation.trained import load_model
+from model import build_model
 from utils.base.errors import UserError, run_command
 from utils.base.paths import REPOSITORY, make_folder, write_json
 from utils.data.prepare import weigh
@@ -93,10 +95,19 @@ def measured(name: str, seed: int, root: Path, log_root: Path, steps: int) -> di
     keys = ("miou", "pixel_accuracy", "seconds", *(("step", "test") if name in SHIPPED else ()))
     return {
         "variant": name, "seed": seed, "options": options, "group": group, "steps": steps_done,
+        "pflop": pflop(steps_done, *(config[x] for x in ("batch_size", "crop", "output_stride"))),
         **{key: results[key] for key in keys},
         "machine": measure.machine(measure.choose_device()), "threads": torch.get_num_threads(),
         "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
+
+
+def pflop(steps: int, batch_size: int, crop: tuple[int, int], stride: int = 16) -> float:
+    """Arithmetic of a training of DeepLabV3-ResNet18 in 1e15 operations, as torch counts it."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        model = build_model("deeplabv3", num_classes=11, output_stride=stride)
+        model(torch.empty(batch_size, 3, *crop))["out"].sum().backward()
+    return steps * counter.get_total_flops() / 1e15
 
 
 def train(config: dict) -> None:

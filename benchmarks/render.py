@@ -6,11 +6,7 @@ from typing import Any
 
 Rows = list[list[Any]]
 Runs = dict[str, list[dict]]  # variant of a recipe -> a run per seed
-TITLES = {
-    "shipped without photometric": "test IoU, without photometric",
-    "shipped": "test IoU",
-    "long": "test IoU, 200 epochs",
-}
+TITLES = {"30 minutes": "test IoU, 6000 steps", "long": "test IoU, 200 epochs"}  # with classes
 
 
 def table(rows: Rows) -> str:
@@ -114,40 +110,73 @@ def readme(held: dict) -> str:
 
 
 def recipes(runs: list[dict]) -> str:
-    """docs/recipes.md: options sorted by gain, networks, an unseen sequence, shipped configs."""
-    found, unseen, networks = Runs(), Runs(), Runs()
+    """docs/recipes.md: test scores by length, options sorted by gain, networks, classes."""
+    groups: dict[str | None, Runs] = defaultdict(dict)
     for run in sorted(runs, key=lambda run: run["seed"]):
-        group = unseen if run.get("unseen") else networks if run.get("network") else found
-        group.setdefault(run["variant"], []).append(run)
-    shipped = [found.pop(name, []) for name in TITLES]
-    plain = {run["seed"]: run["miou"] for run in found["baseline"]}
-    titles = ["option of train.py", "val mIoU", "each seed", "gain, seed by seed"]
-    options = [["one option changed", *titles]]
-    gains = {name: mean(x["miou"] - plain[x["seed"]] for x in found[name]) for name in found}
-    for name in sorted(found, key=lambda name: -gains[name]):
-        flags = ", ".join(f"`{key} {value}`" for key, value in found[name][0]["options"].items())
-        gain = f"{100 * gains[name]:+.1f}" if name != "baseline" else ""
-        miou = column(found[name])
-        options.append([name, flags, spread(miou), percent(*miou), gain])
+        groups[run["group"]].setdefault(run["variant"], []).append(run)
+    trainings = {**groups[None], **groups["peer"]}
+    baseline = {"BatchNorm, stride 16": groups["options"]["baseline"]}
     titles = ["val mIoU", "each seed", "pixel accuracy", "minutes (threads)"]
     network_rows = [["network", *titles]]
-    for name, group in {"BatchNorm, stride 16": found["baseline"], **networks}.items():
+    for name, group in {**baseline, **groups["networks"]}.items():
         miou, accuracy = column(group), spread(column(group, "pixel_accuracy"))
-        minutes = ", ".join(f"{run['seconds'] / 60:.0f} ({run['threads']})" for run in group)
-        network_rows.append([name, spread(miou), percent(*miou), accuracy, minutes])
+        network_rows.append([name, spread(miou), percent(*miou), accuracy, minutes(group)])
+    unseen = groups["unseen"]
     unseen_rows = [["on a sequence unseen", "mIoU", "pixel accuracy"]]
     for name in sorted(unseen, key=lambda name: -mean(column(unseen[name]))):
         scores = [spread(column(unseen[name], key)) for key in ("miou", "pixel_accuracy")]
         unseen_rows.append([name, *scores])
-    tables = [options, network_rows, unseen_rows, *map(shipped_rows, filter(None, shipped))]
+    classes = [class_rows(trainings[name]) for name in TITLES if name in trainings]
+    tables = [
+        curve_rows(trainings),
+        gain_rows(groups["half size"], "half size", "mIoU on a sequence unseen"),
+        gain_rows(groups["options"], "baseline", "val mIoU"),
+        network_rows,
+        unseen_rows,
+        *classes,
+    ]
     return "\n".join(map(table, tables))
+
+
+def curve(trainings: Runs) -> list[tuple[str, list[dict]]]:
+    """Trainings scored on test, those with the least arithmetic first."""
+    return sorted(trainings.items(), key=lambda item: item[1][0]["pflop"])
+
+
+def curve_rows(trainings: Runs) -> Rows:
+    titles = ["steps", "PFLOP", "test mIoU", "each seed", "pixel accuracy", "minutes (threads)"]
+    rows = [["training", *titles]]
+    for name, group in curve(trainings):
+        tests = [run["test"] for run in group]
+        miou, accuracy = column(tests), spread(column(tests, "pixel_accuracy"))
+        size = [f"{group[0]['steps']:,}", f"{group[0]['pflop']:.2f}"]
+        rows.append([name, *size, spread(miou), percent(*miou), accuracy, minutes(group)])
+    return rows
+
+
+def gain_rows(runs: Runs, base: str, score: str) -> Rows:
+    """Options sorted by their gain over `base`."""
+    plain = {run["seed"]: run["miou"] for run in runs.get(base, [])}
+    titles = ["option of train.py", score, "each seed", "gain, seed by seed", "pixel accuracy"]
+    rows = [["one option changed", *titles]]
+    gains = {name: mean(x["miou"] - plain[x["seed"]] for x in runs[name]) for name in runs}
+    for name in sorted(runs, key=lambda name: -gains[name]):
+        flags = ", ".join(f"`{key} {value}`" for key, value in runs[name][0]["options"].items())
+        gain = f"{100 * gains[name]:+.1f}" if name != base else ""
+        miou, accuracy = column(runs[name]), spread(column(runs[name], "pixel_accuracy"))
+        rows.append([name, flags, spread(miou), percent(*miou), gain, accuracy])
+    return rows
+
+
+def minutes(runs: list[dict]) -> str:
+    return ", ".join(f"{number(run['seconds'] / 60)} ({run['threads']})" for run in runs)
 
 
 def column(runs: list[dict], key: str = "miou") -> list[float]:
     return [run[key] for run in runs]
 
 
-def shipped_rows(runs: list[dict]) -> Rows:
+def class_rows(runs: list[dict]) -> Rows:
     tests = [run["test"] for run in runs]
     rows = [[TITLES[runs[0]["variant"]], *(f"seed {run['seed']}" for run in runs), "mean"]]
     for name in tests[0]["classes"]:
@@ -156,5 +185,4 @@ def shipped_rows(runs: list[dict]) -> Rows:
     means = {"**mean IoU**": column(tests), "pixel accuracy": column(tests, "pixel_accuracy")}
     for name, values in {**means, "val mean IoU": column(runs)}.items():
         rows.append([name, *map(percent, values), spread(values)])
-    minutes = [f"{number(run['seconds'] / 60)} ({run['threads']})" for run in runs]
-    return [*rows, ["minutes (threads)", *minutes, ""]]
+    return rows

@@ -1,0 +1,126 @@
+"""Train SMP's DeepLabV3 on CamVid in a plain loop, as its users write it, and score it on test.
+
+    python benchmarks/camvid_peer.py                  15, 30 and 60 minutes of two cores
+    python benchmarks/camvid_peer.py --steps 450
+
+ResNet-18 at stride 16 from random weights, in float32: crops of 240x320 with a random scale and
+mirroring by torchvision, batches of 8 from torch's DataLoader, cross entropy, Adam with a cosine to
+zero. The scores are those of our own trainings. docs/recipes.md shows them beside ours.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from tqdm import trange
+
+from benchmarks import measure
+from benchmarks.camvid_recipes import pflop
+from datasets import SegmentationDataset, build_dataset
+from evaluation.evaluate import evaluate
+from utils.base.errors import UserError
+from utils.base.paths import REPOSITORY, make_folder, write_json
+from utils.training.distributed import World
+
+CROP, BATCH, RATE = (240, 320), 8, 1e-3
+STEPS = (450, 900, 1800)  # 30 steps a minute
+
+
+class Crops(torch.utils.data.Dataset):
+    """Augmented training crops."""
+
+    def __init__(self, dataset: SegmentationDataset) -> None:
+        self.dataset = dataset
+        self.transform = v2.Compose(
+            [
+                v2.RandomResizedCrop(CROP, scale=(0.25, 1.0), ratio=(1.2, 1.5)),
+                v2.RandomHorizontalFlip(),
+                v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
+                v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        sample = self.dataset[index]
+        image = tv_tensors.Image(torch.from_numpy(sample["image"]).movedim(-1, 0))
+        return self.transform(image, tv_tensors.Mask(torch.from_numpy(sample["label"])))
+
+
+class AsOurs(nn.Module):
+    """SMP's network as evaluate() calls networks."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"out": self.network(images)}
+
+
+def train(smp_network: nn.Module, root: Path, steps: int) -> None:
+    crops = Crops(build_dataset("camvid", root, "train"))
+    loader = DataLoader(crops, BATCH, shuffle=True, drop_last=True)
+    optimizer = torch.optim.Adam(smp_network.parameters(), RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    bar, done = trange(steps, unit="step"), 0
+    while done < steps:
+        for images, labels in loader:
+            optimizer.zero_grad()
+            F.cross_entropy(smp_network(images), labels.long(), ignore_index=255).backward()
+            optimizer.step()
+            schedule.step()
+            bar.update()
+            done += 1
+            if done == steps:
+                break
+
+
+def main() -> None:
+    given = measure.options(
+        __doc__, seeds=(0,), steps=STEPS, root=REPOSITORY / "data" / "camvid",
+        results=measure.RESULTS,
+    )  # fmt: skip
+    try:
+        import segmentation_models_pytorch as smp
+    except ModuleNotFoundError:
+        what = "segmentation-models-pytorch is missing. Run: make bench"
+        raise UserError(f"camvid_peer.py: {what}") from None
+    path = given.results / "recipes" / "camvid.json"
+    make_folder(path.parent)
+    world = World(0, 1, measure.CPU)
+    for seed in given.seeds:
+        for steps in given.steps:
+            torch.manual_seed(seed)
+            options = {"encoder_weights": None, "encoder_output_stride": 16, "classes": 11}
+            network = smp.DeepLabV3("resnet18", decoder_atrous_rates=(6, 12, 18), **options)
+            begin = time.perf_counter()
+            train(network, given.root, steps)
+            seconds = time.perf_counter() - begin
+            model, dataset = AsOurs(network).eval(), build_dataset("camvid", given.root, "test")
+            scores = evaluate(model, dataset, world=world).plain()
+            row = {
+                "variant": f"SMP, {steps} steps", "seed": seed, "options": {}, "group": "peer",
+                "steps": steps, "pflop": pflop(steps, BATCH, CROP), "seconds": seconds,
+                "test": scores, "machine": measure.machine(measure.CPU),
+                "threads": torch.get_num_threads(), "torch": torch.__version__,
+                "smp": smp.__version__, "date": time.strftime("%Y-%m-%d"),
+            }  # fmt: skip
+            rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+            write_json(path, [*rows, row])
+            print(f"{row['variant']}, seed {seed}: test mIoU {100 * scores['miou']:.1f} -> {path}")
+
+
+if __name__ == "__main__":
+    main()  # not run_command, which sets malloc: the peer keeps glibc's own settings
