@@ -180,6 +180,13 @@ class Predictor:
             what = f"an image of {image.shape[0]}x{image.shape[1]}: too large to score"
             raise UserError(f"{what}. Cut it into parts of at most {self.MOST:,} pixels")
         images = to_device(image, self.device)[None]
+        crop = self.options.get("crop") or image.shape[:2]
+        side = min(*crop, *image.shape[:2]) * min(self.options.get("scales") or (1.0,))
+        if side < (least := getattr(self.model, "smallest_image", 1)):
+            what = (
+                f"an image of {image.shape[0]}x{image.shape[1]}: {side:.0f} pixels for the network"
+            )
+            raise UserError(f"{what}, which needs {least}. Give larger --scales or images")
         self.first = self.first or (image.shape, size)
         cudnn, usual = torch.backends.cudnn, self.first == (image.shape, size)
         while True:

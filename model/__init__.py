@@ -10,11 +10,30 @@ from typing import Any
 from torch import nn
 
 from model.compat import Compat
+from model.deconvnet import DeconvNet
 from model.deeplabv3 import DeepLabV3
+from model.deeplabv3plus import DeepLabV3Plus
+from model.fcn import FCN
+from model.fcn_vgg import FCN8s, FCN16s, FCN32s
+from model.fpn import FPN
+from model.psanet import PSANet
+from model.pspnet import PSPNet
+from model.resnet import RESNETS
+from model.segnet import SegNet
 from model.unet import UNet
 
 MODELS: dict[str, type[nn.Module]] = {
     "deeplabv3": DeepLabV3,
+    "deeplabv3plus": DeepLabV3Plus,
+    "fcn": FCN,
+    "fcn32s": FCN32s,
+    "fcn16s": FCN16s,
+    "fcn8s": FCN8s,
+    "fpn": FPN,
+    "psanet": PSANet,
+    "pspnet": PSPNet,
+    "segnet": SegNet,
+    "deconvnet": DeconvNet,
     "unet": UNet,
 }
 
@@ -29,6 +48,11 @@ def model_class(name: str) -> type[nn.Module]:
 def option_names(name: str) -> set[str]:
     """The options that the constructor of MODELS[name] takes."""
     return set(inspect.signature(model_class(name).__init__).parameters) - {"self"}
+
+
+def encoders_of(name: str) -> tuple[str, ...]:
+    """The encoders that MODELS[name] takes; the first one is its default."""
+    return getattr(model_class(name), "encoders", RESNETS)
 
 
 def build_model(name: str, *, compat: dict[str, Any] | None = None, **options: Any) -> nn.Module:

@@ -30,10 +30,13 @@ class ASPP(nn.Module):
         channels: int = 256,
         project_kernel: int = 1,
         dropout: float = 0.1,
+        separable: bool = False,
     ) -> None:
+        """separable: the 3x3 convolutions, see conv_norm_relu."""
         super().__init__()
         atrous = [
-            nn.Sequential(*conv_norm_relu(inputs, channels, 3, rate)) for rate in atrous_rates
+            nn.Sequential(*conv_norm_relu(inputs, channels, 3, rate, separable=separable))
+            for rate in atrous_rates
         ]
         self.convs = nn.ModuleList(
             [

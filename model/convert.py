@@ -7,6 +7,7 @@ reimplements the network of each project and compares logits.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import isqrt
 from typing import Any
 
 import torch
@@ -36,11 +37,14 @@ class Converted:
 
 @dataclass(frozen=True)
 class Source:
-    """How another project names DeepLabV3's weights, and which options reproduce its network."""
+    """How another project names a network's weights, and which options reproduce the network."""
 
     name: str
     marker: str  # a key that no other project has
     rules: Rules
+    model: str = "deeplabv3"
+    last: str = "classifier.4"  # the layer that gives the class scores
+    needed: tuple[str, ...] = ()  # keys that `adapt` reads
     stride: int = 8  # default output stride
     network: dict[str, Any] = field(default_factory=dict)
     compat: dict[str, Any] = field(default_factory=dict)
@@ -69,14 +73,14 @@ def convert(
     }
     weights = tracked | weights
     network = {
-        "name": "deeplabv3",
+        "name": source.model,
         "backbone": backbone_of(weights, source.name),
         "output_stride": source.stride,
         "aux": "aux_classifier.0.weight" in weights,
         **source.network,
     }
     compat = dict(source.compat)
-    for key in ("classifier.4.weight", "classifier.4.bias", f"{ASPP_KEY}.project.0.weight"):
+    for key in (f"{source.last}.weight", f"{source.last}.bias", *source.needed):
         if key not in weights:
             raise ValueError(f"like {source.name}'s, but lacks {key}")
     if source.adapt is not None:
@@ -86,7 +90,7 @@ def convert(
         network["output_stride"] = output_stride
     if align_corners is not None:
         compat["align_corners"] = align_corners
-    network["num_classes"] = len(weights["classifier.4.bias"])
+    network["num_classes"] = len(weights[f"{source.last}.bias"])
     require_same_keys(weights, network, source.name)
     if any(compat.values()):
         network["compat"] = compat
@@ -169,9 +173,27 @@ def reorder_as_mmseg(weights: Weights, network: dict[str, Any]) -> None:
     weights["classifier.0.project.0.weight"] = weights["classifier.0.project.0.weight"].roll(
         -width, 1
     )
+    adapt_backbone(weights, network)
+
+
+def adapt_backbone(weights: Weights, network: dict[str, Any]) -> None:
+    """mmsegmentation's dilation; the stem of any project, if it is deep."""
     network["contract"] = "conv1_only" if network["backbone"] in ("resnet18", "resnet34") else True
+    set_stem(weights, network)
+
+
+def set_stem(weights: Weights, network: dict[str, Any]) -> None:
     if "backbone.conv1.0.weight" in weights:
         network["stem"] = [len(weights[f"backbone.conv1.{place}.weight"]) for place in (0, 3, 6)]
+
+
+def set_mask(weights: Weights, network: dict[str, Any]) -> None:
+    """semseg's PSANet: the window is a square; one branch collects or distributes, or both do."""
+    set_stem(weights, network)
+    side = isqrt(len(weights["branches.0.attention.3.weight"]))
+    network["mask"] = [side, side]
+    if "branches.1.reduce.0.weight" not in weights:
+        raise ValueError("PSANet with one of its branches: the file does not say which")
 
 
 def block(conv: str, norm: str, place: str, number: int = 0) -> Rules:
@@ -217,6 +239,42 @@ MMSEG: Rules = (
     (r"^decode_head\.conv_seg\.", "classifier.4."),
     (r"^auxiliary_head\.conv_seg\.", "aux_classifier.4."),
 )
+MMSEG_PSP: Rules = (
+    *MMSEG[:2],
+    *block(
+        r"decode_head\.psp_modules\.(\d)\.1\.conv",
+        r"decode_head\.psp_modules\.(\d)\.1\.bn",
+        r"classifier.0.pools.\1",
+        1,
+    ),
+    *block(r"decode_head\.bottleneck\.conv", r"decode_head\.bottleneck\.bn", "classifier", 1),
+    *block(r"auxiliary_head\.convs\.0\.conv", r"auxiliary_head\.convs\.0\.bn", "aux_classifier"),
+    (r"^decode_head\.conv_seg\.", "classifier.5."),
+    (r"^auxiliary_head\.conv_seg\.", "aux_classifier.4."),
+)
+SEMSEG: Rules = (
+    (r"^layer0\.7\.", "backbone.bn1."),
+    (r"^layer0\.", "backbone.conv1."),
+    (r"^(layer\d)\.", r"backbone.\1."),
+    (r"^aux\.", "aux_classifier."),
+)
+SEMSEG_PSP: Rules = (
+    *SEMSEG,
+    (r"^ppm\.features\.", "classifier.0.pools."),
+    *((rf"^cls\.{place}\.", f"classifier.{place + 1}.") for place in (0, 1, 4)),
+)
+SEMSEG_PSA: Rules = (
+    *SEMSEG,
+    (r"^psa\.(reduce|attention)\.", r"branches.0.\1."),
+    (r"^psa\.(reduce|attention)_p\.", r"branches.1.\1."),
+    (r"^psa\.proj\.", "project."),
+    (r"^cls\.", "classifier."),
+)
+VAINF_PLUS: Rules = (
+    (r"^classifier\.project\.", "low_level."),
+    (r"^classifier\.aspp\.", "aspp."),
+    (r"^classifier\.classifier\.", "classifier."),
+)
 SMP: Rules = (
     (r"^encoder\.", "backbone."),
     (r"^decoder\.(aspp|0)\.", f"{ASPP_KEY}."),
@@ -233,8 +291,29 @@ AS_SMP = {
     "network": {"contract": False, "atrous_rates": [12, 24, 36]},
     "compat": {"align_corners": True},
 }
+AS_SEMSEG = {
+    "network": {"contract": False, "align_corners": True},
+    "compat": {"align_corners": True},
+}
 SOURCES = (
     Source("torchvision", "classifier.0.convs.0.0.weight", ()),
+    Source("torchvision", "classifier.0.weight", (), model="fcn"),
+    Source(
+        "VainF", "classifier.project.0.weight", VAINF_PLUS, model="deeplabv3plus",
+        last="classifier.3", stride=16,
+    ),
+    Source(
+        "semseg", "ppm.features.0.1.weight", SEMSEG_PSP, model="pspnet", last="classifier.5",
+        adapt=set_stem, **AS_SEMSEG,
+    ),
+    Source(
+        "semseg", "psa.reduce.0.weight", SEMSEG_PSA, model="psanet",
+        needed=("branches.0.attention.3.weight",), adapt=set_mask, **AS_SEMSEG,
+    ),
+    Source(
+        "mmsegmentation", "decode_head.psp_modules.0.1.conv.weight", MMSEG_PSP, model="pspnet",
+        last="classifier.5", adapt=adapt_backbone,
+    ),
     Source(
         "VainF",
         "classifier.classifier.0.convs.0.0.weight",
@@ -257,8 +336,9 @@ SOURCES = (
         "decode_head.aspp_modules.0.conv.weight",
         MMSEG,
         network={"project_kernel": 3, "post_conv": False},
+        needed=(f"{PROJECT}.0.weight",),
         adapt=reorder_as_mmseg,
     ),
     Source("segmentation_models_pytorch", "decoder.aspp.convs.0.0.weight", SMP, **AS_SMP),
     Source("segmentation_models_pytorch", "decoder.0.convs.0.0.weight", SMP, **AS_SMP),
-)
+)  # fmt: skip

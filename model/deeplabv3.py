@@ -7,7 +7,7 @@ from torch import nn
 
 from model.aspp import ASPP
 from model.encoders import build_encoder
-from model.layers import Norm, conv_norm_relu, set_norm
+from model.layers import Norm, conv_norm_relu, fcn_head, set_norm
 from model.resnet import Contract
 
 ATROUS_RATES = {8: (12, 24, 36), 16: (6, 12, 18), 32: (3, 6, 9)}  # section 3.3: doubled at OS8
@@ -74,10 +74,3 @@ class DeepLabV3(nn.Module):
         if self.training and self.aux_classifier is not None:
             logits["aux"] = self.aux_classifier(c4)
         return logits
-
-
-def fcn_head(inputs: int, num_classes: int) -> nn.Sequential:
-    """torchvision's FCN head: 3x3 to a quarter of the channels -> dropout 0.1 -> classes."""
-    width = inputs // 4
-    head = conv_norm_relu(inputs, width, 3)
-    return nn.Sequential(*head, nn.Dropout(0.1), nn.Conv2d(width, num_classes, 1))

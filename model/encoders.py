@@ -1,12 +1,19 @@
-"""Encoders by name; each class has `channels`, those of its features, and `weight_file`."""
+"""Encoders by name; each class has `channels`, those of its features, and `weight_file`.
+
+An architecture takes those in its attribute `encoders`, by default the ResNets.
+"""
 
 from typing import Any
 
 from torch import nn
 
 from model.resnet import RESNETS, ResNet
+from model.vgg import VGG, VGGS
 
-ENCODERS: dict[str, type[nn.Module]] = dict.fromkeys(RESNETS, ResNet)
+ENCODERS: dict[str, type[nn.Module]] = {
+    **dict.fromkeys(RESNETS, ResNet),
+    **dict.fromkeys(VGGS, VGG),
+}
 
 
 def build_encoder(name: str, **options: Any) -> nn.Module:

@@ -1,6 +1,7 @@
 """Building blocks shared by the architectures."""
 
 from itertools import pairwise
+from math import gcd
 from typing import Literal
 
 import torch
@@ -40,18 +41,34 @@ def set_norm(network: nn.Module, norm: Norm) -> None:
     for module in network.modules():
         for name, child in module.named_children():
             if isinstance(child, nn.BatchNorm2d):
-                setattr(module, name, nn.GroupNorm(GROUPS, child.num_features))
+                groups = gcd(GROUPS, child.num_features)  # 16 for DeepLabV3+'s 48 channels
+                setattr(module, name, nn.GroupNorm(groups, child.num_features))
             elif norm == "gn_ws" and type(child) is nn.Conv2d and child.bias is None:
                 child.__class__ = WSConv2d  # same parameters, another forward
 
 
 def conv_norm_relu(
-    inputs: int, outputs: int, kernel: int = 1, dilation: int = 1
+    inputs: int,
+    outputs: int,
+    kernel: int = 1,
+    dilation: int = 1,
+    *,
+    separable: bool = False,
 ) -> list[nn.Module]:
-    """Size-preserving convolution without bias, BatchNorm, ReLU."""
-    padding = dilation * (kernel // 2)
-    conv = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False)
-    return [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+    """Size-preserving convolution without bias, BatchNorm, ReLU. separable: one such convolution of
+    each channel alone, then a 1x1 of all (arXiv 1802.02611, section 3.1)."""
+    padding, groups = dilation * (kernel // 2), inputs if separable else 1
+    width = inputs if separable else outputs
+    conv = nn.Conv2d(inputs, width, kernel, 1, padding, dilation, groups, bias=False)
+    block = [conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+    return [*block, *conv_norm_relu(inputs, outputs)] if separable else block
+
+
+def fcn_head(inputs: int, num_classes: int) -> nn.Sequential:
+    """torchvision's FCN head: 3x3 to a quarter of the channels -> dropout 0.1 -> classes."""
+    width = inputs // 4
+    head = conv_norm_relu(inputs, width, 3)
+    return nn.Sequential(*head, nn.Dropout(0.1), nn.Conv2d(width, num_classes, 1))
 
 
 def set_momentum(model: nn.Module, backbone: float, head: float) -> None:

@@ -15,7 +15,21 @@ from model.layers import Norm, conv_norm_relu, set_norm
 
 Contract = bool | Literal["conv1_only"]
 
-RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+PLAIN = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+# ResNet-C: three 3x3 convolutions instead of the 7x7; ResNet-D: also average pooling instead of the
+# stride of the 1x1 beside a block (He et al., arXiv 1812.01187, section 4.1). ImageNet weights of
+# mmsegmentation and timm.
+MMSEG = "https://download.openmmlab.com/pretrain/third_party"
+TIMM = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights"
+VARIANTS = {
+    "resnet18c": f"{MMSEG}/resnet18_v1c-b5776b93.pth",
+    "resnet50c": f"{MMSEG}/resnet50_v1c-2cccc1ad.pth",
+    "resnet101c": f"{MMSEG}/resnet101_v1c-e67eebb6.pth",
+    "resnet50d": f"{TIMM}/resnet50d_ra2-464e36ba.pth",
+    "resnet101d": f"{TIMM}/resnet101d_ra2-2803ffab.pth",
+}
+RESNETS = (*PLAIN, *VARIANTS)
+STEM = (32, 32, 64)  # channels of the three convolutions
 
 
 @dataclass(frozen=True)
@@ -41,19 +55,20 @@ class ResNet(nn.Module):
         stem: tuple[int, int, int] | None = None,
         weights: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        """weights: a ResNet state_dict; entries of its classifier `fc` are ignored.
-
-        stem: channels of three 3x3 convolutions that replace the 7x7 (mmsegmentation: 32, 32, 64);
-        the last must be 64.
+        """name: one of RESNETS. weights: a ResNet state_dict; entries of its classifier `fc` are
+        ignored. stem: channels of the three convolutions; the default is that of `name`.
         """
         import torchvision  # takes seconds, which would slow down --help and option errors
 
         super().__init__()
-        body = torchvision.models.get_model(name, weights=None)
+        plain = name.rstrip("cd")
+        body = torchvision.models.get_model(plain, weights=None)
         for part in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
             setattr(self, part, getattr(body, part))
-        if stem is not None:
-            self.conv1 = deep_stem(*stem)
+        if stem is not None or name != plain:
+            set_deep_stem(self, *(stem or STEM))
+        if name.endswith("d"):
+            pool_beside_blocks(self)
         set_norm(self, norm)
         if weights is not None:
             kept = {key: value for key, value in weights.items() if not key.startswith("fc.")}
@@ -66,13 +81,14 @@ class ResNet(nn.Module):
 
     @staticmethod
     def weight_file(name: str, norm: Norm) -> WeightFile:
-        """torchvision's ImageNet weights; users must download those with GroupNorm themselves."""
+        """ImageNet weights; users must download those with GroupNorm themselves."""
         if norm != "bn":
             file = f"R-{name.removeprefix('resnet')}-{norm.upper().replace('_', '-')}.pth.tar"
             return WeightFile(file, "github.com/joe-siyuan-qiao/pytorch-classification")
         import torchvision
 
-        url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
+        weights = torchvision.models.get_model_weights
+        url = VARIANTS.get(name) or weights(name).IMAGENET1K_V1.url
         return WeightFile(url.rpartition("/")[2], url, url)
 
     @property
@@ -89,12 +105,29 @@ class ResNet(nn.Module):
         return features
 
 
-def deep_stem(first: int, second: int, last: int) -> nn.Sequential:
-    """ResNet-C's stem (He et al., arXiv 1812.01187, section 4.1); bn1 and relu follow it."""
+def set_deep_stem(resnet: nn.Module, first: int, second: int, last: int) -> None:
+    """Replace the 7x7 convolution, in place; bn1 and relu follow the last of the three.
+
+    last: 64, or for bottlenecks another number, which layer1 then takes (semseg: 128).
+    """
     down = nn.Conv2d(3, first, 3, stride=2, padding=1, bias=False)
     between = conv_norm_relu(first, second, 3)
     end = nn.Conv2d(second, last, 3, padding=1, bias=False)
-    return nn.Sequential(down, nn.BatchNorm2d(first), nn.ReLU(inplace=True), *between, end)
+    resnet.conv1 = nn.Sequential(down, nn.BatchNorm2d(first), nn.ReLU(inplace=True), *between, end)
+    if last != resnet.bn1.num_features:
+        resnet.bn1, block = nn.BatchNorm2d(last), resnet.layer1[0]
+        block.conv1 = nn.Conv2d(last, block.conv1.out_channels, 1, bias=False)
+        block.downsample[0] = nn.Conv2d(last, block.downsample[0].out_channels, 1, bias=False)
+
+
+def pool_beside_blocks(resnet: nn.Module) -> None:
+    """ResNet-D, in place: a mean over each stride beside the blocks, then a 1x1 convolution."""
+    for block in resnet.modules():
+        if getattr(block, "downsample", None) is not None:
+            conv, norm = block.downsample
+            pool = nn.AvgPool2d(conv.stride, ceil_mode=True, count_include_pad=False)
+            conv.stride = (1, 1)
+            block.downsample = nn.Sequential(pool, conv, norm)
 
 
 def dilate(
@@ -133,6 +166,8 @@ def dilate(
 
 def dilate_block(block: nn.Module, dilation: int, *, only_conv1: bool) -> None:
     for name, conv in block.named_modules():
+        if isinstance(conv, nn.AvgPool2d):
+            conv.kernel_size = conv.stride = (1, 1)
         if isinstance(conv, nn.Conv2d):
             conv.stride = (1, 1)
             if conv.kernel_size == (3, 3) and not (only_conv1 and name == "conv2"):

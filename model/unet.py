@@ -16,6 +16,7 @@ class UNet(nn.Module):
     """
 
     task = "semantic"
+    smallest_image = 16  # four poolings
 
     def __init__(self, *, num_classes: int, norm: Norm = "bn") -> None:
         """Checkpoints store all options."""

@@ -26,16 +26,24 @@ from utils.data.prepare import pack_split, weigh
 from utils.training.network import network_options
 
 K, SIZE = 5, (96, 128)
+HEAVY = ("fcn32s", "fcn16s", "fcn8s", "deconvnet")  # 134 and 252 million parameters
+ALL = [pytest.param(x, marks=pytest.mark.slow if x in HEAVY else ()) for x in MODELS]
 NAMES = [name for name in data_set_names() if name != "custom"]
+
+
+def size_of(name: str) -> tuple[int, int]:
+    """Height and width of an image for this architecture."""
+    return max(SIZE, (getattr(MODELS[name], "smallest_image", 1),) * 2)
 
 
 def network(name: str, **changes) -> dict:
     """build_model's options as a training stores them, for the smallest network."""
-    config = tiny(Path("data"), Path("logs"), model=name, output_stride=8, batch_size=2, **changes)
+    changes |= {"model": name, "output_stride": 8, "batch_size": 2, "crop": size_of(name)}
+    config = tiny(Path("data"), Path("logs"), **changes)
     return json.loads(json.dumps(network_options(config, K)))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ALL)
 class TestModels:
     def test_its_options_are_keywords_with_defaults(self, name):
         parameters = inspect.signature(MODELS[name].__init__).parameters
@@ -50,7 +58,10 @@ class TestModels:
     def test_logits_at_its_own_stride_in_training_and_evaluation(self, name):
         torch.manual_seed(0)
         model = build_model(**network(name))
-        for images in (torch.rand(2, 3, *SIZE), torch.rand(2, 3, 97, 125)):
+        for images in (
+            torch.rand(2, 3, *size_of(name)),
+            torch.rand(2, 3, *(side + 1 for side in size_of(name))),
+        ):
             for mode in (True, False):
                 outputs = model.train(mode)(images)
                 assert set(outputs) <= ({"out", "aux"} if mode else {"out"})
@@ -66,7 +77,7 @@ class TestModels:
     def test_every_convolution_gets_channels_last(self, name, norm):
         """In training and evaluation; NCHW in between costs a GPU two copies a layer."""
         model = build_model(**network(name, norm=norm)).to(memory_format=torch.channels_last)
-        wrong, inputs = [], torch.rand(2, 3, *SIZE).to(memory_format=torch.channels_last)
+        wrong, inputs = [], torch.rand(2, 3, *size_of(name)).to(memory_format=torch.channels_last)
         for where, module in model.named_modules():
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
 
@@ -82,7 +93,9 @@ class TestModels:
     def test_every_parameter_learns(self, name):
         torch.manual_seed(0)
         model = build_model(**network(name)).train()
-        sum(logits.square().mean() for logits in model(torch.rand(2, 3, *SIZE)).values()).backward()
+        sum(
+            logits.square().mean() for logits in model(torch.rand(2, 3, *size_of(name))).values()
+        ).backward()
         idle = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
         assert not idle
 
@@ -91,13 +104,13 @@ class TestModels:
         again = build_model(**network(name))
         randomize(model)
         again.load_state_dict(model.state_dict())
-        images = torch.rand(1, 3, *SIZE)
+        images = torch.rand(1, 3, *size_of(name))
         assert torch.equal(model.eval()(images)["out"], again.eval()(images)["out"])
 
     def test_folding_changes_nothing_but_rounding(self, name):
         model = build_model(**network(name)).eval()
         randomize(model)
-        images = torch.rand(1, 3, *SIZE)
+        images = torch.rand(1, 3, *size_of(name))
         with torch.no_grad():
             before = model(images)["out"]
             fold(model)

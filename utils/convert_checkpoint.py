@@ -1,10 +1,11 @@
-"""Convert another project's DeepLabV3 checkpoint into a run that every command accepts.
+"""Convert another project's checkpoint into a run that every command accepts.
 
     python utils/convert_checkpoint.py pretrained_models/model_13_2_2_2_epoch_580.pth
     python evaluation/eval_on_val_for_metrics.py --checkpoint model_13_2_2_2_epoch_580
 
-Supported projects: torchvision, mmsegmentation, fregu856 (and PSG), chenxi116, VainF and
-segmentation_models_pytorch. docs/published_checkpoints.md lists files and their scores.
+Supported: DeepLabV3 of torchvision, mmsegmentation, fregu856 (and PSG), chenxi116, VainF and
+segmentation_models_pytorch; FCN of torchvision; DeepLabV3+ of VainF; PSPNet of semseg and
+mmsegmentation; PSANet of semseg. docs/published_checkpoints.md lists files and their scores.
 """
 
 import sys
@@ -93,7 +94,8 @@ def write_run(folder: Path, config: ConvertConfig) -> None:
     path = save_checkpoint(folder / "checkpoints", state_of(found, config))
     network = found.network
     what = f"{network['backbone']} at stride {network['output_stride']}"
-    print(f"{found.source}'s DeepLabV3, {what}, {network['num_classes']} classes: {path}")
+    what = f"{network['name']}, {what}, {network['num_classes']} classes"
+    print(f"{found.source}'s {what}: {path}")
     print(f"next: python evaluation/eval_on_val_for_metrics.py --checkpoint {folder.name}")
 
 

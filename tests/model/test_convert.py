@@ -434,7 +434,7 @@ def test_files_of_other_projects_through_the_commands(tmp_path):
           "python utils/convert_checkpoint.py")  # fmt: skip
     convert_it = ["utils/convert_checkpoint.py", path, "--data_root", root, *logs]
     done = run(*convert_it)
-    assert done.returncode == 0 and "fregu856's DeepLabV3, resnet18" in done.stdout, done.stderr
+    assert done.returncode == 0 and "fregu856's deeplabv3, resnet18" in done.stdout, done.stderr
     fails(run(*convert_it), "exists", "--run_name")
     run("utils/preprocess_data.py", "--data_root", root)
     done = run("evaluation/eval_on_val_for_metrics.py", "--checkpoint", "model_13", *logs)

@@ -199,10 +199,10 @@ class WithoutOptions(torch.nn.Module):
     [
         ({"model": "deeplab"}, "--model deeplab: unknown architecture. Give one of deeplabv3"),
         ({"batch_size": 1}, "--batch_size must be at least 2 for deeplabv3.*--norm gn or gn_ws"),
-        ({"model": "small", "aux": True}, "--aux: for deeplabv3 only. Leave it out"),
-        ({"model": "small", "backbone": "resnet50"}, "--backbone: for deeplabv3 only"),
+        ({"model": "small", "aux": True}, "--aux: for deeplabv3, .*pspnet only. Leave it out"),
+        ({"model": "small", "backbone": "resnet50"}, "--backbone: for deeplabv3, .*deconvnet only"),
         ({"model": "small", "backbone_weights": "r18.pth"}, "--backbone_weights: for deeplabv3"),
-        ({"model": "small", "multi_grid": (1, 2, 4)}, "--multi_grid: for deeplabv3 only"),
+        ({"model": "small", "multi_grid": (1, 2, 4)}, "--multi_grid: for deeplabv3, .*pspnet only"),
     ],
 )
 def test_options_that_an_architecture_does_not_take_are_refused(options, words, monkeypatch):
@@ -217,6 +217,7 @@ def test_options_that_an_architecture_does_not_take_are_refused(options, words, 
 def test_an_unknown_encoder_is_refused_with_the_names():
     config = Config(backbone="resnet19", backbone_weights=None)
     with pytest.raises(
-        UserError, match="--backbone resnet19: unknown encoder. Give one of resnet18, res"
+        UserError,
+        match="--backbone resnet19: not an encoder of deeplabv3. Give one of resnet18, res",
     ):
         pretrained_weights(config, network_options(config, 19))

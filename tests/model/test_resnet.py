@@ -6,7 +6,8 @@ import torchvision
 from helpers import randomize
 from torchvision.models._utils import IntermediateLayerGetter
 
-from model.encoders import ENCODERS, build_encoder
+from model.encoders import build_encoder
+from model.resnet import PLAIN as NAMES
 from model.resnet import ResNet
 
 # (stride, dilation, padding) of the 3x3 convolutions, block by block, of layer2, layer3, layer4.
@@ -91,7 +92,7 @@ def test_features_equal_torchvision(name, stride, replace):
         assert (outputs[False][-1] - expected[-1]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_imagenet_weights_fill_every_stage(name):
     source = getattr(torchvision.models, name)(weights=None)
     randomize(source)
@@ -114,3 +115,26 @@ def test_features_have_the_stride(stride, size):
 def test_unknown_backbone_or_stride_is_refused(options):
     with pytest.raises(ValueError, match="one of: resnet18, resnet34|8, 16 or 32"):
         build_encoder(**options)
+
+
+@pytest.mark.parametrize("name, stride", [("resnet50c", 8), ("resnet50c", 32), ("resnet50d", 32)])
+@torch.no_grad()
+def test_variants_are_timm_s(name, stride):
+    """Where a stride becomes a dilation, timm goes on to average beside the block; mmsegmentation,
+    PaddleSeg and this project do not."""
+    timm = pytest.importorskip("timm")
+    how = {"stem_width": 32, "stem_type": "deep", "avg_down": name.endswith("d")}
+    theirs = timm.models.resnet.ResNet(
+        timm.models.resnet.Bottleneck, [3, 4, 6, 3], output_stride=stride, **how
+    ).eval()
+    randomize(theirs)
+    images = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    expected = theirs.forward_features(images)
+    own, other = (build_encoder(kind, output_stride=stride).eval() for kind in (name, "resnet50"))
+    own.load_state_dict({k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")})
+    features = own(images)[-1]
+    assert (features - expected).abs().max() <= 1e-5 * expected.std()
+    shared = {k: v for k, v in own.state_dict().items() if k in other.state_dict()}
+    shapes = {k: v.shape for k, v in other.state_dict().items()}
+    other.load_state_dict({k: v for k, v in shared.items() if v.shape == shapes[k]}, strict=False)
+    assert (other(images)[-1] - expected).abs().max() > 1e-3 * expected.std()

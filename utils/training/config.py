@@ -71,6 +71,10 @@ class Config:
     convolution. GroupNorm does not depend on the batch and allows --batch_size 1."""
     aux: bool = False
     """Train an auxiliary FCN head on the third stage, with loss weight 0.4."""
+    separable: bool = False
+    """Depthwise separable 3x3 convolutions in ASPP and decoder, with a third of the arithmetic."""
+    attention: Literal["both", "collect", "distribute"] = "both"
+    """What the attention of PSANet does with features: collect, distribute or both."""
     backbone_weights: str | None = "imagenet"
     """'imagenet' (torchvision's weights, downloaded to pretrained_models/ if missing), a file with
     a ResNet state_dict, or null for random weights."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from model import MODELS, build_model, option_names
+from model import MODELS, build_model, encoders_of, option_names
 from model.convert import renamed, unwrap
 from model.encoders import ENCODERS, build_encoder
 from utils.base.errors import UserError
@@ -18,7 +18,8 @@ from utils.training.config import Config
 
 PRETRAINED = REPOSITORY / "pretrained_models"
 DOWNLOAD_TIMEOUT = 60.0  # seconds without a byte
-NETWORK_OPTIONS = ("backbone", "output_stride", "norm", "multi_grid", "aux")
+NETWORK_OPTIONS = ("backbone", "output_stride", "norm", "multi_grid", "aux", "separable")
+NETWORK_OPTIONS += ("attention",)
 
 
 def network_options(config: Config, num_classes: int) -> dict[str, Any]:
@@ -40,9 +41,14 @@ def network_options(config: Config, num_classes: int) -> dict[str, Any]:
     if "backbone" not in network and config.freeze_encoder_steps:
         owners = [model for model in MODELS if "backbone" in option_names(model)]
         raise UserError(f"--freeze_encoder_steps: for {', '.join(owners)} only. Leave it out")
-    if "backbone" in network and config.backbone not in ENCODERS:
-        known = ", ".join(ENCODERS)
-        raise UserError(f"--backbone {config.backbone}: unknown encoder. Give one of {known}")
+    if "backbone" in network and config.backbone not in (own := encoders_of(config.model)):
+        if config.backbone != Config.backbone:  # it was given
+            what = f"--backbone {config.backbone}: not an encoder of {config.model}"
+            raise UserError(f"{what}. Give one of {', '.join(own)}")
+        network["backbone"] = own[0]
+    least = getattr(MODELS[config.model], "smallest_image", 1)
+    if min(side for _, part in config.parts() for side in part.crop) < least:
+        raise UserError(f"--crop must be at least {least} high and wide for {config.model}")
     least = getattr(MODELS[config.model], "smallest_batch", 1)
     if min(part.batch_size for _, part in config.parts()) < least and config.norm == "bn":
         what = f"at least {least} for {config.model} (BatchNorm after image pooling)"
@@ -54,8 +60,8 @@ def pretrained_weights(config: Config, network: Mapping[str, Any]) -> dict[str, 
     """{"backbone_weights": a state dict or None}; {} for an architecture without a backbone."""
     if "backbone" not in network:
         return {}
-    norm = network.get("norm", "bn")
-    weights = load_backbone_weights(config.backbone_weights, config.backbone, norm=norm)
+    how = {"norm": network.get("norm", "bn")}
+    weights = load_backbone_weights(config.backbone_weights, network["backbone"], **how)
     return {"backbone_weights": weights}
 
 
@@ -73,6 +79,9 @@ def load_backbone_weights(
     path = imagenet_file(backbone, norm) if spec == "imagenet" else Path(spec)
     content = read_tensors(path)
     weights = unwrap(content if isinstance(content, dict) else {})
+    for key in [key for key in weights if key.startswith("stem.")]:  # mmsegmentation's ResNet-C
+        own = key.replace("stem.7.", "bn1.").replace("stem.", "conv1.")
+        weights[own] = weights.pop(key)
     for key, value in expected.items():
         if key.endswith("num_batches_tracked"):
             continue

@@ -1,0 +1,219 @@
+"""Foreign checkpoints of FCN, DeepLabV3+, PSPNet, PSANet; test_convert.py does DeepLabV3's."""
+
+import pytest
+import torch
+import torchvision
+from helpers import randomize
+from torch import nn
+from torch.nn import functional as F
+
+from model import build_model
+from model.convert import convert
+from model.resnet import dilate
+
+
+def unit(inputs: int, outputs: int, kernel: int = 1, stride: int = 1) -> list[nn.Module]:
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+    return [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
+
+
+def upsampled(x: torch.Tensor, size: torch.Size, corners: bool = True) -> torch.Tensor:
+    return F.interpolate(x, size, mode="bilinear", align_corners=corners)
+
+
+def dilated(layer: nn.Module, rate: int, first: int) -> None:
+    """Stride 1; `first`: rate of the first block."""
+    for number, block in enumerate(layer):
+        own = first if number == 0 else rate
+        block.conv2.stride, block.conv2.dilation, block.conv2.padding = (1, 1), own, own
+    layer[0].downsample[0].stride = (1, 1)
+
+
+class Semseg(nn.Module):
+    """ResNet-50 with a stem of 64, 64 and 128 channels, all 3x3 of layer3 and layer4 dilated."""
+
+    def __init__(self, classes: int = 19) -> None:
+        super().__init__()
+        body = torchvision.models.resnet50(weights=None)
+        stem = [*unit(3, 64, 3, 2), *unit(64, 64, 3), *unit(64, 128, 3), nn.MaxPool2d(3, 2, 1)]
+        self.layer0 = nn.Sequential(*stem)
+        for name in ("layer1", "layer2", "layer3", "layer4"):
+            setattr(self, name, getattr(body, name))
+        self.layer1[0].conv1 = nn.Conv2d(128, 64, 1, bias=False)
+        self.layer1[0].downsample[0] = nn.Conv2d(128, 256, 1, bias=False)
+        dilated(self.layer3, 2, 2)
+        dilated(self.layer4, 4, 4)
+        head = (nn.Dropout2d(0.1), nn.Conv2d(512, classes, 1))
+        self.cls = nn.Sequential(*unit(4096, 512, 3), *head)
+        aux = (nn.Dropout2d(0.1), nn.Conv2d(256, classes, 1))
+        self.aux = nn.Sequential(*unit(1024, 256, 3), *aux)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.layer0(images)
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+
+class SemsegPSP(Semseg):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ppm = nn.Module()
+        self.ppm.features = nn.ModuleList(
+            nn.Sequential(nn.AdaptiveAvgPool2d(bins), *unit(2048, 512)) for bins in (1, 2, 3, 6)
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.features(images)
+        wide = [upsampled(part(x), x.shape[2:]) for part in self.ppm.features]
+        return upsampled(self.cls(torch.cat([x, *wide], 1)), images.shape[2:])
+
+
+class SemsegPSA(Semseg):
+    """Collect and distribute, a window of 9x9 at half of the map's resolution."""
+
+    SIDE = 9
+
+    def __init__(self) -> None:
+        super().__init__()
+        psa = self.psa = nn.Module()
+        for end in ("", "_p"):
+            setattr(psa, f"reduce{end}", nn.Sequential(*unit(2048, 512)))
+            last = nn.Conv2d(512, self.SIDE**2, 1, bias=False)
+            setattr(psa, f"attention{end}", nn.Sequential(*unit(512, 512), last))
+        psa.proj = nn.Sequential(*unit(1024, 2048))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x, parts = self.features(images), []
+        for end in ("", "_p"):
+            small = [(length - 1) // 2 + 1 for length in x.shape[2:]]
+            reduced = upsampled(getattr(self.psa, f"reduce{end}")(x), small)
+            said = getattr(self.psa, f"attention{end}")(reduced)
+            # masked[:, a, b]: what position b gets from position a
+            masked = torch.zeros(len(x), small[0] * small[1], small[0] * small[1])
+            half = self.SIDE // 2
+            for row in range(small[0]):
+                for column in range(small[1]):
+                    for i in range(max(0, row - half), min(small[0], row + half + 1)):
+                        for j in range(max(0, column - half), min(small[1], column + half + 1)):
+                            channel = (i - row + half) * self.SIDE + j - column + half
+                            here, there = row * small[1] + column, i * small[1] + j
+                            at = (there, here) if end == "" else (here, there)
+                            masked[:, at[0], at[1]] = said[:, channel, row, column]
+            parts.append((reduced.flatten(2) @ masked.softmax(1)).view(reduced.shape))
+        wide = upsampled(self.psa.proj(torch.cat(parts, 1)), x.shape[2:])
+        return upsampled(self.cls(torch.cat([x, wide], 1)), images.shape[2:])
+
+
+class ConvModule(nn.Module):
+    def __init__(self, inputs: int, outputs: int, kernel: int = 1) -> None:
+        super().__init__()
+        self.conv, self.bn, _ = unit(inputs, outputs, kernel)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.bn(self.conv(x)))
+
+
+class MmsegPSP(nn.Module):
+    """ResNet-50 with or without the deep stem; the first block of a stage has the rate before."""
+
+    def __init__(self, *, deep_stem: bool, classes: int = 19) -> None:
+        super().__init__()
+        body = self.backbone = torchvision.models.resnet50(weights=None)
+        del body.fc
+        if deep_stem:
+            del body.conv1, body.bn1
+            body.stem = nn.Sequential(*unit(3, 32, 3, 2), *unit(32, 32, 3), *unit(32, 64, 3))
+        dilated(body.layer3, 2, 1)
+        dilated(body.layer4, 4, 2)
+        head, aux = nn.Module(), nn.Module()
+        self.decode_head, self.auxiliary_head = head, aux
+        head.psp_modules = nn.ModuleList(
+            nn.Sequential(nn.AdaptiveAvgPool2d(bins), ConvModule(2048, 512))
+            for bins in (1, 2, 3, 6)
+        )
+        head.bottleneck = ConvModule(4096, 512, 3)
+        head.conv_seg = nn.Conv2d(512, classes, 1)
+        aux.convs = nn.Sequential(ConvModule(1024, 256, 3))
+        aux.conv_seg = nn.Conv2d(256, classes, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        body, head = self.backbone, self.decode_head
+        x = body.stem(images) if hasattr(body, "stem") else F.relu(body.bn1(body.conv1(images)))
+        x = body.layer4(body.layer3(body.layer2(body.layer1(F.max_pool2d(x, 3, 2, 1)))))
+        wide = [upsampled(part(x), x.shape[2:], False) for part in head.psp_modules]
+        return head.conv_seg(head.bottleneck(torch.cat([x, *wide], 1)))
+
+
+class VainFPlus(nn.Module):
+    """torchvision's ResNet-50 at stride 16; 48 low-level channels before those of ASPP."""
+
+    def __init__(self, classes: int = 21) -> None:
+        super().__init__()
+        body = self.backbone = torchvision.models.resnet50(weights=None)
+        del body.fc
+        dilated(body.layer4, 2, 1)
+        head = self.classifier = nn.Module()
+        head.project = nn.Sequential(*unit(256, 48))
+        head.aspp = torchvision.models.segmentation.deeplabv3.ASPP(2048, [6, 12, 18])
+        head.classifier = nn.Sequential(*unit(304, 256, 3), nn.Conv2d(256, classes, 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        body, head = self.backbone, self.classifier
+        low = body.layer1(F.max_pool2d(F.relu(body.bn1(body.conv1(images))), 3, 2, 1))
+        x = head.aspp(body.layer4(body.layer3(body.layer2(low))))
+        x = upsampled(x, low.shape[2:], False)
+        return head.classifier(torch.cat([head.project(low), x], 1))
+
+
+class TorchvisionFCN(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        own = torchvision.models.segmentation.fcn_resnet50(
+            weights=None, weights_backbone=None, aux_loss=True
+        )
+        self.backbone, self.classifier = own.backbone, own.classifier
+        self.aux_classifier = own.aux_classifier
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.backbone(images)["out"])
+
+
+CASES = {  # network, its architecture here
+    "semseg PSPNet": (SemsegPSP, "pspnet"),
+    "semseg PSANet": (SemsegPSA, "psanet"),
+    "mmsegmentation PSPNet": (lambda: MmsegPSP(deep_stem=True), "pspnet"),
+    "mmsegmentation PSPNet b": (lambda: MmsegPSP(deep_stem=False), "pspnet"),
+    "VainF DeepLabV3+": (VainFPlus, "deeplabv3plus"),
+    "torchvision FCN": (TorchvisionFCN, "fcn"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_the_converted_network_gives_the_same_logits(name):
+    build, architecture = CASES[name]
+    theirs = build().eval()
+    randomize(theirs)
+    found = convert({f"module.{k}": v for k, v in theirs.state_dict().items()})
+    assert (found.source, found.network["name"]) == (name.split()[0], architecture)
+    ours = build_model(**found.network).eval()
+    ours.load_state_dict(found.weights)
+    images = torch.randn(1, 3, 65, 97, generator=torch.Generator().manual_seed(1))
+    expected = theirs(images)
+
+    def difference() -> float:
+        logits = ours(images)["out"]
+        if logits.shape != expected.shape:
+            logits = upsampled(logits, expected.shape[2:])
+        return ((logits - expected).abs().max() / expected.std()).item()
+
+    assert difference() <= 1e-5
+    network = getattr(ours, "network", ours)
+    stride, contract = found.network["output_stride"], found.network.get("contract", True)
+    dilate(network.backbone, stride, contract=not contract)  # a negative control
+    assert difference() > 1e-3
+
+
+def test_one_branch_of_psanet_is_refused():
+    weights = {k: v for k, v in SemsegPSA().state_dict().items() if "_p." not in k}
+    with pytest.raises(ValueError, match="one of its branches: the file does not say which"):
+        convert(weights)
