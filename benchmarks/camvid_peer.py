@@ -71,7 +71,7 @@ class AsOurs(nn.Module):
 
 def train(smp_network: nn.Module, root: Path, steps: int) -> None:
     crops = Crops(build_dataset("camvid", root, "train"))
-    loader = DataLoader(crops, BATCH, shuffle=True, drop_last=True)
+    loader = DataLoader(crops, min(BATCH, len(crops)), shuffle=True, drop_last=True)
     optimizer = torch.optim.Adam(smp_network.parameters(), RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     bar, done = trange(steps, unit="step"), 0

@@ -354,7 +354,7 @@ def compared(proof: Proof, figures: dict) -> None:
     rate, goal = sides["ours"]["images_per_second"], GOALS.get((kind, network), 0.0)
     proof.row(f"{name}, images/s", f"at least {goal:g}", rate, rate >= goal)
     for side, values in sides.items():
-        if side != "ours":
+        if not side.startswith("ours"):
             least, gain = PEERS.get(side.partition(" ")[2], 0.0), values["ours_is_faster"]
             proof.row(f"{name}, faster than {side}", f"at least {least:g} x", gain, gain >= least)
 

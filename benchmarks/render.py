@@ -115,7 +115,8 @@ def recipes(runs: list[dict]) -> str:
     for run in sorted(runs, key=lambda run: run["seed"]):
         groups[run["group"]].setdefault(run["variant"], []).append(run)
     trainings = {**groups[None], **groups["peer"]}
-    baseline = {"BatchNorm, stride 16": groups["options"]["baseline"]}
+    plain = groups["options"].get("baseline")
+    baseline = {"BatchNorm, stride 16": plain} if plain else {}
     titles = ["val mIoU", "each seed", "pixel accuracy", "minutes (threads)"]
     network_rows = [["network", *titles]]
     for name, group in {**baseline, **groups["networks"]}.items():

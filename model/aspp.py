@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from model.layers import conv_norm_relu
+from model.layers import Separable, conv_norm_relu
 
 
 class ImagePooling(nn.Sequential):
@@ -30,7 +30,7 @@ class ASPP(nn.Module):
         channels: int = 256,
         project_kernel: int = 1,
         dropout: float = 0.1,
-        separable: bool = False,
+        separable: Separable = False,
     ) -> None:
         """separable: the 3x3 convolutions, see conv_norm_relu."""
         super().__init__()

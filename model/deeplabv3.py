@@ -31,7 +31,7 @@ class DeepLabV3(nn.Module):
         aux: bool = False,
         backbone_weights: Mapping[str, torch.Tensor] | None = None,
         dropout: float = 0.1,
-        # Only for converted checkpoints (model/convert.py):
+        # Only for converted checkpoints (model/convert/):
         contract: Contract | None = None,
         stem: tuple[int, int, int] | None = None,
         head_channels: int = 256,

@@ -1,6 +1,7 @@
 """DeepLabV3+ (Chen et al., arXiv 1802.02611)."""
 
 from collections.abc import Mapping
+from itertools import chain
 
 import torch
 from torch import nn
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 from model.aspp import ASPP
 from model.deeplabv3 import ATROUS_RATES
 from model.encoders import build_encoder
-from model.layers import Norm, conv_norm_relu, fcn_head, set_norm
+from model.layers import Norm, Separable, conv_norm_relu, fcn_head, set_norm
 from model.resnet import Contract
 
 LOW_LEVEL = 48  # channels of the projected features at stride 4: section 4.1, table 1
@@ -30,16 +31,21 @@ class DeepLabV3Plus(nn.Module):
         norm: Norm = "bn",
         multi_grid: tuple[int, ...] = (1, 1, 1),
         aux: bool = False,
-        separable: bool = False,
+        separable: Separable = False,
         backbone_weights: Mapping[str, torch.Tensor] | None = None,
         dropout: float = 0.1,
-        # Only for converted checkpoints (model/convert.py):
+        # Only for converted checkpoints (model/convert/):
         atrous_rates: tuple[int, ...] | None = None,
         contract: Contract | None = None,
         stem: tuple[int, int, int] | None = None,
+        head_channels: int = 256,
+        project_kernel: int = 1,
+        post_conv: bool = False,
+        decoder_convs: int = 1,
+        align_corners: bool = False,
     ) -> None:
         """separable: depthwise separable 3x3 convolutions in ASPP and decoder (section 3.1).
-        Checkpoints store all options.
+        post_conv: a 3x3 convolution after the ASPP. Checkpoints store all options.
         """
         super().__init__()
         self.backbone = build_encoder(
@@ -52,22 +58,36 @@ class DeepLabV3Plus(nn.Module):
             weights=backbone_weights,
         )
         c2, _, c4, c5 = self.backbone.channels
-        rates = atrous_rates or ATROUS_RATES[output_stride]
-        self.aspp = ASPP(c5, atrous_rates=rates, dropout=dropout, separable=separable)
+        width, self.align_corners = head_channels, align_corners
+        self.aspp = ASPP(
+            c5,
+            atrous_rates=atrous_rates or ATROUS_RATES[output_stride],
+            channels=width,
+            project_kernel=project_kernel,
+            dropout=dropout,
+            separable=separable,
+        )
+
+        def conv(inputs: int) -> list[nn.Module]:
+            return conv_norm_relu(inputs, width, 3, separable=separable)
+
+        self.post = nn.Sequential(*(conv(width) if post_conv else []))
         self.low_level = nn.Sequential(*conv_norm_relu(c2, LOW_LEVEL))
+        decoder = [conv(width) for _ in range(decoder_convs - 1)]
         self.classifier = nn.Sequential(
-            *conv_norm_relu(256 + LOW_LEVEL, 256, 3, separable=separable),
-            nn.Conv2d(256, num_classes, 1),
+            *chain(conv(width + LOW_LEVEL), *decoder), nn.Conv2d(width, num_classes, 1)
         )
         self.aux_classifier = fcn_head(c4, num_classes) if aux else None
-        parts = (self.aspp, self.low_level, self.classifier, self.aux_classifier)
-        for part in filter(None, parts):
-            set_norm(part, norm)
+        parts = (self.aspp, self.post, self.low_level, self.classifier, self.aux_classifier)
+        for part in parts:
+            if part is not None:
+                set_norm(part, norm)
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """(N,3,H,W) normalized -> {"out": (N,K,H/4,W/4) logits}; in training, "aux" from layer3."""
         c2, _, c4, c5 = self.backbone(images)
-        wide = F.interpolate(self.aspp(c5), c2.shape[-2:], mode="bilinear")
+        how = {"size": c2.shape[-2:], "mode": "bilinear", "align_corners": self.align_corners}
+        wide = F.interpolate(self.post(self.aspp(c5)), **how)
         logits = {"out": self.classifier(torch.cat([self.low_level(c2), wide], 1))}
         if self.training and self.aux_classifier is not None:
             logits["aux"] = self.aux_classifier(c4)

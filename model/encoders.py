@@ -7,12 +7,14 @@ from typing import Any
 
 from torch import nn
 
+from model.efficientnet import EFFICIENTNETS, EfficientNet
 from model.resnet import RESNETS, ResNet
 from model.vgg import VGG, VGGS
 
 ENCODERS: dict[str, type[nn.Module]] = {
     **dict.fromkeys(RESNETS, ResNet),
     **dict.fromkeys(VGGS, VGG),
+    **dict.fromkeys(EFFICIENTNETS, EfficientNet),
 }
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 Norm = Literal["bn", "gn", "gn_ws"]
+Separable = bool | Literal["bare"]
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 GROUPS = 32  # of GroupNorm (Wu and He, arXiv 1803.08494, section 4.1)
 
@@ -53,13 +54,16 @@ def conv_norm_relu(
     kernel: int = 1,
     dilation: int = 1,
     *,
-    separable: bool = False,
+    separable: Separable = False,
 ) -> list[nn.Module]:
     """Size-preserving convolution without bias, BatchNorm, ReLU. separable: one such convolution of
-    each channel alone, then a 1x1 of all (arXiv 1802.02611, section 3.1)."""
+    each channel alone, then a 1x1 of all (arXiv 1802.02611, section 3.1); "bare": without norm and
+    ReLU between the two, as in SMP."""
     padding, groups = dilation * (kernel // 2), inputs if separable else 1
     width = inputs if separable else outputs
     conv = nn.Conv2d(inputs, width, kernel, 1, padding, dilation, groups, bias=False)
+    if separable == "bare":
+        return [conv, *conv_norm_relu(inputs, outputs)]
     block = [conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
     return [*block, *conv_norm_relu(inputs, outputs)] if separable else block
 
@@ -92,10 +96,12 @@ def set_frozen(module: nn.Module, frozen: bool) -> None:
 
 def zero_last_norms(model: nn.Module) -> None:
     """Weight 0 for the last norm of each residual block, so that blocks begin as the identity
-    (Goyal et al., arXiv 1706.02677, section 5.1)."""
-    for module in model.modules():
-        if hasattr(module, "downsample"):
-            nn.init.zeros_(getattr(module, "bn3", module.bn2).weight)
+    (Goyal et al., arXiv 1706.02677, section 5.1). ValueError if there is no such block."""
+    blocks = [module for module in model.modules() if hasattr(module, "downsample")]
+    if not blocks:
+        raise ValueError("for networks with a ResNet only")
+    for module in blocks:
+        nn.init.zeros_(getattr(module, "bn3", module.bn2).weight)
 
 
 def fold(network: nn.Module) -> None:

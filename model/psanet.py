@@ -61,7 +61,7 @@ class PSANet(nn.Module):
         attention: Attention = "both",
         backbone_weights: Mapping[str, torch.Tensor] | None = None,
         mask: tuple[int, int] = (59, 59),
-        # Only for converted checkpoints (model/convert.py):
+        # Only for converted checkpoints (model/convert/):
         contract: Contract | None = None,
         stem: tuple[int, int, int] | None = None,
         align_corners: bool = False,

@@ -69,7 +69,7 @@ class PSPNet(nn.Module):
         multi_grid: tuple[int, ...] = (1, 1, 1),
         aux: bool = False,
         backbone_weights: Mapping[str, torch.Tensor] | None = None,
-        # Only for converted checkpoints (model/convert.py):
+        # Only for converted checkpoints (model/convert/):
         contract: Contract | None = None,
         stem: tuple[int, int, int] | None = None,
         align_corners: bool = False,

@@ -41,6 +41,14 @@ class WeightFile:
     url: str | None = None  # for automatic download
 
 
+def torchvision_file(name: str) -> WeightFile:
+    """torchvision's first ImageNet weights of a network."""
+    import torchvision
+
+    url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
+    return WeightFile(url.rpartition("/")[2], url, url)
+
+
 class ResNet(nn.Module):
     """Features of the four stages. state_dict keys are torchvision's, without `fc`."""
 
@@ -85,11 +93,9 @@ class ResNet(nn.Module):
         if norm != "bn":
             file = f"R-{name.removeprefix('resnet')}-{norm.upper().replace('_', '-')}.pth.tar"
             return WeightFile(file, "github.com/joe-siyuan-qiao/pytorch-classification")
-        import torchvision
-
-        weights = torchvision.models.get_model_weights
-        url = VARIANTS.get(name) or weights(name).IMAGENET1K_V1.url
-        return WeightFile(url.rpartition("/")[2], url, url)
+        if url := VARIANTS.get(name):
+            return WeightFile(url.rpartition("/")[2], url, url)
+        return torchvision_file(name)
 
     @property
     def stages(self) -> tuple[nn.Sequential, ...]:

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from model.layers import Norm, set_norm
-from model.resnet import WeightFile
+from model.resnet import WeightFile, torchvision_file
 
 VGGS = ("vgg16", "vgg16_bn")
 
@@ -37,10 +37,7 @@ class VGG(nn.Module):
     @staticmethod
     def weight_file(name: str, norm: Norm) -> WeightFile:
         """torchvision's ImageNet weights."""
-        import torchvision
-
-        url = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url
-        return WeightFile(url.rpartition("/")[2], url, url)
+        return torchvision_file(name)
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """(N,3,H,W) -> [(N,64,H/2,W/2), ..., (N,512,H/32,W/32)]."""

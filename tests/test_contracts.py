@@ -108,14 +108,16 @@ class TestModels:
         assert torch.equal(model.eval()(images)["out"], again.eval()(images)["out"])
 
     def test_folding_changes_nothing_but_rounding(self, name):
+        # SegNet unpools to places of maxima, which rounding in float32 can move.
+        dtype = torch.float64 if name == "segnet" else torch.float32
         model = build_model(**network(name)).eval()
         randomize(model)
-        images = torch.rand(1, 3, *size_of(name))
+        model, images = model.to(dtype), torch.rand(1, 3, *size_of(name), dtype=dtype)
         with torch.no_grad():
             before = model(images)["out"]
             fold(model)
             after = model(images)["out"]
-        assert (after - before).abs().max() <= 1e-4 * before.std()
+        assert (after - before).abs().max() <= 1e-5 * before.std()
 
     def test_the_backbone_is_what_has_pretrained_weights(self, name):
         options = network(name)

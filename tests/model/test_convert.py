@@ -458,9 +458,13 @@ def test_unknown_files_are_one_line(tmp_path):
     logs = ["--log_root", tmp_path / "logs"]
     cases = {
         "foreign.pth": ({"blocks.0.attn.weight": torch.zeros(1)}, "keys blocks.0.attn.weight"),
+        "more.pth": (
+            weights | {"decode_head.gate.weight": torch.zeros(1)},
+            "like mmsegmentation's, but unknown decode_head.gate.weight",
+        ),
         "plus.pth": (
             weights | {"decode_head.c1_bottleneck.conv.weight": torch.zeros(1)},
-            "like mmsegmentation's, but unknown decode_head.c1_bottleneck.conv.weight",
+            "like mmsegmentation's, but lacks classifier.3.weight",
         ),
         "lacks.pth": (
             {k: v for k, v in weights.items() if "layer4.1.bn2" not in k},

@@ -1,6 +1,7 @@
-"""Foreign checkpoints of FCN, DeepLabV3+, PSPNet, PSANet; test_convert.py does DeepLabV3's."""
+"""Foreign checkpoints of the other architectures; test_convert.py does DeepLabV3's."""
 
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 import torchvision
 from helpers import randomize
@@ -9,7 +10,6 @@ from torch.nn import functional as F
 
 from model import build_model
 from model.convert import convert
-from model.resnet import dilate
 
 
 def unit(inputs: int, outputs: int, kernel: int = 1, stride: int = 1) -> list[nn.Module]:
@@ -112,35 +112,128 @@ class ConvModule(nn.Module):
         return F.relu(self.bn(self.conv(x)))
 
 
-class MmsegPSP(nn.Module):
+class Mmseg(nn.Module):
     """ResNet-50 with or without the deep stem; the first block of a stage has the rate before."""
 
-    def __init__(self, *, deep_stem: bool, classes: int = 19) -> None:
+    def __init__(self, *, deep_stem: bool = True, stride: int = 8, aux: bool = True) -> None:
         super().__init__()
         body = self.backbone = torchvision.models.resnet50(weights=None)
         del body.fc
         if deep_stem:
             del body.conv1, body.bn1
             body.stem = nn.Sequential(*unit(3, 32, 3, 2), *unit(32, 32, 3), *unit(32, 64, 3))
-        dilated(body.layer3, 2, 1)
-        dilated(body.layer4, 4, 2)
-        head, aux = nn.Module(), nn.Module()
-        self.decode_head, self.auxiliary_head = head, aux
+        if stride == 8:
+            dilated(body.layer3, 2, 1)
+            dilated(body.layer4, 4, 2)
+        self.decode_head = nn.Module()
+        if aux:
+            self.auxiliary_head = nn.Module()
+            self.auxiliary_head.convs = nn.Sequential(ConvModule(1024, 256, 3))
+            self.auxiliary_head.conv_seg = nn.Conv2d(256, 19, 1)
+
+    def features(self, images: torch.Tensor) -> list[torch.Tensor]:
+        body = self.backbone
+        x = body.stem(images) if hasattr(body, "stem") else F.relu(body.bn1(body.conv1(images)))
+        found = [F.max_pool2d(x, 3, 2, 1)]
+        for layer in (body.layer1, body.layer2, body.layer3, body.layer4):
+            found.append(layer(found[-1]))
+        return found[1:]
+
+
+class MmsegPSP(Mmseg):
+    def __init__(self, **how: bool) -> None:
+        super().__init__(**how)
+        head = self.decode_head
         head.psp_modules = nn.ModuleList(
             nn.Sequential(nn.AdaptiveAvgPool2d(bins), ConvModule(2048, 512))
             for bins in (1, 2, 3, 6)
         )
         head.bottleneck = ConvModule(4096, 512, 3)
-        head.conv_seg = nn.Conv2d(512, classes, 1)
-        aux.convs = nn.Sequential(ConvModule(1024, 256, 3))
-        aux.conv_seg = nn.Conv2d(256, classes, 1)
+        head.conv_seg = nn.Conv2d(512, 19, 1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        body, head = self.backbone, self.decode_head
-        x = body.stem(images) if hasattr(body, "stem") else F.relu(body.bn1(body.conv1(images)))
-        x = body.layer4(body.layer3(body.layer2(body.layer1(F.max_pool2d(x, 3, 2, 1)))))
+        head, x = self.decode_head, self.features(images)[3]
         wide = [upsampled(part(x), x.shape[2:], False) for part in head.psp_modules]
         return head.conv_seg(head.bottleneck(torch.cat([x, *wide], 1)))
+
+
+class MmsegFCN(Mmseg):
+    def __init__(self) -> None:
+        super().__init__()
+        head = self.decode_head
+        head.convs = nn.Sequential(ConvModule(2048, 512, 3), ConvModule(512, 512, 3))
+        head.conv_cat = ConvModule(2560, 512, 3)
+        head.conv_seg = nn.Conv2d(512, 19, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        head, x = self.decode_head, self.features(images)[3]
+        return head.conv_seg(head.conv_cat(torch.cat([x, head.convs(x)], 1)))
+
+
+class SeparableModule(nn.Module):
+    def __init__(self, inputs: int, outputs: int, rate: int = 1) -> None:
+        super().__init__()
+        self.depthwise_conv = ConvModule(inputs, inputs, 3)
+        conv = nn.Conv2d(inputs, inputs, 3, 1, rate, rate, inputs, bias=False)
+        self.depthwise_conv.conv = conv
+        self.pointwise_conv = ConvModule(inputs, outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.pointwise_conv(self.depthwise_conv(x))
+
+
+class MmsegPlus(Mmseg):
+    """Image pooling comes first, low-level features last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        head = self.decode_head
+        head.image_pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), ConvModule(2048, 512))
+        atrous = [SeparableModule(2048, 512, rate) for rate in (12, 24, 36)]
+        head.aspp_modules = nn.ModuleList([ConvModule(2048, 512), *atrous])
+        head.bottleneck = ConvModule(2560, 512, 3)
+        head.c1_bottleneck = ConvModule(256, 48)
+        both = SeparableModule(560, 512), SeparableModule(512, 512)
+        head.sep_bottleneck = nn.Sequential(*both)
+        head.conv_seg = nn.Conv2d(512, 19, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        head, (low, _, _, x) = self.decode_head, self.features(images)
+        pooled = head.image_pool(x).expand(-1, -1, *x.shape[2:])
+        x = head.bottleneck(torch.cat([pooled, *(part(x) for part in head.aspp_modules)], 1))
+        both = [upsampled(x, low.shape[2:], False), head.c1_bottleneck(low)]
+        return head.conv_seg(head.sep_bottleneck(torch.cat(both, 1)))
+
+
+class MmsegFPN(Mmseg):
+    """A 3x3 on every merged level, BatchNorm in the head, upsampling by 2 after convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__(stride=32, aux=False)
+        neck, head = nn.Module(), self.decode_head
+        self.neck = neck
+        for name in ("lateral_convs", "fpn_convs"):
+            setattr(neck, name, nn.ModuleList(nn.Module() for _ in range(4)))
+        head.scale_heads = nn.ModuleList()
+        for level, channels in enumerate((256, 512, 1024, 2048)):
+            neck.lateral_convs[level].conv = nn.Conv2d(channels, 256, 1)
+            neck.fpn_convs[level].conv = nn.Conv2d(256, 256, 3, padding=1)
+            parts = []
+            for number in range(max(level, 1)):
+                parts.append(ConvModule(128 if number else 256, 128, 3))
+                if level:
+                    parts.append(nn.Upsample(scale_factor=2, mode="bilinear"))
+            head.scale_heads.append(nn.Sequential(*parts))
+        head.conv_seg = nn.Conv2d(128, 19, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        neck, head = self.neck, self.decode_head
+        maps = zip(neck.lateral_convs, self.features(images), strict=True)
+        levels = [lateral.conv(x) for lateral, x in maps]
+        for n in (2, 1, 0):
+            levels[n] = levels[n] + F.interpolate(levels[n + 1], levels[n].shape[2:])
+        parts = zip(head.scale_heads, neck.fpn_convs, levels, strict=True)
+        return head.conv_seg(sum(part(out.conv(x)) for part, out, x in parts))
 
 
 class VainFPlus(nn.Module):
@@ -177,11 +270,23 @@ class TorchvisionFCN(nn.Module):
         return self.classifier(self.backbone(images)["out"])
 
 
+def smp_plus() -> nn.Module:
+    return smp.DeepLabV3Plus("resnet18", encoder_weights=None, classes=19)
+
+
 CASES = {  # network, its architecture here
     "semseg PSPNet": (SemsegPSP, "pspnet"),
     "semseg PSANet": (SemsegPSA, "psanet"),
     "mmsegmentation PSPNet": (lambda: MmsegPSP(deep_stem=True), "pspnet"),
     "mmsegmentation PSPNet b": (lambda: MmsegPSP(deep_stem=False), "pspnet"),
+    "mmsegmentation FCN": (MmsegFCN, "fcn"),
+    "mmsegmentation DeepLabV3+": (MmsegPlus, "deeplabv3plus"),
+    "mmsegmentation FPN": (MmsegFPN, "fpn"),
+    "segmentation_models_pytorch DeepLabV3+": (smp_plus, "deeplabv3plus"),
+    "segmentation_models_pytorch FPN": (
+        lambda: smp.FPN("resnet18", encoder_weights=None, classes=19),
+        "fpn",
+    ),
     "VainF DeepLabV3+": (VainFPlus, "deeplabv3plus"),
     "torchvision FCN": (TorchvisionFCN, "fcn"),
 }
@@ -197,20 +302,29 @@ def test_the_converted_network_gives_the_same_logits(name):
     assert (found.source, found.network["name"]) == (name.split()[0], architecture)
     ours = build_model(**found.network).eval()
     ours.load_state_dict(found.weights)
-    images = torch.randn(1, 3, 65, 97, generator=torch.Generator().manual_seed(1))
+    # mmsegmentation's FPN and SMP double sizes, so they need multiples of 32.
+    size = (64, 96) if architecture == "fpn" or "SMP" in name or "models" in name else (65, 97)
+    images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
     expected = theirs(images)
 
-    def difference() -> float:
-        logits = ours(images)["out"]
+    def difference(network: nn.Module) -> float:
+        logits = network(images)["out"]
         if logits.shape != expected.shape:
             logits = upsampled(logits, expected.shape[2:])
         return ((logits - expected).abs().max() / expected.std()).item()
 
-    assert difference() <= 1e-5
-    network = getattr(ours, "network", ours)
-    stride, contract = found.network["output_stride"], found.network.get("contract", True)
-    dilate(network.backbone, stride, contract=not contract)  # a negative control
-    assert difference() > 1e-3
+    assert difference(ours) <= 1e-5
+    # A negative control: one of the conventions wrong.
+    wrong = dict(found.network)
+    if "contract" in wrong:
+        wrong["contract"] = not wrong["contract"]
+    elif "align_corners" in wrong:
+        wrong["align_corners"] = not wrong["align_corners"]
+    else:
+        wrong |= {"contract": False} if "output_stride" in wrong else {"output_convs": False}
+    other = build_model(**wrong).eval()
+    other.load_state_dict(found.weights, strict="output_convs" not in wrong)
+    assert difference(other) > 1e-3
 
 
 def test_one_branch_of_psanet_is_refused():

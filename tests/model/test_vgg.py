@@ -1,5 +1,6 @@
 """VGG-16 and the architectures on it: SegNet, DeconvNet, FCN-32s to 8s."""
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -7,6 +8,7 @@ from helpers import randomize
 from torch import nn
 from torch.nn import functional as F
 
+from evaluation.inference import Predictor
 from model import build_model
 from model.encoders import build_encoder
 from utils.base.errors import UserError
@@ -147,3 +149,10 @@ def test_crops_and_images_that_are_too_small_are_one_line():
     words = "--crop must be at least 224 high and wide for deconvnet"
     with pytest.raises(UserError, match=words):
         network_options(Config(model="deconvnet", crop=(128, 256), backbone_weights=None), 5)
+    model, photo = build_model("segnet", num_classes=5), np.zeros((40, 50, 3), np.uint8)
+    for how in ({"scales": (0.5,)}, {"crop": (20, 40)}):
+        predictor = Predictor(model, device=torch.device("cpu"), **how)
+        with pytest.raises(UserError, match="an image of 40x50: 20 pixels for the network, which"):
+            predictor.train_ids(photo)
+    whole = Predictor(model, device=torch.device("cpu"))
+    assert whole.train_ids(photo).shape == (40, 50)

@@ -83,6 +83,23 @@ def test_zero_init_is_for_random_weights(cityscapes_root):
         fails(
             run("train.py", *TRAIN, "--zero_init", "true", *other), "--zero_init", "trained weights"
         )
+    config = Config(model="unet", zero_init=True, backbone_weights=None, data_root=cityscapes_root)
+    with pytest.raises(UserError, match="--zero_init true: for networks with a ResNet only"):
+        build_run(config, VOC, CPU, None)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"focal": 2.0, "label_smoothing": 0.1}, "--label_smoothing must be 0 with --focal"),
+        ({"class_weights": False, "class_weight_power": 0.5}, "left out with --class_weights fal"),
+        ({"class_weights": False, "class_weights_from": 0.5}, "left out with --class_weights fal"),
+        ({"schedule": "exponential", "min_lr": 0.0}, "above 0 with --schedule exponential"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        Config(**options)
 
 
 def test_class_weights_can_begin_later(cityscapes_root, tmp_path):

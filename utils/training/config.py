@@ -217,6 +217,11 @@ class Config:
             raise ValueError("--find_batch_size true: leave batch_size out of --stages")
         random = self.backbone_weights is None and self.init_from is None
         check(self, "zero_init", lambda wanted: random or not wanted, "false with trained weights")
+        # Each of these would do nothing beside the other option.
+        check(self, "label_smoothing", lambda x: not (x and self.focal), "0 with --focal")
+        for name in ("class_weight_power", "class_weights_from"):
+            given = self.class_weights or getattr(self, name) == getattr(Config, name)
+            check(self, name, lambda _, given=given: given, "left out with --class_weights false")
         floor = self.schedule != "exponential" or self.min_lr > 0
         check(self, "min_lr", lambda _: floor, "above 0 with --schedule exponential")
         check(self, "run_name", re.compile(r"\w[\w.+-]*").fullmatch, "letters, digits, _.+-")

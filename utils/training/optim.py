@@ -57,7 +57,7 @@ def orthogonal(matrix: torch.Tensor, *, steps: int = 5) -> torch.Tensor:
     """(M,N) -> (M,N) of the same singular vectors; singular values become 0.7 to 1.2.
 
     Five Newton-Schulz steps with Jordan's coefficients. They run on the smaller of the products
-    X X' and X' X: a third of the work for a matrix of 512x4608.
+    X X' and X' X: less than half of the work for a matrix of 512x4608.
     """
     if matrix.shape[0] > matrix.shape[1]:
         return orthogonal(matrix.T, steps=steps).T

@@ -297,7 +297,10 @@ def build_run(
         if world.is_main:
             print(f"weights of {path}; {what}")
     if config.zero_init:
-        zero_last_norms(model)
+        try:
+            zero_last_norms(model)
+        except ValueError as error:
+            raise UserError(f"--zero_init true: {error}. Leave it out") from None
     set_momentum(model, *config.bn_momentum)
     if config.freeze_bn:
         freeze_norms(model)
