@@ -40,6 +40,7 @@ bench: .venv/ready-dev
 	$(BIN)/python benchmarks/bench_eval.py
 	$(BIN)/python benchmarks/bench_step.py
 	$(BIN)/python benchmarks/bench_step.py --profile
+	$(BIN)/python benchmarks/bench_models.py
 	$(BIN)/python benchmarks/table.py
 
 results: .venv/ready

@@ -1,7 +1,8 @@
-"""Compare training steps and predictions of DeepLabV3 with those of torchvision and SMP.
+"""Compare training steps and predictions with those of torchvision and SMP.
 
     python benchmarks/bench_step.py                        small crops on a CPU, full size on a GPU
     python benchmarks/bench_step.py --networks resnet50-8 --crop 512 1024 --batch 4
+    python benchmarks/bench_step.py --networks             DeepLabV3+, FCN and FPN only
     python benchmarks/bench_step.py --profile              time and memory of every config
 
 Peers run as their users run them, in float32 and NCHW (TF32 on a GPU); also in bfloat16 and
@@ -33,7 +34,7 @@ from torchvision.models import segmentation
 
 from benchmarks import measure
 from evaluation.inference import inference_copy, predict_logits
-from model import build_model
+from model import build_model, option_names
 from model.losses import SegmentationLoss
 from model.normalize import FromPixels, normalize
 from model.ops.upsample_argmax import upsample_argmax
@@ -57,20 +58,31 @@ WORLD = World(0, 1, measure.choose_device())
 DEVICE, ON_CPU = WORLD.device, WORLD.device.type == "cpu"
 AMP = torch.bfloat16 if ON_CPU and cpu_has_bf16() else WORLD.amp_dtype("auto")  # of training
 NETWORKS = ("resnet18-16", "resnet50-16", "resnet18-8", "resnet50-8", "resnet101-8")
+OTHERS = ("deeplabv3plus-resnet18-16", "fcn-resnet50-8", "fpn-resnet18-32")
+LIKE_SMP = {  # options that make ours SMP's network
+    "deeplabv3plus": {"separable": "bare", "post_conv": True, "align_corners": True},
+    "fpn": {"align_corners": True},
+}
 CHEAP = ("deeplabv3_resnet18_os16", "deeplabv3_resnet18_os8", "demo")
 Build = Callable[[], nn.Module]
 
 
-def builders(backbone: str, stride: str) -> dict[str, Build]:
-    """Builders of our network and of the peers that support it."""
-    own = {"num_classes": 19, "backbone": backbone, "output_stride": int(stride)}
-    rates = (12, 24, 36) if stride == "8" else (6, 12, 18)
-    options = {"encoder_output_stride": int(stride), "decoder_atrous_rates": rates, "classes": 19}
-    build: dict[str, Build] = {
-        "ours": partial(build_model, "deeplabv3", **own),
-        "SMP": partial(smp.DeepLabV3, backbone, encoder_weights=None, **options),
-    }
-    theirs = getattr(segmentation, f"deeplabv3_{backbone}", None)
+def builders(name: str) -> dict[str, Build]:
+    """Builders of our network and of the peers that have it; name: [model-]encoder-stride."""
+    *model, backbone, stride = name.split("-")
+    model = model[0] if model else "deeplabv3"
+    dilated = "output_stride" in option_names(model)
+    own = {"num_classes": 19, "backbone": backbone, **LIKE_SMP.get(model, {})}
+    own |= {"output_stride": int(stride)} if dilated else {}
+    build: dict[str, Build] = {"ours": partial(build_model, model, **own)}
+    peers = {"deeplabv3": smp.DeepLabV3, "deeplabv3plus": smp.DeepLabV3Plus, "fpn": smp.FPN}
+    if model in peers:
+        options = {"classes": 19, "encoder_weights": None}
+        if dilated:
+            rates = (12, 24, 36) if stride == "8" else (6, 12, 18)
+            options |= {"encoder_output_stride": int(stride), "decoder_atrous_rates": rates}
+        build["SMP"] = partial(peers[model], backbone, **options)
+    theirs = getattr(segmentation, f"{model}_{backbone}", None)
     if theirs and stride == "8":
         build["torchvision"] = partial(theirs, weights_backbone=None, num_classes=19)
     return build
@@ -168,7 +180,7 @@ def compare(name: str, rounds: int, training: bool, size: list[int], images: int
     truth = {"label": noise(0, 19, (images, *size))}
     batch = Batch(noise(0, 256, (images, *size, 3)), truth, []).to(DEVICE)
     modes = {" fp32": (False, False), " bf16": (True, False), " bf16 compiled": (True, True)}
-    build = builders(*name.split("-"))
+    build = builders(name)
     own = build.pop("ours")
     if ON_CPU:
         sides = cpu_sides(own, build, batch, training)
@@ -245,7 +257,8 @@ def profiles(given: argparse.Namespace) -> None:
 
 def main() -> None:
     given = measure.options(
-        __doc__, networks=NETWORKS[:4] if ON_CPU else NETWORKS, batch=2 if ON_CPU else 8,
+        __doc__, networks=NETWORKS[:4] if ON_CPU else NETWORKS, others=OTHERS,
+        batch=2 if ON_CPU else 8,
         crop=(256, 512) if ON_CPU else (512, 1024), size=(256, 512) if ON_CPU else (1024, 2048),
         rounds=5, profile=False, configs=CHEAP if ON_CPU else ("*",),
         steps=4 if ON_CPU else 60, root=measure.SYNTHETIC, results=measure.RESULTS,
@@ -257,13 +270,14 @@ def main() -> None:
     if smp is None:
         raise UserError("bench_step.py: segmentation-models-pytorch is missing. Run: make bench")
     measure.one_thread()
-    rows = []
-    for name in given.networks:
-        cases = [(False, given.size, 1), (True, given.crop, given.batch)]
-        if ON_CPU:
-            cases.append((True, (128, 160), 8))  # the crops of configs/camvid
-        rows += [compare(name, given.rounds, *case) for case in cases]
-        measure.record(given.results, "step", rows, "segmentation-models-pytorch")
+    for section, names in {"step": given.networks, "other networks": given.others}.items():
+        rows = []
+        for name in names:
+            cases = [(False, given.size, 1), (True, given.crop, given.batch)]
+            if ON_CPU:
+                cases.append((True, (128, 160), 8))  # the crops of configs/camvid
+            rows += [compare(name, given.rounds, *case) for case in cases]
+            measure.record(given.results, section, rows, "segmentation-models-pytorch")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Train SMP's DeepLabV3 on CamVid in a plain loop, as its users write it, and score it on test.
+"""Train SMP's networks on CamVid in a plain loop, as its users write it, and score them on test.
 
-    python benchmarks/camvid_peer.py                  15, 30 and 60 minutes of two cores
-    python benchmarks/camvid_peer.py --steps 450
+    python benchmarks/camvid_peer.py                  DeepLabV3, 15, 30 and 60 minutes of two cores
+    python benchmarks/camvid_peer.py --networks DeepLabV3Plus FPN --steps 450 --seeds 0 1 2
 
-ResNet-18 at stride 16 from random weights, in float32: crops of 240x320 with a random scale and
+ResNet-18 at stride 16 from random weights, in float32: crops of 256x320 with a random scale and
 mirroring by torchvision, batches of 8 from torch's DataLoader, cross entropy, Adam with a cosine to
 zero. The scores are those of our own trainings. docs/recipes.md shows them beside ours.
 """
@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
@@ -31,7 +32,7 @@ from utils.base.errors import UserError
 from utils.base.paths import REPOSITORY, make_folder, write_json
 from utils.training.distributed import World
 
-CROP, BATCH, RATE = (240, 320), 8, 1e-3
+CROP, BATCH, RATE = (256, 320), 8, 1e-3  # SMP needs multiples of 32
 STEPS = (450, 900, 1800)  # 30 steps a minute
 
 
@@ -59,14 +60,16 @@ class Crops(torch.utils.data.Dataset):
 
 
 class AsOurs(nn.Module):
-    """SMP's network as evaluate() calls networks."""
+    """SMP's network as evaluate() calls networks: any size, padded to a multiple of 32."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"out": self.network(images)}
+        height, width = images.shape[2:]
+        padded = F.pad(images, (0, -width % 32, 0, -height % 32))
+        return {"out": self.network(padded)[..., :height, :width]}
 
 
 def train(smp_network: nn.Module, root: Path, steps: int) -> None:
@@ -89,7 +92,8 @@ def train(smp_network: nn.Module, root: Path, steps: int) -> None:
 
 def main() -> None:
     given = measure.options(
-        __doc__, seeds=(0,), steps=STEPS, root=REPOSITORY / "data" / "camvid",
+        __doc__, seeds=(0,), networks=("DeepLabV3",), steps=STEPS,
+        root=REPOSITORY / "data" / "camvid",
         results=measure.RESULTS,
     )  # fmt: skip
     try:
@@ -101,25 +105,35 @@ def main() -> None:
     make_folder(path.parent)
     world = World(0, 1, measure.CPU)
     for seed in given.seeds:
-        for steps in given.steps:
-            torch.manual_seed(seed)
-            options = {"encoder_weights": None, "encoder_output_stride": 16, "classes": 11}
-            network = smp.DeepLabV3("resnet18", decoder_atrous_rates=(6, 12, 18), **options)
-            begin = time.perf_counter()
-            train(network, given.root, steps)
-            seconds = time.perf_counter() - begin
-            model, dataset = AsOurs(network).eval(), build_dataset("camvid", given.root, "test")
-            scores = evaluate(model, dataset, world=world).plain()
-            row = {
-                "variant": f"SMP, {steps} steps", "seed": seed, "options": {}, "group": "peer",
-                "steps": steps, "pflop": pflop(steps, BATCH, CROP), "seconds": seconds,
-                "test": scores, "machine": measure.machine(measure.CPU),
-                "threads": torch.get_num_threads(), "torch": torch.__version__,
-                "smp": smp.__version__, "date": time.strftime("%Y-%m-%d"),
-            }  # fmt: skip
-            rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-            write_json(path, [*rows, row])
-            print(f"{row['variant']}, seed {seed}: test mIoU {100 * scores['miou']:.1f} -> {path}")
+        for name in given.networks:
+            for steps in given.steps:
+                row = measured(smp, name, seed, steps, given.root, world)
+                rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+                write_json(path, [*rows, row])
+                miou = 100 * row["test"]["miou"]
+                print(f"{row['variant']}, seed {seed}: test mIoU {miou:.1f} -> {path}")
+
+
+def measured(smp: ModuleType, name: str, seed: int, steps: int, root: Path, world: World) -> dict:
+    """Train and score one network; the row for camvid.json."""
+    torch.manual_seed(seed)
+    options = {"encoder_weights": None, "classes": 11}
+    if name != "FPN":
+        options |= {"encoder_output_stride": 16, "decoder_atrous_rates": (6, 12, 18)}
+    network = getattr(smp, name)("resnet18", **options)
+    begin = time.perf_counter()
+    train(network, root, steps)
+    seconds = time.perf_counter() - begin
+    model, dataset = AsOurs(network).eval(), build_dataset("camvid", root, "test")
+    scores = evaluate(model, dataset, world=world).plain()
+    return {
+        "variant": f"SMP's {name}, {steps} steps", "seed": seed, "options": {},
+        "group": "peer" if name == "DeepLabV3" else "family",
+        "steps": steps, "pflop": pflop(steps, BATCH, CROP, model), "seconds": seconds,
+        "test": scores, "machine": measure.machine(measure.CPU),
+        "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "smp": smp.__version__, "date": time.strftime("%Y-%m-%d"),
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

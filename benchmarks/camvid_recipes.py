@@ -22,32 +22,33 @@ sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
 import torch
 import yaml
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import measure
 from datasets import build_dataset
 from evaluation.evaluate import evaluate
 from evaluation.trained import load_model
-from model import build_model
 from utils.base.errors import UserError, run_command
 from utils.base.paths import REPOSITORY, make_folder, write_json
 from utils.data.prepare import weigh
 from utils.training.distributed import start
 
 PLAN = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+FAMILY = PLAN["family"]
 GROUPS = {name: group for group in PLAN["groups"] for name in PLAN["groups"][group]["variants"]}
 UNSEEN = ("unseen", "half size")  # groups that hold a sequence out
 CONFIGS = REPOSITORY / "configs" / "camvid"
 SHIPPED = {  # config and its changes
     "long": ("deeplabv3_resnet18_os8_long.yaml", {}),
-    **{name: ("deeplabv3_resnet18_os16.yaml", changes) for name, changes in PLAN["curve"].items()},
+    **{x: ("deeplabv3_resnet18_os16.yaml", y) for x, y in (PLAN["curve"] | FAMILY).items()},
 }
 AT_8, HELD_OUT = "trained at 16, evaluated at 8", "0006R0"
 
 
 def main() -> None:
     given = measure.options(
-        __doc__, seeds=(0, 1, 2), only=(*GROUPS, *PLAN["curve"]), steps=0,
+        __doc__, seeds=(0, 1, 2), only=(*GROUPS, *PLAN["curve"], *FAMILY), steps=0,
         root=REPOSITORY / "data" / "camvid", log_root=REPOSITORY / "training_logs",
         results=measure.RESULTS,
     )  # fmt: skip
@@ -92,21 +93,23 @@ def measured(name: str, seed: int, root: Path, log_root: Path, steps: int) -> di
         results["step"], results["test"] = score(folder, "best.pth", root, "test", **how)
     if name == AT_8:
         results |= score(folder, "last.pth", root, "val", stride=8)[1]
+    network, _ = load_model(folder / "checkpoints" / "last.pth")
     keys = ("miou", "pixel_accuracy", "seconds", *(("step", "test") if name in SHIPPED else ()))
     return {
-        "variant": name, "seed": seed, "options": options, "group": group, "steps": steps_done,
-        "pflop": pflop(steps_done, *(config[x] for x in ("batch_size", "crop", "output_stride"))),
+        "variant": name, "seed": seed, "options": options,
+        "group": "family" if name in FAMILY else group, "steps": steps_done,
+        "pflop": pflop(steps_done, config["batch_size"], config["crop"], network),
         **{key: results[key] for key in keys},
         "machine": measure.machine(measure.choose_device()), "threads": torch.get_num_threads(),
         "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
 
 
-def pflop(steps: int, batch_size: int, crop: tuple[int, int], stride: int = 16) -> float:
-    """Arithmetic of a training of DeepLabV3-ResNet18 in 1e15 operations, as torch counts it."""
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        model = build_model("deeplabv3", num_classes=11, output_stride=stride)
-        model(torch.empty(batch_size, 3, *crop))["out"].sum().backward()
+def pflop(steps: int, batch_size: int, crop: tuple[int, int], model: nn.Module) -> float:
+    """Arithmetic of a training in 1e15 operations, as torch counts it; model loses its weights."""
+    model.to("meta").train().requires_grad_()
+    with FlopCounterMode(display=False) as counter:
+        model(torch.empty(batch_size, 3, *crop, device="meta"))["out"].sum().backward()
     return steps * counter.get_total_flops() / 1e15
 
 

@@ -339,7 +339,8 @@ def throughput(proof: Proof) -> None:
     """bench_step.py for each network: comparison with SMP and torchvision."""
     results = proof.logs / "bench_step"
     for network in proof.given.networks:
-        words = ["--networks", network, "--results", results, *shlex.split(proof.given.bench)]
+        words = ["--networks", network, "--others", "--results", results]
+        words += shlex.split(proof.given.bench)
         done = proof.command("benchmarks/bench_step.py", *words)
         if done.returncode:
             raise RuntimeError(done.stderr[-2000:])

@@ -109,6 +109,31 @@ def readme(held: dict) -> str:
     return f"{held['machine']}{known}:\n\n{table(rows)}"
 
 
+def models(held: dict) -> str:
+    """docs/models.md: size and speed of every architecture, if they were measured there."""
+    if "models" not in held:
+        return ""
+    section = held["models"]
+    titles = ["`--model`", "backbone", "file, lines", "stride", "million parameters"]
+    titles += ["GFLOP, 512x1024", "1024x2048", "prediction, images/s", "MiB"]
+    rows = [[*titles, "training, images/s", "MiB"]]
+    for row in section["figures"]:
+        cell = [f"`{row['model']}`", row["encoder"], f"model/{row['file']}, {row['lines']}"]
+        cell += [row["stride"], row["million_parameters"]]
+        cell += [f"{row[f'gflop_{size}']:,}" for size in ("512x1024", "1024x2048")]
+        for kind in ("prediction", "training"):
+            cell += [number(row[kind]["images_per_second"]), f"{row[kind]['mib']:,}"]
+        rows.append(cell)
+    where = f"{held['machine']}, torch {section['versions']['torch']}, {section['date']}"
+    text = f"{where}, `{section['command']}`:\n\n{table(rows)}"
+    if "overfit" in held:
+        small = table(figure_rows(held["overfit"]["figures"]))
+        text += (
+            f"\nUntil four crops of CamVid are known, `{held['overfit']['command']}`:\n\n{small}"
+        )
+    return text
+
+
 def recipes(runs: list[dict]) -> str:
     """docs/recipes.md: test scores by length, options sorted by gain, networks, classes."""
     groups: dict[str | None, Runs] = defaultdict(dict)
@@ -133,6 +158,7 @@ def recipes(runs: list[dict]) -> str:
         gain_rows(groups["half size"], "half size", "mIoU on a sequence unseen"),
         gain_rows(groups["options"], "baseline", "val mIoU"),
         network_rows,
+        *([curve_rows(groups["family"])] if groups["family"] else []),
         unseen_rows,
         *classes,
     ]

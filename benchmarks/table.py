@@ -1,5 +1,4 @@
-"""Write benchmarks/results/ as tables into README.md, docs/results.md and docs/recipes.md, and draw
-docs/img/camvid_curve.png.
+"""Write benchmarks/results/ as tables into README.md and docs/, and draw docs/img/camvid_curve.png.
 
 python benchmarks/table.py                       part of make bench
 python benchmarks/table.py --pages FOLDER        in copies of the pages
@@ -15,7 +14,7 @@ sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 from matplotlib.figure import Figure
 
 from benchmarks.measure import RESULTS, options
-from benchmarks.render import readme, recipes, results
+from benchmarks.render import models, readme, recipes, results
 from utils.base.errors import UserError, run_command
 from utils.base.paths import REPOSITORY, make_folder, write_text
 
@@ -24,7 +23,12 @@ LINES = {  # of the picture, beside the lengths of one recipe
     "13 epochs of 240x320": "this repository, larger crops",
 }
 BEGIN, END = "<!-- made by benchmarks/table.py -->", "<!-- end -->"
-PAGES = {"README.md": readme, "docs/results.md": results, "docs/recipes.md": recipes}
+PAGES = {
+    "README.md": readme,
+    "docs/results.md": results,
+    "docs/recipes.md": recipes,
+    "docs/models.md": models,
+}
 
 
 def main() -> None:
@@ -44,9 +48,8 @@ def filled(page: str, pages: Path = REPOSITORY, folder: Path = RESULTS) -> str:
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise UserError(f"{page}: needs {BEGIN} and {END} once. Put them where the tables belong")
     paths = folder.glob("recipes/*.json" if PAGES[page] is recipes else "*.json")
-    tables = "\n".join(
-        PAGES[page](json.loads(path.read_text("utf-8"))) for path in sorted(paths, reverse=True)
-    )
+    held = (json.loads(path.read_text("utf-8")) for path in sorted(paths, reverse=True))
+    tables = "\n".join(filter(None, map(PAGES[page], held)))
     return f"{text.split(BEGIN)[0]}{BEGIN}\n\n{tables}\n{END}{text.split(END)[1]}"
 
 

@@ -13,8 +13,6 @@ from model.encoders import build_encoder
 from model.layers import Norm, Separable, conv_norm_relu, fcn_head, set_norm
 from model.resnet import Contract
 
-LOW_LEVEL = 48  # channels of the projected features at stride 4: section 4.1, table 1
-
 
 class DeepLabV3Plus(nn.Module):
     """Dilated ResNet -> ASPP -> upsampled, beside features at stride 4 -> 3x3 -> classes."""
@@ -38,6 +36,7 @@ class DeepLabV3Plus(nn.Module):
         atrous_rates: tuple[int, ...] | None = None,
         contract: Contract | None = None,
         stem: tuple[int, int, int] | None = None,
+        low_level_channels: int = 48,  # section 4.1, table 1
         head_channels: int = 256,
         project_kernel: int = 1,
         post_conv: bool = False,
@@ -72,10 +71,10 @@ class DeepLabV3Plus(nn.Module):
             return conv_norm_relu(inputs, width, 3, separable=separable)
 
         self.post = nn.Sequential(*(conv(width) if post_conv else []))
-        self.low_level = nn.Sequential(*conv_norm_relu(c2, LOW_LEVEL))
+        self.low_level = nn.Sequential(*conv_norm_relu(c2, low_level_channels))
         decoder = [conv(width) for _ in range(decoder_convs - 1)]
         self.classifier = nn.Sequential(
-            *chain(conv(width + LOW_LEVEL), *decoder), nn.Conv2d(width, num_classes, 1)
+            *chain(conv(width + low_level_channels), *decoder), nn.Conv2d(width, num_classes, 1)
         )
         self.aux_classifier = fcn_head(c4, num_classes) if aux else None
         parts = (self.aspp, self.post, self.low_level, self.classifier, self.aux_classifier)

@@ -137,7 +137,9 @@ class Command:
         for stream in self.streams:
             stream.seek(0)
             printed.append(stream.read())
-        assert not self.is_alive(), f"{self.arguments} takes longer than {timeout} s: {printed}"
+        if self.is_alive():
+            self.process.kill()
+            raise AssertionError(f"{self.arguments} takes longer than {timeout} s: {printed}")
         return subprocess.CompletedProcess(self.arguments, self.process.exitcode, *printed)
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from model import MODELS
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 LISTED = subprocess.run(
     ["git", "ls-files", "-co", "--exclude-standard"],
@@ -107,3 +109,16 @@ def test_files_of_users_are_looked_for_in_one_way():
         name = module_name(path)
         if name.split(".")[0] not in ("tests", "benchmarks") and name not in own:
             assert not ways.search(path.read_text(encoding="utf-8")), name
+
+
+def test_only_networks_their_tests_and_benchmarks_know_an_architecture():
+    """Nothing but the one default: what is special about an architecture, its class says."""
+    words = {*MODELS} | {network.__name__ for network in MODELS.values()}
+    found = []
+    for path in FILES:
+        name = path.relative_to(REPOSITORY).as_posix()
+        if not name.startswith(("model/", "tests/", "benchmarks/")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                said = (getattr(node, key, None) for key in ("value", "id", "attr", "name"))
+                found += [f"{name}: {x}" for x in said if isinstance(x, str) and x in words]
+    assert found == ["utils/training/config.py: deeplabv3"]

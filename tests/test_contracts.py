@@ -90,9 +90,12 @@ class TestModels:
         model.eval()(inputs)
         assert not wrong
 
-    def test_every_parameter_learns(self, name):
+    def test_every_parameter_learns_also_after_an_evaluation(self, name):
         torch.manual_seed(0)
-        model = build_model(**network(name)).train()
+        model = build_model(**network(name)).eval()
+        with torch.inference_mode():
+            model(torch.rand(2, 3, *size_of(name)))
+        model.train()
         sum(
             logits.square().mean() for logits in model(torch.rand(2, 3, *size_of(name))).values()
         ).backward()

@@ -3,9 +3,10 @@
     python utils/convert_checkpoint.py pretrained_models/model_13_2_2_2_epoch_580.pth
     python evaluation/eval_on_val_for_metrics.py --checkpoint model_13_2_2_2_epoch_580
 
-Supported: DeepLabV3 of torchvision, mmsegmentation, fregu856 (and PSG), chenxi116, VainF and
-segmentation_models_pytorch; FCN of torchvision; DeepLabV3+ of VainF; PSPNet of semseg and
-mmsegmentation; PSANet of semseg. docs/published_checkpoints.md lists files and their scores.
+Supported: DeepLabV3 of torchvision, mmsegmentation, fregu856 (and PSG), chenxi116, VainF and SMP
+(segmentation_models_pytorch); DeepLabV3+ of VainF, mmsegmentation, SMP; FCN of torchvision and
+mmsegmentation; FPN of mmsegmentation and SMP; PSPNet of semseg and mmsegmentation; PSANet of
+semseg. docs/published_checkpoints.md lists files and their scores.
 """
 
 import sys

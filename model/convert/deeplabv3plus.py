@@ -12,7 +12,6 @@ from model.convert.source import (
     mmseg_separable,
     pooling_last,
 )  # fmt: skip
-from model.deeplabv3plus import LOW_LEVEL
 
 VAINF: Rules = (
     (r"^classifier\.project\.", "low_level."),
@@ -49,13 +48,15 @@ def low_level_first(weights: Weights, depthwise: tuple[str, ...], dense: str) ->
 
     depthwise: layers that see each channel alone; dense: the convolution of all channels after it.
     """
+    low_level, key = len(weights["low_level.0.weight"]), f"{dense}.weight"
+    weights[key] = weights[key].roll(low_level, 1)
     for key, value in weights.items():
         if key.startswith(depthwise) and value.ndim:
-            weights[key] = value.roll(LOW_LEVEL, 0)
-    weights[f"{dense}.weight"] = weights[f"{dense}.weight"].roll(LOW_LEVEL, 1)
+            weights[key] = value.roll(low_level, 0)
 
 
 def adapt_mmseg_plus(weights: Weights, network: dict[str, Any]) -> None:
+    network["low_level_channels"] = len(weights["low_level.0.weight"])
     network["head_channels"] = pooling_last(weights, "aspp.project")
     low_level_first(weights, ("classifier.0.", "classifier.1."), "classifier.3")
     adapt_mmseg(weights, network)

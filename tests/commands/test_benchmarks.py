@@ -11,12 +11,17 @@ import numpy as np
 import pytest
 from helpers import REPOSITORY, Command, fails, run, tiny, train
 
+from benchmarks.table import PAGES
+from model import MODELS
+
 RESULTS = REPOSITORY / "benchmarks" / "results"
-PAGES = ("README.md", "docs/results.md", "docs/recipes.md")
 SMALL = "--root {made}/synthetic --rounds 1"
 WRITES = "--results {results}"
 SIZE = "--crop 64 64 --size 64 64 --batch 2"
 VARIANTS = "baseline 'trained at 16, evaluated at 8' 'class weights, photometric' '4 minutes'"
+VARIANTS += " 'FPN, 3000 steps'"
+HEAVY = ("fcn32s", "fcn16s", "fcn8s", "deconvnet")
+LIGHT = [name for name in MODELS if name not in HEAVY]
 RUNS = {  # command, what it prints
     "argmax and loss": (
         f"bench_ops.py {SMALL} {WRITES} {SIZE} --checkpoints {{made}}/logs/run missing",
@@ -27,9 +32,22 @@ RUNS = {  # command, what it prints
         ["| ours, packed |", "157 results differ from the official by 0", "| ms, network |"],
     ),
     "step": (
-        f"bench_step.py {SMALL} {WRITES} {SIZE} --networks resnet18-16 resnet50-8",
+        f"bench_step.py {SMALL} {WRITES} {SIZE} --networks resnet18-16 resnet50-8 "
+        "--others deeplabv3plus-resnet18-16 fpn-resnet18-32",
         ["| torchvision |", "| ours is faster |"],
     ),
+    "models": (
+        f"bench_models.py --models fpn segnet --encoder resnet18 --rounds 1 {WRITES}",
+        ["| fpn | resnet18 |", "| segnet | vgg16_bn |"],
+    ),
+    **{  # the command fails if an architecture does not learn
+        f"overfit {names[0]}": (
+            f"overfit.py --dataset synthetic --root {{made}}/synthetic {WRITES} "
+            f"--models {' '.join(names)}",
+            [f"| {name} |" for name in names],
+        )
+        for names in (LIGHT, *([name] for name in HEAVY))
+    },
     "profile": (
         f"bench_step.py {SMALL} {WRITES} --profile --configs demo --steps 1",
         ["| synthetic/demo.yaml |", "| hours of recipe |"],
@@ -40,8 +58,8 @@ RUNS = {  # command, what it prints
         ["baseline, seed 0: mIoU", "4 minutes, seed 0: mIoU"],
     ),
     "peer": (
-        f"camvid_peer.py --root {{made}}/camvid {WRITES} --steps 1",
-        ["SMP, 1 steps, seed 0: test mIoU"],
+        f"camvid_peer.py --root {{made}}/camvid {WRITES} --steps 1 --networks DeepLabV3 FPN",
+        ["SMP's FPN, 1 steps, seed 0: test mIoU"],
     ),
     "sample": (f"bench_loader.py {SMALL} --crops 64x64", ["| ours, packed |", "| packed is |"]),
     "sample without a peer": (

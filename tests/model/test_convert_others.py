@@ -183,17 +183,17 @@ class SeparableModule(nn.Module):
 
 
 class MmsegPlus(Mmseg):
-    """Image pooling comes first, low-level features last."""
+    """Image pooling comes first, low-level features last, 12 of them beside ResNet-18's 128."""
 
-    def __init__(self) -> None:
+    def __init__(self, low: int = 48) -> None:
         super().__init__()
         head = self.decode_head
         head.image_pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), ConvModule(2048, 512))
         atrous = [SeparableModule(2048, 512, rate) for rate in (12, 24, 36)]
         head.aspp_modules = nn.ModuleList([ConvModule(2048, 512), *atrous])
         head.bottleneck = ConvModule(2560, 512, 3)
-        head.c1_bottleneck = ConvModule(256, 48)
-        both = SeparableModule(560, 512), SeparableModule(512, 512)
+        head.c1_bottleneck = ConvModule(256, low)
+        both = SeparableModule(512 + low, 512), SeparableModule(512, 512)
         head.sep_bottleneck = nn.Sequential(*both)
         head.conv_seg = nn.Conv2d(512, 19, 1)
 
@@ -281,6 +281,7 @@ CASES = {  # network, its architecture here
     "mmsegmentation PSPNet b": (lambda: MmsegPSP(deep_stem=False), "pspnet"),
     "mmsegmentation FCN": (MmsegFCN, "fcn"),
     "mmsegmentation DeepLabV3+": (MmsegPlus, "deeplabv3plus"),
+    "mmsegmentation DeepLabV3+ of 12": (lambda: MmsegPlus(12), "deeplabv3plus"),
     "mmsegmentation FPN": (MmsegFPN, "fpn"),
     "segmentation_models_pytorch DeepLabV3+": (smp_plus, "deeplabv3plus"),
     "segmentation_models_pytorch FPN": (
