@@ -44,7 +44,11 @@ class FCN32s(nn.Module):
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """(N,3,H,W) normalized -> {"out": (N,K,H/32,W/32) logits}, or at stride 16 or 8."""
         features = self.backbone(images)
-        logits = self.classifier(features[-1])
+        height, width = features[-1].shape[2:]
+        # Where fc6 reaches beyond the map on both sides, oneDNN 3.x on a CPU leaves its gradient in
+        # bf16 uninitialized. The zeros are those of fc6's padding.
+        wide = F.pad(features[-1], (0, max(0, 4 - width), 0, max(0, 4 - height)))
+        logits = self.classifier(wide)[..., :height, :width]
         for pooling, score in zip(self.skips, self.scores, strict=True):
             finer = score(features[pooling - 1])
             logits = finer + F.interpolate(logits, finer.shape[-2:], mode="bilinear")

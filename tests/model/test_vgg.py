@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from evaluation.inference import Predictor
 from model import build_model
 from model.encoders import build_encoder
+from utils.base.environment import keep_memory
 from utils.base.errors import UserError
 from utils.training.config import Config
 from utils.training.network import network_options
@@ -143,6 +144,25 @@ def test_an_encoder_of_another_architecture_is_one_line_and_the_default_fits():
         network_options(Config(model="segnet", backbone="resnet50", **options), 5)
     with pytest.raises(UserError, match="--backbone vgg16: not an encoder of deeplabv3"):
         network_options(Config(backbone="vgg16", **options), 5)
+
+
+@pytest.mark.slow
+def test_the_gradient_of_fc6_in_bf16_does_not_depend_on_what_memory_held():
+    """oneDNN left it uninitialized for maps of less than 4x4."""
+    keep_memory()
+    model = build_model("fcn32s", num_classes=5).train()
+    images = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    found = []
+    for junk in (0.0, float("nan")):
+        held = [torch.full((size,), junk) for size in (10**8, 5 * 10**7, 10**7, 10**6) * 2]
+        del held  # its memory is used again
+        model.zero_grad()
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(images)["out"]
+        logits.float().square().mean().backward()
+        found.append(model.classifier[0].weight.grad.clone())
+    assert found[0].isfinite().all() and torch.equal(*found)
 
 
 def test_crops_and_images_that_are_too_small_are_one_line():

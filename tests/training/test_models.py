@@ -21,7 +21,6 @@ def test_everything_works_for_it(name, cityscapes_root, tmp_path):
         "aux": "aux" in option_names(name),
         "run_name": "whole",
         "base_lr": 1e-3,
-        "precision": "fp32",
     }
     least = getattr(MODELS[name], "smallest_image", 1)
     if least > 64:  # the images have 64x128 pixels
