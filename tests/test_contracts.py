@@ -25,7 +25,7 @@ from utils.data.packed import packed_path
 from utils.data.prepare import pack_split, weigh
 from utils.training.network import network_options
 
-K, SIZE = 5, (96, 128)
+K, SIZE = 5, (64, 96)
 HEAVY = ("fcn32s", "fcn16s", "fcn8s", "deconvnet")  # 134 and 252 million parameters
 ALL = [pytest.param(x, marks=pytest.mark.slow if x in HEAVY else ()) for x in MODELS]
 NAMES = [name for name in data_set_names() if name != "custom"]

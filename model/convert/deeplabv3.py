@@ -12,7 +12,7 @@ from model.convert.source import (
     block,
     mmseg_block,
     pooling_last,
-)  # fmt: skip
+)
 
 CITYSCAPES_IMAGE, VOC_CROP = (1025, 2049), (513, 513)  # sizes that chenxi116 pads images to
 LAST = "classifier.4"

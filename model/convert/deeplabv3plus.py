@@ -11,7 +11,7 @@ from model.convert.source import (
     mmseg_block,
     mmseg_separable,
     pooling_last,
-)  # fmt: skip
+)
 
 VAINF: Rules = (
     (r"^classifier\.project\.", "low_level."),

@@ -9,7 +9,7 @@ from model.convert.source import (
     adapt_mmseg,
     mmseg_block,
     set_stem,
-)  # fmt: skip
+)
 
 SEMSEG_PSP: Rules = (
     *SEMSEG,

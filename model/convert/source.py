@@ -22,7 +22,7 @@ class Source:
     model: str
     last: str  # the layer that gives the class scores
     needed: tuple[str, ...] = ()  # keys that `adapt` reads
-    network: dict[str, Any] = field(default_factory=dict)  # not of the usual output stride 8
+    network: dict[str, Any] = field(default_factory=dict)  # options of build_model
     compat: dict[str, Any] = field(default_factory=dict)
     adapt: Callable[[Weights, dict[str, Any]], None] | None = None  # changes both in place
 
