@@ -165,3 +165,8 @@ def test_what_make_gpu_proves_is_proven_on_a_cpu_as_far_as_it_goes(sections, mad
 
 def test_make_gpu_without_a_gpu_is_one_line():
     fails(run("benchmarks/gpu.py", CUDA_VISIBLE_DEVICES=""), "PyTorch finds no GPU", "doctor.py")
+
+
+def test_public_implementations_without_their_clones_are_one_line(tmp_path):
+    words = ("--semseg", tmp_path / "none", "--results", tmp_path)
+    fails(run("benchmarks/bench_public.py", *words), "none: not found. Clone the project")
