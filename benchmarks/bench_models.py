@@ -4,7 +4,8 @@
     python benchmarks/bench_models.py --models fpn --encoder resnet18
 
 The encoder is --encoder where the architecture takes it, else its only one; the output stride 8
-where it has one. A prediction ends with the label map, a training step is that of train.py.
+where it has one. A prediction ends with the label map and is in fp32 on a CPU, a training step is
+that of train.py.
 Weights and images are random.
 """
 
@@ -19,7 +20,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import measure
-from benchmarks.bench_step import DEVICE, ON_CPU, our_side
+from benchmarks.bench_step import AMP, DEVICE, ON_CPU, our_side
 from model import MODELS, build_model, encoders_of, option_names
 from utils.base.environment import keep_memory
 from utils.base.errors import run_command
@@ -48,7 +49,8 @@ def speed(name: str, rounds: int, images: int, *, training: bool, **options: str
     truth = {"label": noise(0, 19, (images, 256, 512))}
     batch = Batch(noise(0, 256, (images, 256, 512, 3)), truth, []).to(DEVICE)
     build = partial(build_model, name, num_classes=19, **options)
-    side = our_side(build, batch, training)
+    amp = None if ON_CPU and not training else AMP  # as the evaluation
+    side = our_side(build, batch, training, amp=amp)
     memory = measure.extra_mib(partial(side, 0), DEVICE)
     how = {"at_once": 1 if ON_CPU else 10, "device": DEVICE}
     seconds = measure.median_seconds({name: side}, rounds, **how)[name]

@@ -29,9 +29,10 @@ from model import build_model
 from model.convert import convert
 from model.normalize import normalize
 from utils.base.errors import UserError, run_command
+from utils.base.paths import REPOSITORY
 from utils.data.batches import Batch
 
-CLASHING = ("model", "utils", "datasets", "network", "lib", "metrics", "visdom")
+CLASHING = ("model", "utils", "datasets", "network", "visdom")
 
 
 def load(folder: Path, build: Callable[[], nn.Module]) -> nn.Module:
@@ -40,11 +41,12 @@ def load(folder: Path, build: Callable[[], nn.Module]) -> nn.Module:
         raise UserError(f"{folder}: not found. Clone the project, see bench_public.py --help")
     ours = {name: sys.modules.pop(name) for name in clashing()}
     sys.modules["visdom"] = SimpleNamespace(Visdom=None)  # VainF's utils import it
-    sys.path.insert(0, str(folder))
+    paths, here = [*sys.path], str(REPOSITORY)
+    sys.path[:] = [str(folder), *(path for path in paths if path != here)]
     try:
         return build()
     finally:
-        sys.path.remove(str(folder))
+        sys.path[:] = paths
         for name in clashing():
             del sys.modules[name]
         sys.modules.update(ours)
