@@ -122,6 +122,21 @@ class TestModels:
             after = model(images)["out"]
         assert (after - before).abs().max() <= 1e-5 * before.std()
 
+    @pytest.mark.slow
+    def test_it_compiles_as_one_graph(self, name):
+        """train.py compiles on a GPU; a graph that breaks there is slower."""
+        torch._dynamo.reset()
+        model = build_model(**network(name)).train()
+        for module in model.modules():
+            if isinstance(module, (nn.Dropout, nn.Dropout2d)):
+                module.p = 0.0
+        images = torch.rand(2, 3, *size_of(name))
+        expected = model(images)["out"].detach()
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=False)
+        logits = compiled(images)["out"]
+        logits.square().mean().backward()
+        assert (logits - expected).abs().max() <= 1e-4 * expected.std()
+
     def test_the_backbone_is_what_has_pretrained_weights(self, name):
         options = network(name)
         names = [n for n, _ in build_model(**options).named_parameters()]
