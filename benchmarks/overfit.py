@@ -87,6 +87,9 @@ def overfit(name: str, dataset: SegmentationDataset, most: int) -> dict:
         accuracy = float(right[known].float().mean())
         if losses[-1] < LOSS * losses[0] and accuracy > ACCURACY:
             break
+    else:
+        what = f"{name}: loss {losses[-1]:.3f} of {losses[0]:.3f}, accuracy {accuracy:.3f}"
+        raise UserError(f"overfit.py: {what}. Look for gradients that do not arrive")
     return {
         "model": name, "crop": list(crop), "steps": len(losses),
         "seconds": round(time.perf_counter() - begin, 1),
@@ -103,9 +106,7 @@ def main() -> None:
     keep_memory()
     dataset, rows = build_dataset(given.dataset, given.root, "train"), []
     for name in given.models:
-        rows.append(row := overfit(name, dataset, given.most))
-        if row["last_loss"] >= LOSS * row["first_loss"] or row["accuracy"] <= ACCURACY:
-            raise UserError(f"overfit.py: {row}. Look for gradients that do not arrive")
+        rows.append(overfit(name, dataset, given.most))
         measure.record(given.results, "overfit", rows)
 
 
