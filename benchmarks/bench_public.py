@@ -5,8 +5,8 @@
     python benchmarks/bench_public.py --semseg semseg --vainf DeepLabV3Plus-Pytorch
 
 semseg's PSPNet-50 and VainF's DeepLabV3+-ResNet50 get random weights; their state_dict is converted
-as convert_checkpoint.py does. Both run as their users run them, in float32 and NCHW; in training,
-also in bfloat16 with the malloc setting of our commands.
+as convert_checkpoint.py does. Both run on a CPU as their users run them, in float32 and NCHW; in
+training, also in bfloat16 with the malloc setting of our commands.
 """
 
 import copy
@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks import measure
-from benchmarks.bench_step import cpu_sides, our_side, with_memory
+from benchmarks.bench_step import ON_CPU, cpu_sides, our_side, with_memory
 from model import build_model
 from model.convert import convert
 from model.normalize import normalize
@@ -140,6 +140,8 @@ def main() -> None:
         __doc__, semseg=Path("semseg"), vainf=Path("DeepLabV3Plus-Pytorch"), rounds=3,
         results=measure.RESULTS,
     )  # fmt: skip
+    if not ON_CPU:
+        raise UserError("bench_public.py: for a CPU. Hide the GPU: CUDA_VISIBLE_DEVICES=")
     measure.one_thread()
     rows = []
     for name, folder, build in (("semseg", given.semseg, semseg), ("VainF", given.vainf, vainf)):

@@ -94,8 +94,8 @@ def write_run(folder: Path, config: ConvertConfig) -> None:
         raise UserError(f"{file}: {error}. Load what fits: train.py --init_from {file}") from error
     path = save_checkpoint(folder / "checkpoints", state_of(found, config))
     network = found.network
-    what = f"{network['backbone']} at stride {network['output_stride']}"
-    what = f"{network['name']}, {what}, {network['num_classes']} classes"
+    stride = f" at stride {network['output_stride']}" if "output_stride" in network else ""
+    what = f"{network['name']}, {network['backbone']}{stride}, {network['num_classes']} classes"
     print(f"{found.source}'s {what}: {path}")
     print(f"next: python evaluation/eval_on_val_for_metrics.py --checkpoint {folder.name}")
 

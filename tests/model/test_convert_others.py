@@ -4,7 +4,7 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 import torchvision
-from helpers import randomize
+from helpers import fails, randomize, run
 from torch import nn
 from torch.nn import functional as F
 
@@ -332,3 +332,13 @@ def test_one_branch_of_psanet_is_refused():
     weights = {k: v for k, v in SemsegPSA().state_dict().items() if "_p." not in k}
     with pytest.raises(ValueError, match="one of its branches: the file does not say which"):
         convert(weights)
+
+
+def test_a_network_without_an_output_stride_through_the_command(tmp_path):
+    path, logs = tmp_path / "theirs.pth", ("--log_root", tmp_path)
+    torch.save(smp.FPN("resnet18", encoder_weights=None, classes=19).state_dict(), path)
+    words = ("utils/convert_checkpoint.py", path, *logs)
+    done = run(*words)
+    assert done.returncode == 0 and "fpn, resnet18, 19 classes: " in done.stdout, done.stderr
+    words = (*words, "--run_name", "other", "--output_stride", "8")
+    fails(run(*words), "theirs.pth: fpn has no option output_stride")
