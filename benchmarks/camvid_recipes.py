@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
@@ -88,6 +89,8 @@ def measured(name: str, seed: int, root: Path, log_root: Path, steps: int) -> di
     train({**config, **paths, "seed": seed})
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     steps_done = results["step"]
+    if begun:
+        results["seconds"] = None  # of the last process only
     if name in SHIPPED:
         how = {"scales": config.get("eval_scales", (1.0,))}
         results["step"], results["test"] = score(folder, "best.pth", root, "test", **how)
@@ -130,9 +133,9 @@ def with_a_sequence_held_out(camvid: Path) -> Path:
         part = "val" if path.name.startswith(HELD_OUT) else "train"
         link = root / path.parent.name.replace("train", part).replace("val", part) / path.name
         make_folder(link.parent)
-        if not link.is_symlink():
+        with suppress(FileExistsError):  # another process may have linked it
             link.symlink_to(path.resolve())
-    weigh(build_dataset("camvid", root, "train"), root, workers=1)
+    weigh(build_dataset("camvid", root, "train", packed=False), root, workers=1)
     return root
 
 

@@ -6,7 +6,11 @@ from typing import Any
 
 Rows = list[list[Any]]
 Runs = dict[str, list[dict]]  # variant of a recipe -> a run per seed
-TITLES = {"30 minutes": "test IoU, 6000 steps", "long": "test IoU, 200 epochs"}  # with classes
+TITLES = {  # trainings whose classes are shown
+    "30 minutes": "test IoU, 6000 steps",
+    "120 minutes": "test IoU, 24000 steps",
+    "long": "test IoU, 200 epochs",
+}
 
 
 def table(rows: Rows) -> str:
@@ -142,7 +146,7 @@ def recipes(runs: list[dict]) -> str:
     trainings = {**groups[None], **groups["peer"]}
     plain = groups["options"].get("baseline")
     baseline = {"BatchNorm, stride 16": plain} if plain else {}
-    titles = ["val mIoU", "each seed", "pixel accuracy", "minutes (threads)"]
+    titles = ["val mIoU", "each seed", "pixel accuracy", "CPU minutes (threads)"]
     network_rows = [["network", *titles]]
     for name, group in {**baseline, **groups["networks"]}.items():
         miou, accuracy = column(group), spread(column(group, "pixel_accuracy"))
@@ -171,7 +175,7 @@ def curve(trainings: Runs) -> list[tuple[str, list[dict]]]:
 
 
 def curve_rows(trainings: Runs) -> Rows:
-    titles = ["steps", "PFLOP", "test mIoU", "each seed", "pixel accuracy", "minutes (threads)"]
+    titles = ["steps", "PFLOP", "test mIoU", "each seed", "pixel accuracy", "CPU minutes (threads)"]
     rows = [["training", *titles]]
     for name, group in curve(trainings):
         tests = [run["test"] for run in group]
@@ -196,7 +200,9 @@ def gain_rows(runs: Runs, base: str, score: str) -> Rows:
 
 
 def minutes(runs: list[dict]) -> str:
-    return ", ".join(f"{number(run['seconds'] / 60)} ({run['threads']})" for run in runs)
+    """Of the trainings on a CPU that were not interrupted."""
+    timed = [run for run in runs if run["seconds"] and "no GPU" in run["machine"]]
+    return ", ".join(f"{number(run['seconds'] / 60)} ({run['threads']})" for run in timed)
 
 
 def column(runs: list[dict], key: str = "miou") -> list[float]:

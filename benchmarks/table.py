@@ -59,7 +59,7 @@ def draw_curve(runs: list[dict], path: Path) -> None:
     axes = figure.subplots()
     lines: dict[str, list[tuple[float, float]]] = {}
     for run in runs:
-        if "test" in run:
+        if "test" in run and run["group"] != "family":
             peer = run["group"] == "peer"
             kind = "SMP, plain loop" if peer else LINES.get(run["variant"], "this repository")
             lines.setdefault(kind, []).append((run["pflop"], 100 * run["test"]["miou"]))

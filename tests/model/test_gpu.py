@@ -1,16 +1,18 @@
 """What only an NVIDIA GPU can show: python -m pytest -m gpu"""
 
+import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers import exact_rows, randomize, tiny, train
+from torch import nn
 
 from datasets import build_dataset
 from evaluation.evaluate import evaluate
 from evaluation.inference import Predictor
-from model import build_model
+from model import MODELS, build_model
 from model.losses import SegmentationLoss
 from model.normalize import FromPixels
 from model.ops.upsample_cross_entropy import (
@@ -33,10 +35,10 @@ pytestmark = [
 ]
 
 
-def batch() -> Batch:
+def batch(height: int = 128, width: int = 256) -> Batch:
     noise = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (4, 128, 256, 3), generator=noise, dtype=torch.uint8)
-    labels = torch.randint(0, 20, (4, 128, 256), generator=noise, dtype=torch.uint8)
+    images = torch.randint(0, 256, (4, height, width, 3), generator=noise, dtype=torch.uint8)
+    labels = torch.randint(0, 20, (4, height, width), generator=noise, dtype=torch.uint8)
     targets = {"label": labels.masked_fill(labels == 19, 255).cuda()}
     return Batch(images.cuda(), targets, [], torch.eye(3, 4).expand(4, 3, 4).cuda())
 
@@ -187,6 +189,35 @@ def test_replayed_steps_are_those_launched_one_by_one(amp, hard_threshold, capsy
         results.append([*losses, *(x.double().mean().item() for x in model.state_dict().values())])
     assert replay.graph is not None and "slower" not in capsys.readouterr().err
     assert results[0] == pytest.approx(results[1], rel=2e-2, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_architecture_is_replayed_and_predicts_as_on_the_cpu(name, monkeypatch):
+    side = getattr(MODELS[name], "smallest_image", 1)
+    crops, results = [batch(max(128, side), max(256, side))], []
+    torch.manual_seed(0)
+    built = build_model(name, num_classes=19)
+    for module in built.modules():
+        if isinstance(module, (nn.Dropout, nn.Dropout2d)):
+            module.p = 0.0
+    for replay in (None, Replay()):
+        model = copy.deepcopy(built).cuda().to(memory_format=torch.channels_last)
+        optimizer = build_optimizer(model, "adamw", base_lr=1e-4, weight_decay=0.01)
+        options = {"amp": torch.bfloat16, "replay": replay}
+        how = (FromPixels(model), SegmentationLoss(), optimizer, crops)
+        results.append([float(training_step(*how, **options)) for _ in range(8)])
+    assert replay.graph is not None and results[0][-1] < results[0][0]
+    assert results[0] == pytest.approx(results[1], rel=2e-2)
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    randomize(built)
+    size = (max(96, side), max(160, side))
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    ours, expected = (
+        Predictor(built.to(device), device=torch.device(device)).logits(image, size=size).cpu()
+        for device in ("cuda", "cpu")
+    )
+    assert (ours.argmax(1) == expected.argmax(1)).float().mean() > 0.999
 
 
 @pytest.mark.parametrize("options", [{}, {"scales": (0.5, 1.0), "flip": True}, {"crop": (64, 64)}])
