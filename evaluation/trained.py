@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from datasets import build_dataset, find_data_set, resolve_data_root
+from evaluation.converted import published_run
 from evaluation.evaluate import evaluate
 from evaluation.inference import Predictor
 from evaluation.metrics import Scores
@@ -23,6 +24,7 @@ from utils.data.label_table import LabelTable
 from utils.training import distributed
 from utils.training.checkpoint import load_checkpoint
 from utils.training.distributed import World
+from utils.training.published import HUB
 from utils.training.run import find_checkpoint
 
 
@@ -31,7 +33,8 @@ class PredictionOptions:
     """Options of every command that predicts with a checkpoint."""
 
     checkpoint: str | None = None
-    """A run's name, its folder or a checkpoint file. Default: best checkpoint of the newest run."""
+    """A run's name, its folder, a checkpoint file, or hub:NAME for a network that another project
+    published. Default: best checkpoint of the newest run."""
     log_root: Path | None = None
     """Folder of all runs. Default: training_logs/."""
     data_root: Path | None = None
@@ -114,7 +117,9 @@ class Trained:
             name = Path(sys.argv[0]).name
             raise UserError(f"{name}: cannot use {world.size} processes. Run it without torchrun")
         log_root = resolve_log_root(options.log_root)
-        path = find_checkpoint(checkpoint or options.checkpoint, log_root).resolve()
+        spec = checkpoint or options.checkpoint
+        hub = spec is not None and spec.startswith(HUB)
+        path = (published_run(spec) if hub else find_checkpoint(spec, log_root)).resolve()
         model, state = load_model(path, output_stride=options.output_stride)
         own, how = state["config"], chosen(options, "scales flip crop stride")
         how["scales"] = how["scales"] or own["eval_scales"]

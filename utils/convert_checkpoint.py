@@ -2,6 +2,8 @@
 
     python utils/convert_checkpoint.py pretrained_models/model_13_2_2_2_epoch_580.pth
     python evaluation/eval_on_val_for_metrics.py --checkpoint model_13_2_2_2_epoch_580
+    python utils/convert_checkpoint.py hub:                     names of published networks
+    python utils/convert_checkpoint.py hub:deeplabv3_resnet50_cityscapes
 
 Supported: DeepLabV3 of torchvision, mmsegmentation, fregu856 (and PSG), chenxi116, VainF and SMP
 (segmentation_models_pytorch); DeepLabV3+ of VainF, mmsegmentation, SMP; FCN of torchvision and
@@ -11,30 +13,29 @@ semseg. docs/published_checkpoints.md lists files and their scores.
 
 import sys
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
 if __name__ == "__main__":  # run by path, Python looks for modules in utils/ first
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
-from datasets import DATASETS, find_data_set, resolve_data_root
-from model.convert import Converted, convert
+from evaluation.converted import convert_file
 from utils.base.errors import UserError, run_command
 from utils.base.find import listing
 from utils.base.lock import hold
 from utils.base.parser import chosen, parse
 from utils.base.paths import resolve_log_root
-from utils.training.checkpoint import read_tensors, save_checkpoint
-from utils.training.config import Config, plain
-
-VOID_OUTPUT = 20  # outputs of fregu856's Cityscapes network; the last one is void
+from utils.training.published import HUB, find_published, published, published_file
 
 
 @dataclass(frozen=True)
 class ConvertConfig:
     """Options of convert_checkpoint.py."""
 
-    file: str | None = field(default=None, metadata={"help": "Checkpoint of the other project."})
+    file: str | None = field(
+        default=None, metadata={"help": "Checkpoint of the other project, or hub:NAME."}
+    )
     run_name: str | None = None
     """Name of the new folder in --log_root. Default: the file name without its extension."""
     log_root: Path | None = None
@@ -49,55 +50,37 @@ class ConvertConfig:
     """Upsample logits with align_corners=True. Default: the setting of the source project."""
 
 
-def state_of(found: Converted, config: ConvertConfig) -> dict[str, object]:
-    """The entries of a train.py checkpoint that evaluation needs."""
-    outputs = found.network["num_classes"]
-    classes = outputs - (outputs == VOID_OUTPUT)
-    known = (x.name for x in DATASETS.values() if x.classes.num_classes == classes)
-    name = config.dataset or next(known, None)
-    if name is None:
-        raise UserError(f"{config.file}: {outputs} classes. Give the data set with --dataset")
-    root = resolve_data_root(name, config.data_root)
-    table = find_data_set(name, root).classes
-    names = list(table.names)
-    if len(names) not in (outputs, classes):
-        what = f"{outputs} classes, {name} has {len(names)}"
-        raise UserError(f"{config.file}: {what}. Give another --dataset")
-    return {
-        "step": 0,
-        "network": found.network,
-        "model": found.weights,
-        "config": plain(Config(dataset=name, data_root=root, class_weights=False)),
-        "classes": names,
-        "label_table": table.plain(),
-        "source": f"{found.source}: {Path(config.file).name}",
-    }
-
-
 def main() -> None:
     config = parse(ConvertConfig, __doc__)
-    if config.file is None:
+    spec = config.file
+    if spec is None:
         raise UserError("convert_checkpoint.py: no file. Give the path of the checkpoint")
-    folder = resolve_log_root(config.log_root) / (config.run_name or Path(config.file).stem)
+    if spec == HUB:
+        print_published()
+        return
+    name, how = Path(spec).stem, chosen(config, "output_stride align_corners")
+    if hub := spec.startswith(HUB):
+        network, _ = find_published(spec)
+        name = network.name
+        if how["align_corners"] is None:
+            how["align_corners"] = network.align_corners
+    folder = resolve_log_root(config.log_root) / (config.run_name or name)
     with hold(folder):
         if listing(folder):
             raise UserError(f"{folder}: exists. Give another --run_name")
-        write_run(folder, config)
-
-
-def write_run(folder: Path, config: ConvertConfig) -> None:
-    file = Path(config.file)
-    tensors = read_tensors(file)
-    try:
-        found = convert(tensors, **chosen(config, "output_stride align_corners"))
-    except ValueError as error:
-        raise UserError(f"{file}: {error}. Load what fits: train.py --init_from {file}") from error
-    path = save_checkpoint(folder / "checkpoints", state_of(found, config))
-    network = found.network
-    stride = f" at stride {network['output_stride']}" if "output_stride" in network else ""
-    what = f"{network['name']}, {network['backbone']}{stride}, {network['num_classes']} classes"
-    print(f"{found.source}'s {what}: {path}")
+        file = published_file(spec) if hub else Path(spec)
+        convert_file(folder, file, how=how, dataset=config.dataset, data_root=config.data_root)
+    if hub:
+        print(f"published: {network.miou} % mIoU on {network.data}")
     print(f"next: python evaluation/eval_on_val_for_metrics.py --checkpoint {folder.name}")
+
+
+def print_published() -> None:
+    """The names of all published networks, under their project and protocol."""
+    for (project, data), group in groupby(published().values(), lambda x: (x.project, x.data)):
+        print(f"\n{project}, mIoU in per cent on {data}:")
+        for network in group:
+            print(f"  {HUB}{network.name:<52}{network.miou:>6.2f}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from hashlib import sha256
 
 import pytest
 import torch
@@ -101,7 +102,11 @@ def test_a_run_is_found_by_name_folder_file_or_as_the_newest(tmp_path):
 def test_backbone_weights_come_from_pretrained_models(tmp_path, monkeypatch):
     monkeypatch.setattr(network, "PRETRAINED", tmp_path)
     weights = torchvision.models.resnet18(weights=None).state_dict()
-    torch.save(weights, tmp_path / "resnet18-f37072fd.pth")
+    path = tmp_path / "resnet18-f37072fd.pth"
+    torch.save(weights, path)
+    with pytest.raises(UserError, match="damaged or another file"):
+        load_backbone_weights("imagenet", "resnet18")
+    path.with_name(f"{path.name}.sha256").write_text(sha256(path.read_bytes()).hexdigest())
     loaded = load_backbone_weights("imagenet", "resnet18")
     assert torch.equal(loaded["conv1.weight"], weights["conv1.weight"])
     assert load_backbone_weights(None, "resnet18") is None
@@ -111,6 +116,7 @@ def test_backbone_weights_come_from_pretrained_models(tmp_path, monkeypatch):
 
 def test_offline_the_file_to_fetch_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(network, "PRETRAINED", tmp_path)
+    monkeypatch.setattr("utils.base.download.TRIES", 1)
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # a closed port: no network
     with pytest.raises(UserError, match=r"resnet18-f37072fd\.pth.*--backbone_weights null"):
         load_backbone_weights("imagenet", "resnet18")

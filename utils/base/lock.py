@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from utils.base.errors import UserError
+from utils.base.errors import UserError, warn
 from utils.base.paths import make_folder, writing
 
 try:
@@ -20,8 +20,8 @@ LOCK = ".lock"
 
 
 @contextmanager
-def hold(folder: Path, *, enabled: bool = True) -> Iterator[None]:
-    """Hold folder/.lock and remove it at the end; UserError if another process holds it.
+def hold(folder: Path, *, enabled: bool = True, wait: bool = False) -> Iterator[None]:
+    """Hold folder/.lock and remove it at the end. If another process holds it: UserError, or wait.
 
     Missing folders are created, and removed at the end if they are empty. A lock is never stale:
     the system's lock on the file counts, not the file's existence.
@@ -32,7 +32,7 @@ def hold(folder: Path, *, enabled: bool = True) -> Iterator[None]:
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     make_folder(folder)
     path = folder / LOCK
-    with acquire(path):
+    with acquire(path, wait):
         try:
             yield
         finally:
@@ -43,7 +43,7 @@ def hold(folder: Path, *, enabled: bool = True) -> Iterator[None]:
                     empty.rmdir()
 
 
-def acquire(path: Path) -> IO[bytes]:
+def acquire(path: Path, wait: bool) -> IO[bytes]:
     """The locked file; opens it again if the previous holder removed it before it was locked."""
     while True:
         with writing(path):
@@ -56,6 +56,10 @@ def acquire(path: Path) -> IO[bytes]:
         except (BlockingIOError, PermissionError) as error:
             with file:
                 name = holder(file)
+            if wait:
+                warn(f"{path}: held by {name}; waiting until it ends")
+                time.sleep(0.5)
+                continue
             raise UserError(f"{path}: held by {name}. Wait until it ends, or stop it") from error
         except OSError:
             return file  # a file system without locks

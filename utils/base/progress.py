@@ -7,7 +7,13 @@ from tqdm import tqdm
 
 
 def progress(
-    total: int, items: Iterable = (), *, start: int = 0, unit: str, label: str, enabled: bool = True
+    total: int | None,
+    items: Iterable = (),
+    *,
+    start: int = 0,
+    unit: str,
+    label: str,
+    enabled: bool = True,
 ) -> tqdm:
     """A tqdm line with ETA on stderr, over `items` or updated by the caller; only every 30 s if
     stderr is not a terminal."""
@@ -15,5 +21,6 @@ def progress(
     bar = "{desc} {percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
     return tqdm(
         items, total=total, initial=start, unit=unit, desc=label, disable=not enabled,
+        unit_scale=unit == "B",
         mininterval=pause, maxinterval=pause, bar_format=bar, dynamic_ncols=True,
     )  # fmt: skip

@@ -80,8 +80,9 @@ class Config:
     a ResNet state_dict, or null for random weights."""
 
     init_from: str | None = None
-    """Fine-tune a run (its name or folder) or a checkpoint file; its classes may differ. Tensors
-    of the same name and shape are loaded, the others start at random."""
+    """Fine-tune a run (its name or folder), a checkpoint file or hub:NAME, a network that another
+    project published; its classes may differ. Tensors of the same name and shape are loaded, the
+    others start at random."""
 
     crop: tuple[int, int] = (512, 1024)
     """Height and width of a training crop in pixels."""

@@ -1,6 +1,5 @@
 """Options -> a network: the arguments of its architecture, pretrained weights, other weights."""
 
-import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,12 @@ from torch import nn
 from model import MODELS, build_model, encoders_of, option_names
 from model.convert import renamed, unwrap
 from model.encoders import ENCODERS, build_encoder
+from utils.base.download import download
 from utils.base.errors import UserError
-from utils.base.paths import REPOSITORY
 from utils.training.checkpoint import read_tensors
 from utils.training.config import Config
+from utils.training.published import PRETRAINED
 
-PRETRAINED = REPOSITORY / "pretrained_models"
-DOWNLOAD_TIMEOUT = 60.0  # seconds without a byte
 NETWORK_OPTIONS = ("backbone", "output_stride", "norm", "multi_grid", "aux", "separable")
 NETWORK_OPTIONS += ("attention",)
 
@@ -96,16 +94,11 @@ def imagenet_file(backbone: str, norm: str) -> Path:
     """The encoder's weight file in pretrained_models/, downloaded if it is missing."""
     file = ENCODERS[backbone].weight_file(backbone, norm)
     path = PRETRAINED / file.name
-    if path.is_file():
-        return path
-    advice = f"Download it from {file.page}, or start from random weights: --backbone_weights null"
-    if file.url is None:
-        raise UserError(f"{path}: missing. {advice}")
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # torch.hub sets no timeout
-    try:
-        torch.hub.download_url_to_file(file.url, str(path), hash_prefix=path.stem.split("-")[1])
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{path}: cannot be downloaded ({error}). {advice}") from error
+    advice = ", or start from random weights: --backbone_weights null"
+    if file.url is not None:
+        return download(file.url, path, advice=advice)
+    if not path.is_file():
+        raise UserError(f"{path}: missing. Download it from {file.page}{advice}")
     return path
 
 

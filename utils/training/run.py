@@ -32,6 +32,7 @@ from utils.training.distributed import World, sum_over_ranks
 from utils.training.logger import describe_environment
 from utils.training.network import network_options, pretrained_weights, take_over
 from utils.training.optim import AveragedWeights, begin_momentum, build_optimizer
+from utils.training.published import HUB, published_file
 
 # Options that may change when a run resumes; any other change would make it another training.
 FREE_ON_RESUME = {"run_name", "resume", "overwrite", "log_root", "data_root", "device", "workers"}
@@ -292,7 +293,9 @@ def build_run(
     weights = pretrained_weights(config, network) if pretrained else {}
     model = build_model(**network, **weights)
     if state is None and config.init_from is not None:
-        path = find_checkpoint(config.init_from, resolve_log_root(config.log_root))
+        spec = config.init_from
+        hub, log_root = spec.startswith(HUB), resolve_log_root(config.log_root)
+        path = published_file(spec) if hub else find_checkpoint(spec, log_root)
         what = take_over(model, path, network, classes.names)
         if world.is_main:
             print(f"weights of {path}; {what}")

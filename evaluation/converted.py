@@ -1,0 +1,73 @@
+"""Checkpoints of other projects as runs of this repository."""
+
+from pathlib import Path
+from typing import Any
+
+from datasets import DATASETS, find_data_set, resolve_data_root
+from model.convert import Converted, convert
+from utils.base.errors import UserError
+from utils.base.lock import hold
+from utils.training.checkpoint import read_tensors, save_checkpoint, step_files
+from utils.training.config import Config, plain
+from utils.training.published import PRETRAINED, find_published, published_file
+
+VOID_OUTPUT = 20  # outputs of fregu856's Cityscapes network; the last one is void
+
+
+def state_of(
+    found: Converted, file: Path, *, dataset: str | None = None, data_root: Path | None = None
+) -> dict[str, Any]:
+    """The entries of a train.py checkpoint that evaluation needs. dataset: that of the training;
+    default: cityscapes for 19 or 20 classes, voc for 21."""
+    outputs = found.network["num_classes"]
+    classes = outputs - (outputs == VOID_OUTPUT)
+    known = (x.name for x in DATASETS.values() if x.classes.num_classes == classes)
+    name = dataset or next(known, None)
+    if name is None:
+        raise UserError(f"{file}: {outputs} classes. Give the data set with --dataset")
+    root = resolve_data_root(name, data_root)
+    table = find_data_set(name, root).classes
+    names = list(table.names)
+    if len(names) not in (outputs, classes):
+        what = f"{outputs} classes, {name} has {len(names)}"
+        raise UserError(f"{file}: {what}. Give another --dataset")
+    return {
+        "step": 0,
+        "network": found.network,
+        "model": found.weights,
+        "config": plain(Config(dataset=name, data_root=root, class_weights=False)),
+        "classes": names,
+        "label_table": table.plain(),
+        "source": f"{found.source}: {file.name}",
+    }
+
+
+def convert_file(folder: Path, file: Path, *, how: dict[str, Any], **data: Any) -> Path:
+    """Convert `file` into the run `folder`; returns the checkpoint, of which it prints a summary.
+
+    how: options of convert(); data: those of state_of. UserError if the file cannot be converted.
+    """
+    tensors = read_tensors(file)
+    try:
+        found = convert(tensors, **how)
+    except ValueError as error:
+        raise UserError(f"{file}: {error}. Load what fits: train.py --init_from {file}") from error
+    path = save_checkpoint(folder / "checkpoints", state_of(found, file, **data))
+    network = found.network
+    stride = f" at stride {network['output_stride']}" if "output_stride" in network else ""
+    what = f"{network['name']}, {network['backbone']}{stride}, {network['num_classes']} classes"
+    print(f"{found.source}'s {what}: {path}")
+    return path
+
+
+def published_run(spec: str) -> Path:
+    """hub:NAME -> checkpoint in pretrained_models/NAME/, downloaded and converted if missing."""
+    network, _ = find_published(spec)
+    folder = PRETRAINED / network.name
+    if not step_files(folder / "checkpoints"):
+        file = published_file(spec)
+        with hold(folder, wait=True):
+            if not step_files(folder / "checkpoints"):
+                convert_file(folder, file, how={"align_corners": network.align_corners})
+                print(f"published: {network.miou} % mIoU on {network.data}")
+    return step_files(folder / "checkpoints")[-1]
