@@ -3,11 +3,13 @@
     python export.py                                   best checkpoint of the newest run, as ONNX
     python export.py --checkpoint RUN --format pt2 --output model.pt2
     python export.py --checkpoint RUN --logits true    logits instead of train ids
+    python export.py --checkpoint RUN --half true      ONNX in float16, half the size
 
 Input `images`: float32 (N,3,H,W), RGB, (pixel - mean) / std, any N, H and W. Output `labels`: uint8
 (N,H,W) train ids, or `logits`: float32 (N,K,H,W). The file also holds mean, standard deviation, and
 the classes with ids and colours. export.py writes no file if more than 0.1 % of the pixels of val
-images differ from this repository's prediction. Needs: pip install onnx onnxscript onnxruntime.
+images (1 % with --half) differ from this repository's prediction. Needs: pip install onnx
+onnxscript onnxruntime.
 """
 
 import json
@@ -23,7 +25,7 @@ if __name__ == "__main__":  # PYTHONSAFEPATH keeps this folder out of sys.path
 import numpy as np
 import torch
 
-from evaluation.exported import Plain, compare, write_onnx, write_pt2
+from evaluation.exported import Plain, compare, halve, write_onnx, write_pt2
 from evaluation.inference import Predictor
 from evaluation.trained import PredictionOptions, Trained
 from model.normalize import IMAGENET_MEAN, IMAGENET_STD
@@ -31,7 +33,7 @@ from utils.base.errors import UserError, run_command
 from utils.base.parser import check, parse
 from utils.base.paths import require_file_name, whole
 
-AGREEMENT = 0.999  # share of pixels that must have the same class
+AGREEMENT = {"fp32": 0.999, "fp16": 0.99}  # share of pixels that must have the same class
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -43,6 +45,8 @@ class ExportConfig(PredictionOptions):
     """onnx, or pt2 for torch.export.load."""
     logits: bool = False
     """Output logits at the size of the images instead of train ids."""
+    half: bool = False
+    """Weights and arithmetic in float16; images and logits stay float32. Only for onnx."""
     output: Path | None = None
     """File to write. Default: model.onnx or model.pt2 in the run's folder."""
     images: int = 8
@@ -51,6 +55,7 @@ class ExportConfig(PredictionOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self, "images", lambda images: images >= 1, "at least 1")
+        check(self, "half", lambda half: not half or self.format == "onnx", "false for pt2")
 
 
 def main() -> None:
@@ -72,20 +77,28 @@ def main() -> None:
         "classes": classes.names, "ids": classes.ids.tolist(),
         "colors": classes.colors.tolist(), "step": trained.state["step"],
     }  # fmt: skip
+    places = np.linspace(0, len(dataset) - 1, min(config.images, len(dataset)))
+    samples = [dataset[int(place)] for place in places.round()]
+    predictor = Predictor(plain.model, device=torch.device("cpu"), **trained.options)
     with whole(path) as temporary:
         write = {"onnx": write_onnx, "pt2": write_pt2}[config.format]
-        runner = write(plain, temporary, {key: json.dumps(value) for key, value in facts.items()})
-        places = np.linspace(0, len(dataset) - 1, min(config.images, len(dataset)))
-        images = [dataset.image(int(place)) for place in places.round()]
-        predictor = Predictor(plain.model, device=torch.device("cpu"), **trained.options)
-        share, ours, theirs = compare(runner, predictor, images)
-        if share < AGREEMENT:
-            what = f"not written, only {share:.3%} of the pixels agree with predict.py"
+        kind = "fp32"
+        runners = {kind: write(plain, temporary, {k: json.dumps(v) for k, v in facts.items()})}
+        sizes = {kind: temporary.stat().st_size}
+        if config.half:
+            kind = "fp16"
+            runners[kind] = halve(temporary)
+            sizes[kind] = temporary.stat().st_size
+        results = compare(runners, predictor, samples, dataset.classes)
+        if (same := results[kind].same) < AGREEMENT[kind]:
+            what = f"not written, only {same:.3%} of the pixels agree with predict.py"
             raise UserError(f"{path}: {what}. Please report this with the output of pip freeze")
-        size = temporary.stat().st_size / 2**20
-    height, width = images[0].shape[:2]
-    print(f"{path}: {size:.1f} MiB, {share:.4%} of the pixels of {len(images)} val images agree")
-    print(f"{width}x{height} on the CPU: {theirs:.0f} ms an image, predict.py {ours:.0f} ms")
+    height, width = samples[0]["label"].shape
+    print(f"{path}: {kind}, compared on {len(samples)} val images of {width}x{height} on the CPU")
+    print(f"{'':<12}{'MiB':>8}{'ms':>8}{'same pixels':>14}{'mIoU':>8}")
+    for name, (same, milliseconds, miou) in results.items():
+        size = f"{sizes[name] / 2**20:.1f}" if name in sizes else ""
+        print(f"{name:<12}{size:>8}{milliseconds:>8.0f}{same:>14.3%}{miou:>8.3f}")
 
 
 if __name__ == "__main__":

@@ -68,6 +68,8 @@ class PredictConfig(PredictionOptions):
     """Folder to write to. Default: predictions/ in --log_root."""
     pictures: bool = True
     """Also write colour maps and overlays, not only label ids."""
+    confidence: bool = False
+    """Also write confidence/<name>_confidence.png: 255 times the probability of the class."""
     video: bool | None = None
     """Write one video per folder of images, in the order of their names, instead of PNG files.
     Default: only for the demoVideo folders of Cityscapes."""
@@ -189,9 +191,10 @@ class Work(Faults):
 
     def pictures(self, pictures: Readers) -> None:
         """Write label ids, colour map and overlay of each image."""
+        predictor, confidence = self.predictor, self.config.confidence
+        predict = predictor.with_confidence if confidence else predictor.train_ids
         predicted = (
-            (name, image, self.attempt(name, self.predictor.train_ids, image))
-            for name, image in self.read(pictures)
+            (name, image, self.attempt(name, predict, image)) for name, image in self.read(pictures)
         )
         threads = {"workers": self.config.workers}
         counts = read_ahead(lambda x: self.attempt(x[0], self.write, *x), predicted, **threads)
@@ -204,6 +207,9 @@ class Work(Faults):
         """Write the files of one image; return 1, or 0 if it could not be predicted."""
         if prediction is None:
             return 0
+        if self.config.confidence:
+            prediction, confidence = np.ascontiguousarray(np.moveaxis(prediction, 2, 0))
+            write_png(self.place(f"confidence/{name}_confidence.png"), confidence)
         self.task.save(self.place(f"labels/{name}_pred_label_img.png"), prediction, self.classes)
         if self.config.pictures:
             blend = with_legend(self.task.draw(image, prediction, self.classes), self.classes)

@@ -17,6 +17,7 @@ from utils.data.dataset import Dataset
 from utils.training.distributed import StopRequest, World, sum_over_ranks
 
 OnImage = Callable[[Sample, Counts, np.ndarray], None]  # an image, its counts, its prediction
+OnLogits = Callable[[Sample, torch.Tensor, torch.Tensor], None]  # an image, logits, prediction
 
 
 def evaluate(
@@ -30,6 +31,7 @@ def evaluate(
     workers: int = 2,
     border: int = 0,
     on_image: OnImage | None = None,
+    on_logits: OnLogits | None = None,
     stop: StopRequest | None = None,
     **options: Any,
 ) -> Scores | None:
@@ -38,7 +40,8 @@ def evaluate(
     `model`, on world.device, does not change: a copy in evaluation mode predicts. Each process
     predicts every size-th image; the processes add up integers, so the scores do not depend on
     their number. `workers` threads read ahead; as many threads count and call on_image(sample,
-    counts, prediction), in any order, with (H,W) uint8 predicted train ids. amp: dtype of autocast,
+    counts, prediction), in any order, with (H,W) uint8 predicted train ids. on_logits(sample,
+    logits, prediction) is called in order, with tensors on the device. amp: dtype of autocast,
     None for float32. border: width in pixels of the zone for boundary IoU, 0 for none. stop:
     checked after every image; the result is None if a stop was requested. options: those of
     predict_logits. UserError if an image does not fit into memory.
@@ -57,7 +60,10 @@ def evaluate(
             size = sample["label"].shape
             logits = predictor.logits(sample["image"], size=size)
             losses.add_(task.losses(logits, sample, class_weights))
-            yield sample, to_host(task.predict(logits, size))
+            prediction = task.predict(logits, size)
+            if on_logits is not None:
+                on_logits(sample, logits, prediction)
+            yield sample, to_host(prediction)
 
     def count(item: tuple[Sample, Callable[[], np.ndarray]]) -> Counts:
         sample, prediction = item[0], item[1]()  # this thread waits, a GPU goes on predicting

@@ -6,17 +6,23 @@ import time
 import warnings
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from evaluation.counts import Counts
 from evaluation.inference import Predictor, inference_copy
+from evaluation.metrics import compute_scores
+from evaluation.task import Sample, semantic_count
 from model.normalize import normalize
 from utils.base.progress import progress
+from utils.data.label_table import LabelTable
 
 EXAMPLE = (2, 3, 257, 385)  # shape used for tracing; the exported program takes any shape
 Runner = Callable[[torch.Tensor], np.ndarray]  # (N,3,H,W) -> output of the file
@@ -60,9 +66,6 @@ def resize_matrix(length: int, wanted: int) -> torch.Tensor:
 def write_onnx(plain: Plain, path: Path, facts: dict[str, str]) -> Runner:
     import onnx
 
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read at import
-    import onnxruntime
-
     program = traced(plain)
     names = {"input_names": ["images"], "output_names": ["logits" if plain.logits else "labels"]}
     with warnings.catch_warnings():
@@ -72,10 +75,28 @@ def write_onnx(plain: Plain, path: Path, facts: dict[str, str]) -> Runner:
     onnx.helper.set_model_props(model, facts)
     onnx.save(model, path)
     onnx.checker.check_model(path)
+    return open_onnx(path)
+
+
+def open_onnx(path: Path) -> Runner:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read at import
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda images: session.run(None, {"images": images.numpy()})[0]
+
+
+def halve(path: Path) -> Runner:
+    """Rewrite an ONNX file: weights and arithmetic in float16, images and logits in float32."""
+    import onnx
+
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read at import
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    onnx.save(convert_float_to_float16(onnx.load(path), keep_io_types=True), path)
+    return open_onnx(path)
 
 
 def write_pt2(plain: Plain, path: Path, facts: dict[str, str]) -> Runner:
@@ -95,21 +116,44 @@ def traced(plain: Plain) -> torch.export.ExportedProgram:
         return torch.export.export(plain.eval(), images, dynamic_shapes=shapes, strict=False)
 
 
+class Compared(NamedTuple):
+    """One way of predicting, measured on some images."""
+
+    same: float  # share of pixels with predict.py's class
+    milliseconds: float  # median of the images
+    miou: float
+
+
 def compare(
-    runner: Runner, predictor: Predictor, images: list[np.ndarray]
-) -> tuple[float, float, float]:
-    """Share of pixels with the same class; milliseconds per image of `predictor` and `runner`."""
-    same = pixels = 0
-    ours, theirs = [], []  # seconds
-    with progress(len(images), unit="image", label="compare") as bar:
-        for image in images:
-            begin = time.perf_counter()
-            train_ids = predictor.train_ids(image)
-            middle = time.perf_counter()
-            result = runner(normalize(torch.tensor(image)[None]))[0]
-            ours.append(middle - begin)
-            theirs.append(time.perf_counter() - middle)
-            result = result.argmax(0) if result.ndim == 3 else result
-            same, pixels = same + int((result == train_ids).sum()), pixels + train_ids.size
+    runners: dict[str, Runner], predictor: Predictor, samples: list[Sample], classes: LabelTable
+) -> dict[str, Compared]:
+    """Results of predict.py, then of each file."""
+
+    def run(runner: Runner, image: np.ndarray) -> np.ndarray:
+        result = runner(normalize(torch.tensor(image)[None]))[0]
+        return result.argmax(0) if result.ndim == 3 else result
+
+    sides = {name: partial(run, runner) for name, runner in runners.items()}
+    sides = {"predict.py": predictor.train_ids, **sides}
+    same, seconds, counts = ({name: [] for name in sides} for _ in range(3))
+    with progress(len(samples), unit="image", label="compare") as bar:
+        for sample in samples:
+            expected = None
+            for name, side in sides.items():
+                begin = time.perf_counter()
+                train_ids = side(sample["image"])
+                seconds[name].append(time.perf_counter() - begin)
+                expected = train_ids if expected is None else expected
+                same[name].append((train_ids == expected).mean() * train_ids.size)
+                train_ids = train_ids.astype(np.uint8)
+                counts[name].append(semantic_count(sample, train_ids, classes))
             bar.update()
-    return same / pixels, *(1000 * float(np.median(seconds)) for seconds in (ours, theirs))
+    pixels = sum(sample["label"].size for sample in samples)
+    return {
+        name: Compared(
+            sum(same[name]) / pixels,
+            1000 * float(np.median(seconds[name])),
+            compute_scores(Counts.total(counts[name]), classes).miou,
+        )
+        for name in sides
+    }

@@ -17,6 +17,7 @@ from model.layers import fold
 from model.normalize import normalize
 from model.ops.bilinear import setting
 from model.ops.upsample_argmax import upsample_argmax
+from model.ops.upsample_confidence import upsample_confidence
 from utils.base.errors import UserError, out_of_memory, warn
 from utils.training.distributed import autocast
 from utils.training.replay import Replay
@@ -157,18 +158,32 @@ class Predictor:
         """(H,W,3) uint8 RGB -> (H,W) uint8 train ids, or train ids of `size`."""
         size = size or image.shape[:2]
         if self.windows_if_needed and math.prod(image.shape[:2]) > self.MOST:
-            return cv2.resize(self.in_tiles(image), size[::-1], interpolation=cv2.INTER_NEAREST)
+            whole = self.in_tiles(self.train_ids, image)
+            return cv2.resize(whole, size[::-1], interpolation=cv2.INTER_NEAREST)
         return upsample_argmax(self.logits(image, size=size), size)[0].numpy(force=True)
 
-    def in_tiles(self, image: np.ndarray) -> np.ndarray:
-        """train_ids of an image of any size; needs memory for one tile only."""
+    def with_confidence(self, image: np.ndarray) -> np.ndarray:
+        """(H,W,3) uint8 RGB -> (H,W,2) uint8: train ids, and 255 times their probability."""
+        size = image.shape[:2]
+        if self.windows_if_needed and math.prod(size) > self.MOST:
+            return self.in_tiles(self.with_confidence, image)
+        logits = self.logits(image, size=size)
+        confidence = (255 * upsample_confidence(logits, size)).round().byte()
+        return torch.stack([upsample_argmax(logits, size)[0], confidence[0]], 2).numpy(force=True)
+
+    def in_tiles(
+        self, predict: Callable[[np.ndarray], np.ndarray], image: np.ndarray
+    ) -> np.ndarray:
+        """predict(image) of an image of any size; needs memory for one tile only."""
         height, width = image.shape[:2]
         warn(f"an image of {height}x{width} is predicted in tiles of {self.TILE}x{self.TILE}")
-        result = np.empty(image.shape[:2], np.uint8)
+        result: np.ndarray | None = None
         step = self.TILE - 2 * self.MARGIN
         tops, lefts = (window_starts(x, min(self.TILE, x), step) for x in image.shape[:2])
         for top, left in product(tops, lefts):
-            tile = self.train_ids(image[top : top + self.TILE, left : left + self.TILE])
+            tile = predict(image[top : top + self.TILE, left : left + self.TILE])
+            if result is None:
+                result = np.empty((height, width, *tile.shape[2:]), np.uint8)
             # The next tile overwrites the margins at the bottom and at the right.
             y, x = (self.MARGIN if start else 0 for start in (top, left))
             result[top + y : top + self.TILE, left + x : left + self.TILE] = tile[y:, x:]

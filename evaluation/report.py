@@ -23,10 +23,13 @@ if __name__ == "__main__":  # else Python looks for modules in evaluation/ first
 
 import cv2
 import numpy as np
+import torch
 
 from evaluation.bootstrap import Estimate, ImageCounts, estimate
+from evaluation.calibration import BINS, Calibration, plot_reliability
 from evaluation.counts import Counts
-from evaluation.metrics import Scores
+from evaluation.metrics import Scores, mean_of_present
+from evaluation.object_size import SIZES, count_by_size
 from evaluation.plots import plot_confusion
 from evaluation.task import Sample
 from evaluation.trained import ScoringOptions, Trained
@@ -72,6 +75,8 @@ class Result:
     scores: Scores
     counts: ImageCounts
     worst: list[tuple[float, str, np.ndarray]]  # mean IoU, name, pictures; lowest first
+    calibration: Calibration
+    by_size: np.ndarray  # of count_by_size
     seconds: float
 
 
@@ -79,12 +84,19 @@ def score(trained: Trained, dataset: Dataset, *, keep: int) -> Result:
     """Evaluate a checkpoint; `keep`: number of worst images to keep."""
     classes = dataset.classes
     confusions, worst, lock = {}, [], Lock()
+    calibration = Calibration(classes.num_classes)
+    by_size = np.zeros((classes.num_classes, len(SIZES), 3), np.int64)
+
+    def add_logits(sample: Sample, logits: torch.Tensor, prediction: torch.Tensor) -> None:
+        calibration.add(sample["label"], logits, prediction)
 
     def add(sample: Sample, counts: Counts, prediction: np.ndarray) -> None:
         name = sample["name"]
         iou = float(ImageCounts.of([counts.confusion], classes).miou())
+        sizes = count_by_size(sample, prediction, classes)
         with lock:
             confusions[name] = counts.confusion
+            by_size[...] += sizes
             worse = sum(other <= iou for other, *_ in worst)
         if worse >= keep or not np.isfinite(iou):
             return
@@ -96,10 +108,11 @@ def score(trained: Trained, dataset: Dataset, *, keep: int) -> Result:
 
     print(f"checkpoint {trained.path} on {len(dataset)} images, {dataset.source}")
     begin = time.perf_counter()
-    scores = trained.evaluate(dataset, on_image=add)
+    scores = trained.evaluate(dataset, on_image=add, on_logits=add_logits)
     seconds = time.perf_counter() - begin
     counts = ImageCounts.of([confusions[name] for name in dataset.names], classes)
-    return Result(name_of(trained.path), trained, dataset, scores, counts, worst, seconds)
+    more = (calibration, by_size, seconds)
+    return Result(name_of(trained.path), trained, dataset, scores, counts, worst, *more)
 
 
 def name_of(path: Path) -> str:
@@ -131,9 +144,17 @@ def page(result: Result, other: Result | None, interval: str, difference: Estima
             f"<p>Difference {in_percent(difference, sign='+')}: it {real}. Paired bootstrap: "
             "both checkpoints are scored on the same draws of the images.",
         ]
-    matrix = BytesIO()
+    matrix, diagram = BytesIO(), BytesIO()
     plot_confusion(scores.counts.confusion, classes, matrix)
+    plot_reliability(result.calibration, diagram)
     parts += ["<h2>Classes</h2>", class_table(result, other)]
+    parts += ["<h2>Objects by size</h2>", size_table(result)]
+    parts += [
+        f"<h2>Calibration</h2><p>Expected calibration error {100 * result.calibration.error():.2f} "
+        f"%: how far confidence and accuracy lie apart, over {BINS} bins of confidence. Below the "
+        "gray line the network is too sure of itself.",
+        picture(diagram.getvalue(), "png", "accuracy over confidence"),
+    ]
     parts += ["<h2>Official table</h2>", f"<pre>{escape(scores.table())}</pre>"]
     parts += ["<h2>Confusion</h2>", picture(matrix.getvalue(), "png", "confusion matrix")]
     curves = result.trained.path.parents[1] / "curves.png"
@@ -149,16 +170,34 @@ def page(result: Result, other: Result | None, interval: str, difference: Estima
 
 def class_table(result: Result, other: Result | None) -> str:
     colors = result.dataset.classes.colors.tolist()
-    rows = ["<table><tr><th>class<th class=n>IoU<th>" + ("<th class=n>difference" if other else "")]
-    for color, (name, iou) in zip(colors, result.scores.classes.items(), strict=True):
+    titles = "<table><tr><th>class<th class=n>IoU<th><th class=n>calibration error"
+    rows = [titles + ("<th class=n>difference" if other else "")]
+    for number, (name, iou) in enumerate(result.scores.classes.items()):
+        color, error = colors[number], result.calibration.error(number)
         shown, width = ("absent", 0) if np.isnan(iou) else (f"{100 * iou:.1f}", f"{iou:.3f}")
         rows.append(
             f'<tr><td><span class=key style="background:rgb{tuple(color)}"></span>{escape(name)}'
-            f"<td class=n>{shown}<td><meter value={width}></meter>"
+            f"<td class=n>{shown}<td><meter value={width}></meter><td class=n>{100 * error:.1f}"
         )
         if other is not None:
             rows.append(f"<td class=n>{100 * (iou - other.scores.classes[name]):+.1f}")
     return "".join([*rows, "</table>"])
+
+
+def size_table(result: Result) -> str:
+    """IoU and number of the objects of each class and size, and the mean of the classes."""
+    hits, union, objects = np.moveaxis(result.by_size, 2, 0)
+    with np.errstate(invalid="ignore"):  # no such object: nan
+        iou = 100 * hits / union
+    rows = [f"<table><tr><th>class{''.join(f'<th class=n>{size}' for size in SIZES)}"]
+    for name, values, numbers in zip(result.dataset.classes.names, iou, objects, strict=True):
+        if numbers.any():
+            pairs = zip(values, numbers, strict=True)
+            cells = ("<td>" if np.isnan(x) else f"<td class=n>{x:.1f} ({n:,})" for x, n in pairs)
+            rows.append(f"<tr><td>{escape(name)}{''.join(cells)}")
+    means = (f"<td class=n>{mean_of_present(column):.1f}" for column in iou.T)
+    text = "<p>IoU in per cent and, in brackets, number of objects."
+    return "".join([*rows, f"<tr><td>mean{''.join(means)}", "</table>", text])
 
 
 def origin(result: Result) -> str:

@@ -1,14 +1,21 @@
 """The commands of the task pages in docs/, one after the other as written; `make test-slow`."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from helpers import REPOSITORY
+import torch
+from helpers import REPOSITORY, randomize
 from test_readme import commands
+from torch import nn
+
+sys.path.append(str(REPOSITORY / "tests" / "model"))
+from test_convert import Fregu856, Mmseg
 
 # What would take hours is done on little data and in two steps.
 FEW_STEPS = ["--steps", "2", "--eval_every", "2", "--crop", "[64,128]", "--batch_size", "2"]
@@ -38,8 +45,21 @@ def project(tmp_path_factory) -> Path:
         shutil.copytree(logs / "demo", logs / name, symlinks=True)
     shutil.copytree(logs / "model_eval_val_for_metrics", root / "results")
     (root / "photos").symlink_to(images / "val")
+    shutil.copy(next(images.rglob("*.png")), root / "street.jpg")
+    pretrained = root / "pretrained_models"
+    published_file(pretrained / "model_13_2_2_2_epoch_580.pth", Fregu856(18, 8))
+    published_file(pretrained / "deeplabv3_r50b-d8.pth", Mmseg(50, deep_stem=False))
+    hub = "deeplabv3_r50-d8_512x1024_80k_cityscapes_20200606_113404-b92cfdd4.pth"
+    published_file(pretrained / hub, Mmseg(50, deep_stem=True))
     (root / "my_data").symlink_to(root / "data" / "synthetic")
     return root
+
+
+def published_file(path: Path, theirs: nn.Module) -> None:
+    """A file in a project's format, with random weights; its hash is known."""
+    randomize(theirs)
+    torch.save({"state_dict": theirs.state_dict()}, path)
+    path.with_name(f"{path.name}.sha256").write_text(sha256(path.read_bytes()).hexdigest())
 
 
 def execute(root: Path, script: str, *arguments: str) -> str:
@@ -54,8 +74,10 @@ def execute(root: Path, script: str, *arguments: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "page", ["predict", "submit", "export", "compare", "reproduce", "score", "training", "README"]
-)
+    "page",
+    ["predict", "submit", "export", "compare", "reproduce", "score", "training", "README",
+     "published_checkpoints"],
+)  # fmt: skip
 def test_the_commands_of_a_page_run_as_written(project, page):
     path = REPOSITORY / "docs" / f"{page}.md"
     found = commands(path if path.is_file() else REPOSITORY / f"{page}.md")
@@ -77,6 +99,8 @@ def test_the_code_of_the_python_page_runs_as_written(project):
         [sys.executable, "-c", code], cwd=project, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0 and done.stdout.startswith("['"), done.stderr
+    assert "Score Average" in done.stdout and len(re.findall(r"\nloss \d", done.stdout)) == 5
+    assert (project / "training_logs" / "from_python" / "checkpoints" / "last.pth").exists()
 
 
 @pytest.mark.slow

@@ -17,7 +17,8 @@ def test_the_command_writes_a_checked_file_with_its_facts(cityscapes_root, tmp_p
     done = run("export.py", *options, cwd=tmp_path, fork=False)
     assert done.returncode == 0, done.stderr
     path = tmp_path / "run" / "model.onnx"
-    assert "of the pixels of 3 val images agree" in done.stdout
+    assert "compared on 3 val images of 128x64" in done.stdout
+    assert [line.split()[0] for line in done.stdout.splitlines()[2:]] == ["predict.py", "fp32"]
     facts = {x.key: json.loads(x.value) for x in onnx.load(path).metadata_props}
     assert facts["classes"][0] == "road" and facts["ids"][0] == 7 and facts["order"] == "RGB"
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -29,8 +30,12 @@ def test_the_command_writes_a_checked_file_with_its_facts(cityscapes_root, tmp_p
     assert done.returncode == 0, done.stderr
     network = torch.export.load(tmp_path / "run" / "model.pt2").module()
     assert network(torch.zeros(EXAMPLE)).shape == (2, 19, *EXAMPLE[2:])
+    done = run("export.py", *options, "--half", "true", "--output", "half.onnx", cwd=tmp_path)
+    assert done.returncode == 0 and "fp16" in done.stdout, done.stderr
+    assert (tmp_path / "half.onnx").stat().st_size < 0.55 * path.stat().st_size
     for arguments, words in (
         (["--flip", "true"], "predicts at one scale"),
+        (["--half", "true", "--format", "pt2"], "--half must be false for pt2"),
         (["--output", "no/such.onnx"], "not a file name in an existing folder"),
         (["--images", "0"], "--images must be at least 1"),
     ):

@@ -448,8 +448,15 @@ def test_the_report_holds_everything_and_compares(trained, tmp_path):
     assert done.returncode == 0, done.stderr
     page = output.read_text()
     assert "http" not in page.replace("http-equiv", "")  # nothing is fetched
-    assert page.count("data:image/jpeg") == 2 + 2 and page.count("data:image/png") == 2
-    for words in ("95 % interval", "may be due to chance", "The 2 worst images", "Score Average"):
+    assert page.count("data:image/jpeg") == 2 + 2 and page.count("data:image/png") == 3
+    for words in (
+        "Expected calibration error",
+        "Objects by size",
+        "95 % interval",
+        "may be due to chance",
+        "The 2 worst images",
+        "Score Average",
+    ):
         assert words in page
     assert "minus run: +0.00 % (95 % interval +0.00 to +0.00, p = 1.000)" in done.stdout
     done = run("evaluation/report.py", *trained, "--output", tmp_path)

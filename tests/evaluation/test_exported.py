@@ -10,12 +10,13 @@ import torch
 from helpers import randomize
 from torch.nn import functional as F
 
-from evaluation.exported import Plain, compare, write_onnx, write_pt2
+from evaluation.exported import Plain, compare, halve, write_onnx, write_pt2
 from evaluation.inference import Predictor, predict_logits
 from model import build_model
 from model.normalize import normalize
+from utils.data.label_table import CITYSCAPES
 
-CPU = torch.device("cpu")
+CPU, CLASSES = torch.device("cpu"), CITYSCAPES.without_instances()
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +44,29 @@ def test_exported_files_agree_at_any_size(model, write, tmp_path):
     path = tmp_path / "model"
     runner = write(Plain(model, scale=1.0, logits=False), path, {"order": json.dumps("RGB")})
     images = pictures(sizes)
-    share, *_ = compare(runner, Predictor(model, device=CPU), images)
-    assert share >= 0.999
+    samples = [{"image": x, "label": np.zeros(x.shape[:2], np.uint8)} for x in images]
+    results = compare({"file": runner}, Predictor(model, device=CPU), samples, CLASSES)
+    assert results["file"].same >= 0.999 and results["predict.py"].same == 1
+    assert results["file"].miou == pytest.approx(results["predict.py"].miou, abs=1e-3)
     counts = np.bincount(Predictor(model, device=CPU).train_ids(images[2]).ravel())
     assert counts.max() < 0.95 * counts.sum()  # there are borders to get wrong
     both = runner(normalize(torch.tensor(np.stack([images[2], images[4]]))))
     assert both.shape == (2, 360, 480) and both.dtype == np.uint8
     assert (both[0] == runner(normalize(torch.tensor(images[2])[None]))[0]).mean() > 0.999
+
+
+def test_a_file_in_float16_has_half_the_size_and_nearly_the_same_labels(model, tmp_path):
+    path = tmp_path / "model.onnx"
+    write_onnx(Plain(model, scale=1.0, logits=False), path, {"order": json.dumps("RGB")})
+    size = path.stat().st_size
+    runner = halve(path)
+    assert 0.48 < path.stat().st_size / size < 0.55
+    assert onnx.load(path).metadata_props[0].key == "order"
+    image = pictures([(360, 480)])[0]
+    samples = [{"image": image, "label": Predictor(model, device=CPU).train_ids(image)}]
+    result = compare({"half": runner}, Predictor(model, device=CPU), samples, CLASSES)["half"]
+    assert 0.99 < result.same < 1  # in float32 it would be 1
+    assert 0.9 < result.miou < 1
 
 
 def opencv(path):

@@ -175,6 +175,12 @@ def test_an_image_beyond_the_limit_is_predicted_in_tiles(monkeypatch, capsys, si
         monkeypatch.setattr(Predictor, "MARGIN", margin)
         differ[margin] = (predictor.train_ids(image) != whole).mean()
     assert differ[16] == 0 < differ[0]
+    monkeypatch.setattr(Predictor, "MARGIN", 16)
+    both = predictor.with_confidence(image)
+    assert (both[..., 0] == whole).all()
+    logits = Means(border=8)(normalize(torch.tensor(image)[None]))["out"]
+    expected = 255 * F.interpolate(logits, size, mode="bilinear").softmax(1).amax(1)[0]
+    assert np.abs(both[..., 1] - expected.numpy()).max() < 0.51
     small = predictor.train_ids(image, size=(20, 30))
     assert small.shape == (20, 30) and "predicted in tiles of 64x64" in capsys.readouterr().err
     with pytest.raises(UserError, match=f"{size[0]}x{size[1]}: too large .* at most 4,096 pixels"):

@@ -1,0 +1,59 @@
+"""How far the confidence of a prediction can be trusted: reliability and calibration error."""
+
+from typing import IO
+
+import numpy as np
+import torch
+
+from evaluation.inference import to_device
+from model.ops.upsample_confidence import upsample_confidence
+from utils.data.label_table import IGNORE
+
+BINS = 15
+PIXELS, RIGHT, SUM = range(3)  # columns of Calibration.counts
+
+
+class Calibration:
+    """Histogram of confidences for each predicted class, of one image after the other."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.counts = np.zeros((num_classes, BINS, 3))  # float64: pixels, right ones, confidences
+
+    def add(self, label: np.ndarray, logits: torch.Tensor, train_ids: torch.Tensor) -> None:
+        """(H,W) uint8 truth, (1,K,h,w) logits, (H,W) uint8 prediction on their device."""
+        truth = to_device(label, logits.device)
+        confidence = upsample_confidence(logits, label.shape)[0]
+        known = truth != IGNORE
+        # Bins (0, 1/15], (1/15, 2/15], ... as in Guo et al., ICML 2017, section 2.
+        cell = (BINS * confidence).ceil().long().clamp(1, BINS) - 1 + BINS * train_ids.long()
+        right = (train_ids == truth).double()
+        for column, weight in ((PIXELS, known), (RIGHT, right), (SUM, confidence)):
+            length, flat = self.counts[..., 0].size, cell[known]
+            found = torch.bincount(flat, weight[known].double(), length)
+            self.counts[..., column] += found.view(-1, BINS).cpu().numpy()
+
+    def error(self, class_: int | None = None) -> float:
+        """Expected calibration error (Guo et al., eq. 3), of one predicted class or of all: mean
+        distance of confidence and accuracy over the bins, weighted by their pixels; nan: none."""
+        counts = self.counts.sum(0) if class_ is None else self.counts[class_]
+        pixels = counts[:, PIXELS].sum()
+        return np.abs(counts[:, RIGHT] - counts[:, SUM]).sum() / pixels if pixels else float("nan")
+
+
+def plot_reliability(calibration: Calibration, file: IO[bytes]) -> None:
+    """A PNG: accuracy of each bin over its mean confidence, and the share of its pixels."""
+    from matplotlib.figure import Figure  # slow import; unlike pyplot it needs no screen
+
+    counts = calibration.counts.sum(0)
+    used = counts[counts[:, PIXELS] > 0]
+    figure = Figure(figsize=(5, 5.6), layout="constrained")
+    above, below = figure.subplots(2, sharex=True, height_ratios=[4, 1])
+    above.plot([0, 1], [0, 1], color="gray", linewidth=1, label="perfect")
+    accuracy, confidence = (used[:, x] / used[:, PIXELS] for x in (RIGHT, SUM))
+    above.plot(confidence, accuracy, marker="o", label="this network")
+    above.set(ylabel="accuracy", ylim=(0, 1), xlim=(0, 1))
+    above.legend(frameon=False)
+    edges = np.arange(BINS) / BINS
+    below.bar(edges, counts[:, PIXELS] / counts[:, PIXELS].sum(), 1 / BINS, align="edge")
+    below.set(xlabel="confidence", ylabel="share of pixels")
+    figure.savefig(file, dpi=130, format="png")
