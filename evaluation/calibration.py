@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from evaluation.inference import to_device
+from evaluation.task import Sample
 from model.ops.upsample_confidence import upsample_confidence
 from utils.data.label_table import IGNORE
 
@@ -19,10 +20,10 @@ class Calibration:
     def __init__(self, num_classes: int) -> None:
         self.counts = np.zeros((num_classes, BINS, 3))  # float64: pixels, right ones, confidences
 
-    def add(self, label: np.ndarray, logits: torch.Tensor, train_ids: torch.Tensor) -> None:
-        """(H,W) uint8 truth, (1,K,h,w) logits, (H,W) uint8 prediction on their device."""
-        truth = to_device(label, logits.device)
-        confidence = upsample_confidence(logits, label.shape)[0]
+    def add(self, sample: Sample, logits: torch.Tensor, train_ids: torch.Tensor) -> None:
+        """(1,K,h,w) logits of an image and (H,W) uint8 prediction, on one device."""
+        truth = to_device(sample["label"], logits.device)
+        confidence = upsample_confidence(logits, truth.shape)[0]
         known = truth != IGNORE
         # Bins (0, 1/15], (1/15, 2/15], ... as in Guo et al., ICML 2017, section 2.
         cell = (BINS * confidence).ceil().long().clamp(1, BINS) - 1 + BINS * train_ids.long()

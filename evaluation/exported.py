@@ -117,7 +117,7 @@ def traced(plain: Plain) -> torch.export.ExportedProgram:
 
 
 class Compared(NamedTuple):
-    """One way of predicting, measured on some images."""
+    """One way of predicting, on some images."""
 
     same: float  # share of pixels with predict.py's class
     milliseconds: float  # median of the images
@@ -131,29 +131,23 @@ def compare(
 
     def run(runner: Runner, image: np.ndarray) -> np.ndarray:
         result = runner(normalize(torch.tensor(image)[None]))[0]
-        return result.argmax(0) if result.ndim == 3 else result
+        return (result.argmax(0) if result.ndim == 3 else result).astype(np.uint8)
 
-    sides = {name: partial(run, runner) for name, runner in runners.items()}
-    sides = {"predict.py": predictor.train_ids, **sides}
-    same, seconds, counts = ({name: [] for name in sides} for _ in range(3))
-    with progress(len(samples), unit="image", label="compare") as bar:
-        for sample in samples:
-            expected = None
-            for name, side in sides.items():
-                begin = time.perf_counter()
-                train_ids = side(sample["image"])
-                seconds[name].append(time.perf_counter() - begin)
-                expected = train_ids if expected is None else expected
-                same[name].append((train_ids == expected).mean() * train_ids.size)
-                train_ids = train_ids.astype(np.uint8)
-                counts[name].append(semantic_count(sample, train_ids, classes))
-            bar.update()
-    pixels = sum(sample["label"].size for sample in samples)
-    return {
-        name: Compared(
-            sum(same[name]) / pixels,
-            1000 * float(np.median(seconds[name])),
-            compute_scores(Counts.total(counts[name]), classes).miou,
-        )
-        for name in sides
-    }
+    sides = {"predict.py": predictor.train_ids}
+    sides |= {name: partial(run, runner) for name, runner in runners.items()}
+    rows: dict[str, list[tuple]] = {name: [] for name in sides}
+    for sample in progress(len(samples), samples, unit="image", label="compare"):
+        predictions = []
+        for name, side in sides.items():
+            begin = time.perf_counter()
+            predictions.append(side(sample["image"]))
+            seconds = time.perf_counter() - begin
+            same = predictions[-1] == predictions[0]
+            rows[name].append((same, seconds, semantic_count(sample, predictions[-1], classes)))
+    results = {}
+    for name, columns in rows.items():
+        same, seconds, counts = zip(*columns, strict=True)
+        share = sum(x.sum() for x in same) / sum(x.size for x in same)
+        miou = compute_scores(Counts.total(counts), classes).miou
+        results[name] = Compared(share, 1000 * float(np.median(seconds)), miou)
+    return results

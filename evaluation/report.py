@@ -23,7 +23,6 @@ if __name__ == "__main__":  # else Python looks for modules in evaluation/ first
 
 import cv2
 import numpy as np
-import torch
 
 from evaluation.bootstrap import Estimate, ImageCounts, estimate
 from evaluation.calibration import BINS, Calibration, plot_reliability
@@ -87,9 +86,6 @@ def score(trained: Trained, dataset: Dataset, *, keep: int) -> Result:
     calibration = Calibration(classes.num_classes)
     by_size = np.zeros((classes.num_classes, len(SIZES), 3), np.int64)
 
-    def add_logits(sample: Sample, logits: torch.Tensor, prediction: torch.Tensor) -> None:
-        calibration.add(sample["label"], logits, prediction)
-
     def add(sample: Sample, counts: Counts, prediction: np.ndarray) -> None:
         name = sample["name"]
         iou = float(ImageCounts.of([counts.confusion], classes).miou())
@@ -108,11 +104,11 @@ def score(trained: Trained, dataset: Dataset, *, keep: int) -> Result:
 
     print(f"checkpoint {trained.path} on {len(dataset)} images, {dataset.source}")
     begin = time.perf_counter()
-    scores = trained.evaluate(dataset, on_image=add, on_logits=add_logits)
+    scores = trained.evaluate(dataset, on_image=add, on_logits=calibration.add)
     seconds = time.perf_counter() - begin
     counts = ImageCounts.of([confusions[name] for name in dataset.names], classes)
-    more = (calibration, by_size, seconds)
-    return Result(name_of(trained.path), trained, dataset, scores, counts, worst, *more)
+    found = (scores, counts, worst, calibration, by_size, seconds)
+    return Result(name_of(trained.path), trained, dataset, *found)
 
 
 def name_of(path: Path) -> str:
@@ -177,7 +173,8 @@ def class_table(result: Result, other: Result | None) -> str:
         shown, width = ("absent", 0) if np.isnan(iou) else (f"{100 * iou:.1f}", f"{iou:.3f}")
         rows.append(
             f'<tr><td><span class=key style="background:rgb{tuple(color)}"></span>{escape(name)}'
-            f"<td class=n>{shown}<td><meter value={width}></meter><td class=n>{100 * error:.1f}"
+            f"<td class=n>{shown}<td><meter value={width}></meter>"
+            f"<td class=n>{'' if np.isnan(error) else f'{100 * error:.1f}'}"
         )
         if other is not None:
             rows.append(f"<td class=n>{100 * (iou - other.scores.classes[name]):+.1f}")

@@ -31,7 +31,7 @@ def test_the_errors_are_those_of_a_plain_reference_over_15_bins():
         label = rng.choice([0, 1, 2, 3, 4, IGNORE], (64, 128)).astype(np.uint8)
         full = F.interpolate(logits, (64, 128), mode="bilinear")[0].softmax(0)
         confidence, predicted = full.max(0)
-        calibration.add(label, logits, predicted.to(torch.uint8))
+        calibration.add({"label": label}, logits, predicted.to(torch.uint8))
         known = label != IGNORE
         seen.append((confidence.numpy()[known], predicted.numpy()[known], label[known]))
     confidence, predicted, truth = (np.concatenate(part) for part in zip(*seen, strict=True))
@@ -60,7 +60,7 @@ def test_a_calibrated_network_has_error_0_and_an_overconfident_one_the_known_err
     logits = torch.zeros(1, 2, 5, 10)
     logits[:, 0] = sharpness * np.log(3)  # e^log(3) / (1 + e^log(3)) = 0.75
     calibration = Calibration(2)
-    calibration.add(label, logits, torch.zeros(40, 100, dtype=torch.uint8))
+    calibration.add({"label": label}, logits, torch.zeros(40, 100, dtype=torch.uint8))
     claimed = 3**sharpness / (1 + 3**sharpness)  # 0.75, 0.9
     assert calibration.error() == pytest.approx(claimed - 0.75, abs=1e-6)
     picture = BytesIO()
