@@ -130,7 +130,8 @@ def measured(smp: ModuleType, name: str, seed: int, steps: int, root: Path, worl
     return {
         "variant": f"SMP's {name}, {steps} steps", "seed": seed, "options": {},
         "group": "peer" if name == "DeepLabV3" else "family",
-        "steps": steps, "pflop": pflop(steps, BATCH, CROP, model), "seconds": seconds,
+        "steps": steps, "parameters": sum(x.numel() for x in network.parameters()),
+        "pflop": pflop(steps, BATCH, CROP, model), "seconds": seconds,
         "test": scores, "machine": measure.machine(world.device),
         "threads": torch.get_num_threads(), "torch": torch.__version__,
         "smp": smp.__version__, "date": time.strftime("%Y-%m-%d"),

@@ -101,6 +101,7 @@ def measured(name: str, seed: int, root: Path, log_root: Path, steps: int) -> di
     return {
         "variant": name, "seed": seed, "options": options,
         "group": "family" if name in FAMILY else group, "steps": steps_done,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "pflop": pflop(steps_done, config["batch_size"], config["crop"], network),
         **{key: results[key] for key in keys},
         "machine": measure.machine(measure.choose_device()), "threads": torch.get_num_threads(),

@@ -158,13 +158,16 @@ def recipes(runs: list[dict]) -> str:
     for name in sorted(unseen, key=lambda name: -mean(column(unseen[name]))):
         scores = [spread(column(unseen[name], key)) for key in ("miou", "pixel_accuracy")]
         unseen_rows.append([name, *scores])
+    family = {**groups["family"]}
+    if "15 minutes" in trainings:
+        family["DeepLabV3, 3000 steps"] = trainings["15 minutes"]
     classes = [class_rows(trainings[name]) for name in TITLES if name in trainings]
     tables = [
         curve_rows(trainings),
         gain_rows(groups["half size"], "half size", "mIoU on a sequence unseen"),
         gain_rows(groups["options"], "baseline", "val mIoU"),
         network_rows,
-        *([curve_rows(groups["family"])] if groups["family"] else []),
+        *([family_rows(family)] if groups["family"] else []),
         unseen_rows,
         *classes,
     ]
@@ -184,6 +187,20 @@ def curve_rows(trainings: Runs) -> Rows:
         miou, accuracy = column(tests), spread(column(tests, "pixel_accuracy"))
         size = [f"{group[0]['steps']:,}", f"{group[0]['pflop']:.2f}"]
         rows.append([name, *size, spread(miou), percent(*miou), accuracy, minutes(group)])
+    return rows
+
+
+def family_rows(trainings: Runs) -> Rows:
+    """Networks at equal steps, then at equal time; images/s of those trained for the same time."""
+    titles = ["steps", "PFLOP", "million parameters", "images/s", "test mIoU", "each seed"]
+    rows = [["network, training", *titles, "pixel accuracy"]]
+    for name, group in sorted(trainings.items(), key=lambda x: ("minutes" in x[0], x[0])):
+        tests, first = [run["test"] for run in group], group[0]
+        in_30_minutes = "minutes" in name or name.startswith("SMP")
+        speed = f"{first['steps'] * 8 / 1800:.1f}" if in_30_minutes else ""
+        cell = [f"{first['steps']:,}", f"{first['pflop']:.2f}", f"{first['parameters'] / 1e6:.2f}"]
+        miou, accuracy = column(tests), spread(column(tests, "pixel_accuracy"))
+        rows.append([name, *cell, speed, spread(miou), percent(*miou), accuracy])
     return rows
 
 
