@@ -18,15 +18,16 @@ def plot_confusion(confusion: np.ndarray, classes: LabelTable, path: Path | IO[b
     shown = np.column_stack([counts[:, classes.ids], counts.sum(1) - counts[:, classes.ids].sum(1)])
     percent = 100 * shown / np.maximum(counts.sum(1, keepdims=True), 1)
     columns = [*classes.names, "other ids"]
-    side = 3 + 0.42 * len(columns)
+    many = len(columns) > 50  # then without numbers, in a picture of readable size
+    side = 3 + (0.15 if many else 0.42) * len(columns)
     figure = Figure(figsize=(side, side), layout="constrained")
     axis = figure.subplots()
     axis.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-    axis.set_xticks(range(len(columns)), columns, rotation=90)
-    axis.set_yticks(range(len(classes.names)), classes.names)
+    axis.set_xticks(range(len(columns)), columns, rotation=90, size=7 if many else None)
+    axis.set_yticks(range(len(classes.names)), classes.names, size=7 if many else None)
     axis.set(xlabel="prediction", ylabel="truth", title="pixels of each true class in per cent")
     for (row, column), value in np.ndenumerate(percent):
-        if value >= 0.5:
+        if value >= 0.5 and not many:
             color = "white" if value > 60 else "black"
             axis.text(column, row, f"{value:.0f}", ha="center", va="center", color=color, size=8)
     with whole(path) if isinstance(path, Path) else nullcontext(path) as file:

@@ -1,0 +1,131 @@
+"""The shipped descriptions on tiny trees in the layouts of the downloads; ids restated here."""
+
+import numpy as np
+import pytest
+from helpers import fails, run
+from PIL import Image
+
+from datasets import build_dataset, find_data_set
+from utils.data.label_table import CITYSCAPES, IGNORE
+
+STUFF_UNUSED = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
+STUFF = [number for number in range(182) if number not in STUFF_UNUSED]
+TO_CITYSCAPES = {  # ids of Mapillary Vistas 1.2, in the order of Cityscapes' train ids
+    0: (7, 8, 10, 13, 14, 23, 24), 1: (2, 9, 11, 15), 2: (17,), 3: (6,), 4: (3,), 5: (44, 45, 47),
+    6: (48,), 7: (46, 49, 50), 8: (30,), 9: (29,), 10: (27,), 11: (19,), 12: (20, 21, 22),
+    13: (55,), 14: (61,), 15: (54,), 16: (58,), 17: (57,), 18: (52,),
+}  # fmt: skip
+MAPILLARY = {"train": "training", "val": "validation"}
+SETS = {  # image and label of a sample, {id in the file: train id}, files that must not be read
+    "ade20k": (
+        lambda split, n: (f"images/{MAPILLARY[split]}/ADE_{split}_{n:08d}.jpg",
+                          f"annotations/{MAPILLARY[split]}/ADE_{split}_{n:08d}.png"),
+        {0: IGNORE, **{number: number - 1 for number in range(1, 151)}}, (),
+    ),
+    "coco_stuff": (
+        lambda split, n: (f"images/{split}2017/{n:012d}.jpg",
+                          f"annotations/{split}2017/{n:012d}.png"),
+        {255: IGNORE, **{number: place for place, number in enumerate(STUFF)}}, (),
+    ),
+    "bdd100k": (
+        lambda split, n: (f"images/10k/{split}/{n:08x}-1.jpg",
+                          f"labels/sem_seg/masks/{split}/{n:08x}-1.png"),
+        {255: IGNORE, **{number: number for number in range(19)}},
+        ("labels/sem_seg/colormaps/train/00000000-1.png", "images/100k/train/00000009-1.jpg"),
+    ),
+    "bdd100k_2018": (
+        lambda split, n: (f"seg/images/{split}/{n:08x}-1.jpg",
+                          f"seg/labels/{split}/{n:08x}-1_train_id.png"),
+        {255: IGNORE, **{number: number for number in range(19)}},
+        ("seg/color_labels/train/00000000-1_train_color.png",),
+    ),
+    "acdc": (
+        lambda split, n: (
+            f"rgb_anon/{('fog', 'night', 'rain', 'snow')[n]}/{split}/GOPR{n}/G{n}_rgb_anon.png",
+            f"gt/{('fog', 'night', 'rain', 'snow')[n]}/{split}/GOPR{n}/G{n}_gt_labelTrainIds.png",
+        ),
+        {255: IGNORE, **{number: number for number in range(19)}},
+        ("rgb_anon/fog/train_ref/GOPR0/G0_rgb_ref_anon.png",
+         "gt/fog/train/GOPR0/G0_gt_labelColor.png", "gt/fog/train/GOPR0/G0_gt_labelIds.png"),
+    ),
+    "mapillary": (
+        lambda split, n: (f"{MAPILLARY[split]}/images/{n}abc.jpg",
+                          f"{MAPILLARY[split]}/v1.2/labels/{n}abc.png"),
+        {65: IGNORE, **{number: number for number in range(65)}},
+        ("training/v2.0/labels/0abc.png", "training/v1.2/instances/0abc.png"),
+    ),
+    "mapillary_cityscapes": (
+        lambda split, n: (f"{MAPILLARY[split]}/images/{n}abc.jpg",
+                          f"{MAPILLARY[split]}/v1.2/labels/{n}abc.png"),
+        dict.fromkeys(range(66), IGNORE)
+        | {number: train for train, numbers in TO_CITYSCAPES.items() for number in numbers}, (),
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=SETS)
+def tree(request, tmp_path_factory):
+    """Name, folder and table of a set; every label holds all ids, in blocks of 4x4 pixels."""
+    place, table, others = SETS[request.param]
+    root = tmp_path_factory.mktemp(request.param)
+    ids = np.resize(np.array([*table], np.uint8), (12, 16)).repeat(4, 0).repeat(4, 1)
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for number in range(4):
+            for path, pixels in zip(place(split, number), (None, ids), strict=True):
+                store(root / path, rng.integers(0, 256, (48, 64, 3)) if pixels is None else pixels)
+    for path in others:
+        store(root / path, np.full((10, 10), 200))
+    return request.param, root, table
+
+
+def store(path, pixels) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.uint8(pixels)).save(path)
+
+
+def test_ids_become_the_train_ids_of_the_table_below(tree):
+    name, root, table = tree
+    for split in ("train", "val"):
+        dataset = build_dataset(name, root, split)
+        assert len(dataset) == 4
+        expected = np.resize(np.array([*table.values()], np.uint8), (12, 16))
+        assert (dataset[1]["label"][::4, ::4] == expected).all()
+
+
+def test_sets_with_cityscapes_classes_have_its_names_and_colours():
+    for name in ("bdd100k", "bdd100k_2018", "acdc", "mapillary_cityscapes", "kitti"):
+        classes = find_data_set(name, None).classes
+        assert classes.names == CITYSCAPES.names
+        assert np.array_equal(classes.colors, CITYSCAPES.colors)
+
+
+def test_it_is_checked_packed_trained_scored_and_predicted(tree, tmp_path):
+    name, root, _ = tree
+    data = ("--dataset", name, "--data_root", root)
+    for more in (("--check", "true"), ("--pack", "true")):
+        done = run("utils/preprocess_data.py", *data, *more)
+        assert done.returncode == 0, done.stderr
+    logs = ("--log_root", tmp_path)
+    done = run(
+        "train.py", *data, *logs, "--run_name", "run", "--backbone_weights", "null", "--crop",
+        "[32,32]", "--batch_size", 2, "--steps", 1, "--warmup_steps", 0, "--output_stride", 32,
+        "--device", "cpu", "--workers", 1,
+    )  # fmt: skip
+    assert done.returncode == 0 and "packed file" in done.stdout + done.stderr, done.stderr
+    for command in ("evaluation/eval_on_val_for_metrics.py", "predict.py"):
+        more = () if command.startswith("eval") else ("--split", "val")
+        done = run(command, *logs, "--checkpoint", "run", *more)
+        assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "predictions" / "labels").rglob("*.png"))) == 4
+
+
+def test_what_another_release_holds_is_one_line(tmp_path):
+    """RGB masks as in the full ADE20K; ids beyond the table as in Mapillary Vistas 2.0."""
+    for name, pixels in (("ade20k", np.zeros((48, 64, 3))), ("mapillary", np.full((48, 64), 120))):
+        for split in ("train", "val"):
+            image, label = SETS[name][0](split, 0)
+            store(tmp_path / name / image, np.zeros((48, 64, 3)))
+            store(tmp_path / name / label, pixels)
+        data = ("--dataset", name, "--data_root", tmp_path / name)
+        fails(run("utils/preprocess_data.py", *data), str(tmp_path / name))
