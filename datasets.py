@@ -3,13 +3,14 @@
 A data set of folders and ids needs no code: configs/datasets/<name>.yaml describes it.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from utils.base.errors import UserError
-from utils.base.paths import resolve_data_folder
+from utils.base.paths import resolve_data_folder, to_path
 from utils.data import cityscapes, voc
 from utils.data.dataset import DataSet, Dataset, Files, converted_labels
 from utils.data.described import described_data_set, described_names
@@ -73,6 +74,20 @@ def build_dataset(
     return packed_set
 
 
+def with_others(dataset: Dataset, also: Sequence[str]) -> Dataset:
+    """The samples of `dataset`, then those of the train splits of `also`: names of data sets with
+    the same classes, or NAME=FOLDER."""
+    parts = [dataset]
+    for spec in also:
+        name, _, folder = spec.partition("=")
+        root = resolve_data_root(name, to_path(folder) if folder else None)
+        parts.append(build_dataset(name, root, "train"))
+        if what := parts[-1].classes.difference(dataset.classes.names, None):
+            what = what.replace("the data set", name).replace("the checkpoint", "--dataset")
+            raise UserError(f"--also {spec}: {what}. Give data sets with the same classes")
+    return JoinedDataset(parts) if also else dataset
+
+
 class SegmentationDataset(Dataset):
     """Samples of one split, decoded from their files on demand."""
 
@@ -113,7 +128,7 @@ class SegmentationDataset(Dataset):
 
 
 class JoinedDataset(Dataset):
-    """Several splits of one data set, one after the other; a split may occur several times."""
+    """Splits with the same classes, one after the other; a split may occur several times."""
 
     def __init__(self, parts: list[Dataset]) -> None:
         self.places = [(part, index) for part in parts for index in range(len(part))]

@@ -25,7 +25,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
-from datasets import SegmentationDataset, build_dataset, find_data_set, resolve_data_root
+from datasets import (
+    SegmentationDataset,
+    build_dataset,
+    find_data_set,
+    resolve_data_root,
+    with_others,
+)
 from evaluation.evaluate import evaluate
 from evaluation.inference import Predictor
 from evaluation.metrics import Scores
@@ -126,6 +132,7 @@ def set_up(folder: Path, checkpoint: Path | None, config: Config, world: World) 
     name, root = config.dataset, resolve_data_root(config.dataset, config.data_root)
     config = replace(config, data_root=root)
     train_set = build_dataset(name, root, config.split, fine_repeats=config.fine_repeats)
+    train_set = with_others(train_set, config.also)
     val_set = build_dataset(name, root, "val")
     distributed.require_same((train_set.names, val_set.names), "data set", world)
     recipe = {k: v for k, v in plain(config).items() if k not in FREE_ON_RESUME}
@@ -237,7 +244,8 @@ def open_run(job: Job, *, fresh: bool) -> RunLogger:
     log = RunLogger(job.folder, config, start=run.step, total=job.total, enabled=world.is_main)
     log.say(
         f"{' '.join(describe(run.network))}, {len(job.train_set)} train and {len(job.val_set)} val "
-        f"images of {config.data_root}, {job.train_set.source}, steps {run.step + 1} to "
+        f"images of {' and '.join((str(config.data_root), *config.also))}, "
+        f"{job.train_set.source}, steps {run.step + 1} to "
         f"{job.total} on {world.size} x {world.device.type}"
         f"{' in bf16' if job.amp == torch.bfloat16 else ''}: {job.folder}"
     )

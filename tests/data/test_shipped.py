@@ -1,12 +1,16 @@
 """The shipped descriptions on tiny trees in the layouts of the downloads; ids restated here."""
 
+import shutil
+from itertools import product
+
 import numpy as np
 import pytest
-from helpers import fails, run
+from helpers import assert_same_bits, exact_rows, fails, final_state, run, tiny, train
 from PIL import Image
 
 from datasets import build_dataset, find_data_set
 from utils.data.label_table import CITYSCAPES, IGNORE
+from utils.training.checkpoint import step_files
 
 STUFF_UNUSED = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
 STUFF = [number for number in range(182) if number not in STUFF_UNUSED]
@@ -129,3 +133,38 @@ def test_what_another_release_holds_is_one_line(tmp_path):
             store(tmp_path / name / label, pixels)
         data = ("--dataset", name, "--data_root", tmp_path / name)
         fails(run("utils/preprocess_data.py", *data), str(tmp_path / name))
+
+
+def test_a_cityscapes_training_with_bdd100k_resumes_and_is_scored_on_acdc(
+    cityscapes_root, tmp_path
+):
+    for name in ("bdd100k", "acdc", "ade20k"):
+        place, table, _ = SETS[name]
+        ids = np.resize(np.array([*table], np.uint8), (12, 16)).repeat(4, 0).repeat(4, 1)
+        for split, number in product(("train", "val"), range(3)):
+            image, label = place(split, number)
+            store(tmp_path / name / image, np.full((48, 64, 3), 40 * number))
+            store(tmp_path / name / label, ids)
+    also = f"bdd100k={tmp_path / 'bdd100k'}"
+    options = {"also": (also,), "steps": 4, "save_every": 2, "log_root": tmp_path}
+    done = train(tiny(cityscapes_root, **options, run_name="whole"))
+    assert "7 train and 3 val" in done.stdout and "bdd100k=" in done.stdout
+    shutil.copytree(tmp_path / "whole", tmp_path / "half", symlinks=True)
+    step_files(tmp_path / "half" / "checkpoints")[-1].unlink()
+    train(tiny(cityscapes_root, **options, run_name="half", resume="auto"))
+    assert exact_rows(tmp_path / "half") == exact_rows(tmp_path / "whole")
+    assert_same_bits(final_state(tmp_path / "half"), final_state(tmp_path / "whole"))
+    alone = train(tiny(cityscapes_root, **options | {"also": ()}, run_name="alone"))
+    assert "4 train and 3 val" in alone.stdout
+    assert exact_rows(tmp_path / "alone") != exact_rows(tmp_path / "whole")
+
+    on = ("--checkpoint", "whole", "--log_root", tmp_path)
+    done = run("evaluation/eval_on_val_for_metrics.py", *on, "--dataset", "acdc",
+               "--data_root", tmp_path / "acdc")  # fmt: skip
+    assert done.returncode == 0 and "on 3 images" in done.stdout, done.stderr
+    done = run("evaluation/eval_on_val_for_metrics.py", *on, "--dataset", "ade20k",
+               "--data_root", tmp_path / "ade20k")  # fmt: skip
+    fails(done, "trained on other classes than ade20k")
+    done = run("train.py", "--data_root", cityscapes_root, "--log_root", tmp_path, "--also",
+               f"[ade20k={tmp_path / 'ade20k'}]", "--backbone_weights", "null")  # fmt: skip
+    fails(done, "--also ade20k=", "class 0 is 'wall' in ade20k and 'road' in --dataset")

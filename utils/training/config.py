@@ -43,6 +43,9 @@ class Config:
     split: str = "train"
     """Split to train on. trainval adds val, for the test server: val scores then mean nothing.
     trainaug (voc) adds SBD's images, train_extra (cityscapes) the coarsely labelled images."""
+    also: tuple[str, ...] = ()
+    """Other data sets with the same classes, whose train images are added: a list such as
+    '[bdd100k]' or '[bdd100k=FOLDER]'. Validation and class weights stay those of --dataset."""
     fine_repeats: int = 1
     """With --split train_extra: how often an epoch shows each finely labelled image. It shows each
     coarsely labelled image once; 7 gives about as many of both."""
