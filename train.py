@@ -235,7 +235,7 @@ def open_run(job: Job, *, fresh: bool) -> RunLogger:
         require_labels(job.train_set, job.val_set, config.data_root, **how)
         data_set = find_data_set(config.dataset, config.data_root)
         warn_of_val_images(data_set, config.data_root, config.split)
-    predict_largest(job)
+    predict_extremes(job)
     if world.is_main:
         run.require_space(job.folder, checkpoints=3 if fresh else 1)
         if fresh:
@@ -252,13 +252,15 @@ def open_run(job: Job, *, fresh: bool) -> RunLogger:
     return log
 
 
-def predict_largest(job: Job) -> None:
-    """Predict the largest val image, to run out of memory now, not at the first evaluation."""
+def predict_extremes(job: Job) -> None:
+    """Predict the largest and the smallest val image, to fail now, not at the first evaluation."""
     sizes = [job.val_set.size(index) for index in range(len(job.val_set))]
     largest = max(range(len(sizes)), key=lambda index: math.prod(sizes[index]))
+    smallest = min(range(len(sizes)), key=lambda index: min(sizes[index]))
     how = {"amp": job.world.amp_dtype(job.config.precision), "scales": job.config.eval_scales}
     predictor = Predictor(job.run.model, device=job.world.device, **how)
-    predictor.train_ids(job.val_set[largest]["image"])
+    for index in dict.fromkeys((largest, smallest)):
+        predictor.train_ids(job.val_set[index]["image"])
 
 
 # ---- The loop ----------------------------------------------------------------------------------

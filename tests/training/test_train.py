@@ -218,3 +218,16 @@ def test_compile_without_a_compiler_is_one_line(cityscapes_root, tmp_path, monke
     with pytest.raises(UserError, match="needs a C.. compiler .* leave --compile out"):
         train(tiny(cityscapes_root, tmp_path, compile=True))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow  # DeconvNet has 250 million parameters
+def test_a_val_image_too_small_for_the_network_is_refused_before_the_first_step(tmp_path):
+    root = write_cityscapes(tmp_path / "data", train=2, val=1, size=(64, 128))
+    run("utils/preprocess_data.py", "--data_root", root)
+    done = run(
+        "train.py", "--data_root", root, "--log_root", tmp_path, "--model", "deconvnet",
+        "--backbone_weights", "null", "--crop", "[224,224]", "--batch_size", 1, "--scale",
+        "[4.0,4.0]", "--steps", 1, "--device", "cpu",
+    )  # fmt: skip
+    fails(done, "an image of 64x128: 64 pixels for the network, which needs 224")
+    assert not list(tmp_path.glob("*/metrics.csv"))
