@@ -55,14 +55,21 @@ def one_thread() -> None:
 
 
 def median_seconds(
-    sides: Sides, calls: int, *, warm_up: int = 1, at_once: int = 1, device: torch.device = CPU
+    sides: Sides,
+    calls: int,
+    *,
+    warm_up: int = 1,
+    at_once: int = 1,
+    device: torch.device = CPU,
+    wall: bool = False,
 ) -> dict[str, float]:
     """Median seconds of side(number), number = 0, 1, ..., calling all sides in turn.
 
-    CPU: process CPU time, because other processes disturb it least; GPU: wall time. at_once: calls
+    CPU: process CPU time, because other processes disturb it least; GPU, and with wall: wall time,
+    which counts several processes. at_once: calls
     between waits for the device, because in training, too, the host runs ahead of the device.
     """
-    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    clock = time.perf_counter if wall or device.type == "cuda" else time.process_time
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in trange(-warm_up, calls, leave=False, unit="round", disable=None):
         for name, side in sides.items():

@@ -19,6 +19,7 @@ from model.encoders import ENCODERS, build_encoder
 from model.layers import fold
 from utils.base.errors import UserError
 from utils.data.check import check_data
+from utils.data.coco import CATEGORIES
 from utils.data.described import SHIPPED, read_description
 from utils.data.label_table import IGNORE
 from utils.data.packed import packed_path
@@ -163,6 +164,28 @@ def write_voc(root: Path, rng: np.random.Generator) -> None:
         listing.write_text("\n".join(names))
 
 
+def write_coco(root: Path, year: int, rng: np.random.Generator) -> None:
+    """Two images a split; every class fills a rectangle."""
+    for split in ("train", "val"):
+        images, annotations = [], []
+        for number in range(2):
+            name = f"{split}_{number}.jpg"
+            path = root / f"{split}{year}" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (50, 80, 3), np.uint8)).save(path)
+            images.append({"id": number, "file_name": name, "height": 50, "width": 80})
+            for place, category in enumerate(CATEGORIES):
+                x, y = 10 * (place % 8), 10 * (place // 8)
+                polygon = [x, y, x + 10, y, x + 10, y + 10, x, y + 10]
+                annotations.append({
+                    "image_id": number, "category_id": category, "segmentation": [polygon],
+                    "area": 100, "iscrowd": 0,
+                })  # fmt: skip
+        (root / "annotations").mkdir(exist_ok=True)
+        path = root / "annotations" / f"instances_{split}{year}.json"
+        path.write_text(json.dumps({"images": images, "annotations": annotations}))
+
+
 def write_files(root: Path, files: dict, names: list[str], ids: list[int], rng) -> None:
     """An image and a label of these ids for each name."""
     for number, name in enumerate(names):
@@ -201,6 +224,9 @@ def tree(request, tmp_path_factory) -> tuple[str, Path]:
         preprocess(write_cityscapes(root))
     elif name == "voc":
         write_voc(root, rng)
+    elif name in ("coco", "coco_2014"):
+        write_coco(root, 2014 if name == "coco_2014" else 2017, rng)
+        find_data_set(name, root).prepare(root, workers=1, overwrite=False)
     else:
         write_described(name, root, rng)
     weigh(build_dataset(name, root, "train"), root, workers=1)

@@ -1,0 +1,147 @@
+"""COCO's photos with the classes of VOC, as in torchvision's reference training.
+
+Masks are drawn once from the instances in annotations/ (Lin et al., ECCV 2014; cocodataset.org).
+Pixels of several instances are ignored, crowds are drawn like instances. Training leaves out images
+with at most 1,000 pixels of the classes; val keeps all images.
+"""
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.base.errors import UserError
+from utils.base.find import find_named
+from utils.base.paths import read_bytes, read_names, write_text
+from utils.data.dataset import DataSet, FoundFiles, NoImages, train_id_path
+from utils.data.label_table import IGNORE, VOC
+from utils.data.sources import convert
+
+CATEGORIES = (
+    5,
+    2,
+    16,
+    9,
+    44,
+    6,
+    3,
+    17,
+    62,
+    21,
+    67,
+    18,
+    19,
+    4,
+    1,
+    64,
+    20,
+    63,
+    7,
+    72,
+)  # VOC's 1, 2...
+LEAST = 1000  # pixels, as the sum of the annotations' `area`
+MASK_BYTES = 4096  # of a mask on the disk, roughly
+Objects = list[tuple[int, Any]]  # train id and `segmentation` of each instance of an image
+
+
+def find(root: Path, split: str, *, year: int) -> FoundFiles:
+    """Images and converted masks of train or val, in the list that prepare writes."""
+    listing = root / "meta" / f"{split}{year}.txt"
+    if not listing.is_file():
+        instances = instances_file(root, split, year)
+        if split == "test" or not instances.is_file():
+            what = f"{instances}: not found. Unpack COCO's images and annotations of {year} there"
+            raise NoImages(f"{what}; docs/datasets.md shows the folders")
+        name = "coco" if year == 2017 else f"coco_{year}"
+        advice = f"Run python utils/preprocess_data.py --dataset {name}"
+        raise UserError(f"{listing}: missing. {advice}")
+    folder = next((x for x in (root, root / "images") if (x / f"{split}{year}").is_dir()), root)
+    images = find_named(folder / f"{split}{year}", "{name}.jpg")
+    names = read_names(listing)
+    return {
+        "image": {x: images.get(x, folder / f"{split}{year}" / f"{x}.jpg") for x in names},
+        "train_ids": {x: train_id_path(root, x) for x in names},
+    }
+
+
+def instances_file(root: Path, split: str, year: int) -> Path:
+    return root / "annotations" / f"instances_{split}{year}.json"
+
+
+def prepare(root: Path, *, workers: int, overwrite: bool, year: int) -> bool:
+    """Draw the masks of train and val below root/meta."""
+    for split in ("train", "val"):
+        path = instances_file(root, split, year)
+        images = read_instances(path, more_than=LEAST if split == "train" else -1)
+        gib, free = len(images) * MASK_BYTES / 2**30, shutil.disk_usage(root).free / 2**30
+        print(f"{path}: {len(images):,} masks, about {gib:.1f} GiB, {free:.1f} GiB free")
+
+        def read(name: str, images: dict = images, path: Path = path) -> np.ndarray:
+            try:
+                return draw(*images[name])
+            except (TypeError, ValueError, KeyError, IndexError) as error:
+                what = f"{path}: the instances of image {name} cannot be drawn ({error})"
+                raise UserError(f"{what}. Download the file again") from error
+
+        labels = dict.fromkeys(images, path)
+        convert(root, split, labels, VOC, read, workers=workers, overwrite=overwrite)
+        write_text(root / "meta" / f"{split}{year}.txt", "\n".join(images) + "\n")
+    return False
+
+
+def read_instances(path: Path, *, more_than: int) -> dict[str, tuple[Objects, tuple[int, int]]]:
+    """Image name -> its instances of the classes and its height and width; only images whose
+    instances have more than `more_than` pixels together."""
+    try:
+        content = json.loads(read_bytes(path))
+        images = {x["id"]: x for x in content["images"]}
+        classes = {number: train_id for train_id, number in enumerate(CATEGORIES, 1)}
+        objects: dict[int, Objects] = {number: [] for number in images}
+        areas = dict.fromkeys(images, 0.0)
+        for x in content["annotations"]:
+            if (train_id := classes.get(x["category_id"])) is not None:
+                objects[x["image_id"]].append((train_id, x["segmentation"]))
+                areas[x["image_id"]] += x["area"]
+        kept = [number for number in images if areas[number] > more_than]
+        sizes = {number: (images[number]["height"], images[number]["width"]) for number in kept}
+        return {
+            Path(images[number]["file_name"]).stem: (objects[number], sizes[number])
+            for number in kept
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        what = f"not an instances file of COCO ({error!r:.80})"
+        raise UserError(f"{path}: {what}. Unpack annotations_trainval again") from error
+
+
+def draw(objects: Objects, size: tuple[int, int]) -> np.ndarray:
+    """(H,W) uint8 train ids: the class where one instance lies, IGNORE where several do, else 0."""
+    try:
+        from pycocotools import mask  # only COCO needs it
+    except ImportError as error:
+        what = "COCO's masks need pycocotools. Type pip install pycocotools"
+        raise UserError(f"utils/preprocess_data.py: {what}") from error
+    label = np.zeros(size[::-1], np.uint8)  # transposed: COCO's masks run down the columns
+    several = np.zeros(size[::-1], bool)
+    for train_id, segmentation in objects:
+        found = mask.frPyObjects(segmentation, *size)
+        whole = mask.merge(found) if isinstance(found, list) else found
+        inside = mask.decode(whole).T.view(bool)
+        several |= inside & (label > 0)
+        label[inside] = train_id
+    label[several] = IGNORE
+    return np.ascontiguousarray(label.T)
+
+
+def data_set(name: str, year: int, images: dict[str, int]) -> DataSet:
+    return DataSet(
+        name, VOC, partial(find, year=year), images=images,
+        hints=dict.fromkeys(("train", "val"), f"Run utils/preprocess_data.py --dataset {name}"),
+        prepare=partial(prepare, year=year),
+    )  # fmt: skip
+
+
+COCO = data_set("coco", 2017, {"val": 5000})
+COCO_2014 = data_set("coco_2014", 2014, {"val": 40504})
