@@ -47,7 +47,7 @@ from utils.data.batches import Batch, Batches, Stages, dropout_seed, read_all_tr
 from utils.data.check import require_labels, warn_of_val_images
 from utils.data.class_uniform import ClassUniform
 from utils.data.dataset import Dataset
-from utils.data.prepare import current_class_weights
+from utils.data.prepare import chosen_class_weights
 from utils.training import distributed
 from utils.training.batch_size import find_batch_size
 from utils.training.config import Config, plain
@@ -200,8 +200,8 @@ def build_criterion(config: Config, train_set: Dataset, task: Task, world: World
     class_weights = None
     if config.class_weights:
         data_set = find_data_set(config.dataset, config.data_root)
-        class_weights = torch.from_numpy(current_class_weights(data_set, config.data_root))
-        class_weights **= config.class_weight_power
+        found = chosen_class_weights(config.class_weights, data_set, config.data_root)
+        class_weights = torch.from_numpy(found) ** config.class_weight_power
     options = chosen(config, "label_smoothing hard_threshold hard_min_kept focal dice lovasz")
     return task.criterion(class_weights=class_weights, **options).to(world.device)
 

@@ -33,7 +33,7 @@ from utils.base.parser import check, parse
 from utils.base.paths import make_folder, resolve_log_root, write_json, writing
 from utils.data.cityscapes import first_folder
 from utils.data.image_files import write_png
-from utils.data.prepare import current_class_weights
+from utils.data.prepare import chosen_class_weights
 from utils.training import distributed
 
 
@@ -67,9 +67,9 @@ def score(config: EvalConfig, log_root: Path) -> None:
         print(f"checkpoint {trained.path} (step {trained.state['step']})")
         print(f"on {len(dataset)} images of {root}, {dataset.source}")
     weights = None
-    if trained.state["config"]["class_weights"] and config.split == "val":
+    if (choice := trained.state["config"]["class_weights"]) and config.split == "val":
         try:
-            found = current_class_weights(find_data_set(trained.dataset_name, root), root)
+            found = chosen_class_weights(choice, find_data_set(trained.dataset_name, root), root)
             found **= trained.state["config"].get("class_weight_power", 1.0)
             weights = torch.from_numpy(found).to(world.device)
         except UserError as error:  # the data set may hold val only; only the loss needs weights

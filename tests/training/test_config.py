@@ -123,7 +123,7 @@ def test_a_mistake_is_one_user_error(arguments):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--dataset", "coco"], ("--dataset coco", "cityscapes, synthetic, voc, ", "camvid")),
+        (["--dataset", "places"], ("--dataset places", "cityscapes, synthetic, voc, ", "camvid")),
         (["--split", "training"], ("--split training", "train, val, test, coarse, trainval")),
         (["--model", "deeplabv4"], ("--model", "deeplabv4", "deeplabv3")),
         (["--backbone", "resnet19"], ("--backbone resnet19", "resnet18, resnet34")),
@@ -211,7 +211,10 @@ def test_a_value_of_another_type_is_one_plain_line_with_an_example(
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ("--class_weights", "class_weights: got no value. Give a value like true or false"),
+        (
+            "--class_weights",
+            "class_weights: got no value. Give a value like true or false or a/folder",
+        ),
         ("--crop", "crop: got no value. Give a value like [512,1024]"),
         ("--batchsize 4", "unrecognized arguments: --batchsize 4. Perhaps you meant --batch_size"),
         ("--chekpoint x", "unrecognized arguments: --chekpoint x"),

@@ -17,6 +17,7 @@ from model import build_model
 from model.losses import SegmentationLoss
 from utils.base.errors import UserError
 from utils.base.parser import parse
+from utils.data.class_weights import WEIGHTS_FILE
 from utils.data.label_table import VOC
 from utils.training import run as run_module
 from utils.training.batch_size import find_batch_size
@@ -246,3 +247,28 @@ def test_a_command_keeps_the_memory_it_has_freed():
         for how in ("run_command", "lambda main: main()")
     ]  # fmt: skip
     assert faults[0] < 0.5 * faults[1]
+
+
+def test_class_weights_may_come_from_a_file(cityscapes_root, tmp_path):
+    """ENet's weights from a file are as from the data set; others change training and score."""
+    enet = json.loads((cityscapes_root / WEIGHTS_FILE).read_text())["class_weights"]
+    path, results = tmp_path / "weights.json", {}
+    for name, weights in {"default": None, "enet": enet, "ten": {**enet, "road": 10.0}}.items():
+        if weights is not None:
+            path.write_text(json.dumps(weights))
+        choice = {} if weights is None else {"class_weights": path}
+        results[name] = losses(cityscapes_root, tmp_path, name, steps=1, **choice)
+        done = run("evaluation/eval_on_val_for_metrics.py", "--checkpoint", name, "--log_root",
+                   tmp_path)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        scores = json.loads((tmp_path / "model_eval_val" / "scores.json").read_text())
+        assert scores["loss"] == pytest.approx(
+            json.loads((tmp_path / name / "results.json").read_text())["loss"], rel=1e-3
+        )
+    assert results["enet"] == results["default"] != results["ten"]
+    for content in ("{", "[1]", '{"road": 1}', json.dumps({**enet, "sky": 0}),
+                    json.dumps({**enet, "skyy": 1})):  # fmt: skip
+        path.write_text(content)
+        words = ("train.py", *TRAIN, "--data_root", cityscapes_root, "--log_root", tmp_path)
+        fails(run(*words, "--overwrite", "true", "--class_weights", path), f"{path}: does not give")
+    fails(run(*words, "--overwrite", "true", "--class_weights", "no.json"), "no.json: cannot be")

@@ -1,11 +1,13 @@
 """Writes the class weights and packed files of a data set, once before training."""
 
+import json
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from utils.base.errors import UserError
+from utils.base.paths import read_bytes, to_path
 from utils.base.threads import read_ahead
 from utils.data import sources
 from utils.data.batches import read_all_train_ids
@@ -40,6 +42,23 @@ def current_class_weights(data_set: DataSet, root: Path, *, thorough: bool = Fal
             "with the same --dataset and --data_root, or train with --class_weights false"
         )
     return weights.astype(np.float32)
+
+
+def chosen_class_weights(choice: bool | str | Path, data_set: DataSet, root: Path) -> np.ndarray:
+    """(K,) float32 class weights: those of the data set for True, else those of a JSON file, in
+    which each class has a positive weight; UserError for another file."""
+    if choice is True:
+        return current_class_weights(data_set, root)
+    names = data_set.classes.names
+    try:
+        content = json.loads(read_bytes(to_path(choice)))
+        weights = np.array([content[name] for name in names], np.float32)
+        if len(content) > len(names) or not (np.isfinite(weights) & (weights > 0)).all():
+            raise ValueError
+    except (ValueError, TypeError, KeyError) as error:
+        what = f"does not give each class a positive weight: {', '.join(names[:3])}, ..."
+        raise UserError(f"{choice}: {what}. Write them as JSON, by name") from error
+    return weights
 
 
 def pack_split(dataset: Dataset, root: Path, split: str, *, workers: int, overwrite: bool) -> None:

@@ -147,8 +147,9 @@ class Config:
     sync_bn: bool = False
     """Compute BatchNorm statistics over the crops of all GPUs together."""
 
-    class_weights: bool = True
-    """Weigh the loss by the ENet class weights that utils/preprocess_data.py computed."""
+    class_weights: bool | Path = True
+    """Weigh the loss by the ENet class weights that utils/preprocess_data.py computed, or by those
+    of a JSON file with the weight of each class: {"road": 1.0, ...}."""
     class_weight_power: float = 1.0
     """Exponent of the class weights; 0.5 brings them closer together."""
     class_weights_from: float = 0.0
