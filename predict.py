@@ -34,7 +34,7 @@ from evaluation.task import Task
 from evaluation.trained import PredictionOptions, Trained
 from evaluation.video import ENDING, read_video, write_video
 from evaluation.visualize import with_legend
-from utils.base.errors import Faults, UserError, run_command
+from utils.base.errors import Faults, UserError, run_command, warn
 from utils.base.find import find, listing
 from utils.base.lock import hold
 from utils.base.parser import check, parse
@@ -92,6 +92,8 @@ def main() -> None:
     output = Path(os.path.realpath(output))
     images, videos = find_sources(config.source, output) if config.source else ({}, {})
     pictures = without_sequences(images, videos, config.video)
+    if config.confidence and videos:
+        warn("--confidence true: writes nothing for videos")
     trained = Trained.open(config)
     name, root, classes = trained.dataset_name, trained.root, trained.classes
     if config.split is not None:

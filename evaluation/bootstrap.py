@@ -59,6 +59,8 @@ def estimate(one: ImageCounts, minus: ImageCounts | None = None, *, draws: int =
     value, drawn = one.miou(), one.miou(weights)
     if minus is not None:
         value, drawn = value - minus.miou(), drawn - minus.miou(weights)
+    drawn = drawn[np.isfinite(drawn)]  # a draw of images without labels has no mIoU
+    drawn = drawn if len(drawn) else np.array([np.nan])
     low, high = np.quantile(drawn, (0.025, 0.975)).tolist()
     beyond = min((drawn <= 0).sum(), (drawn >= 0).sum())
     return Estimate(float(value), low, high, min(1.0, 2 * (beyond + 1) / (len(drawn) + 1)))

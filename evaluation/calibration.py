@@ -17,8 +17,9 @@ PIXELS, RIGHT, SUM = range(3)  # columns of Calibration.counts
 class Calibration:
     """Histogram of confidences for each predicted class, of one image after the other."""
 
-    def __init__(self, num_classes: int) -> None:
-        self.counts = np.zeros((num_classes, BINS, 3))  # float64: pixels, right ones, confidences
+    def __init__(self) -> None:
+        # float64: pixels, right ones, confidences; 256 because a network may also predict void
+        self.counts = np.zeros((256, BINS, 3))
 
     def add(self, sample: Sample, logits: torch.Tensor, train_ids: torch.Tensor) -> None:
         """(1,K,h,w) logits of an image and (H,W) uint8 prediction, on one device."""
@@ -55,6 +56,7 @@ def plot_reliability(calibration: Calibration, file: IO[bytes]) -> None:
     above.set(ylabel="accuracy", ylim=(0, 1), xlim=(0, 1))
     above.legend(frameon=False)
     edges = np.arange(BINS) / BINS
-    below.bar(edges, counts[:, PIXELS] / counts[:, PIXELS].sum(), 1 / BINS, align="edge")
+    share = counts[:, PIXELS] / max(1, counts[:, PIXELS].sum())
+    below.bar(edges, share, 1 / BINS, align="edge")
     below.set(xlabel="confidence", ylabel="share of pixels")
     figure.savefig(file, dpi=130, format="png")

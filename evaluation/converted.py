@@ -61,13 +61,17 @@ def convert_file(folder: Path, file: Path, *, how: dict[str, Any], **data: Any) 
 
 
 def published_run(spec: str) -> Path:
-    """hub:NAME -> checkpoint in pretrained_models/NAME/, downloaded and converted if missing."""
-    network, _ = find_published(spec)
+    """hub:NAME -> checkpoint in pretrained_models/NAME/, downloaded and converted if missing.
+    With hub:NAME@DIGITS the file is compared with them first."""
+    network, digits = find_published(spec)
     folder = PRETRAINED / network.name
-    if not step_files(folder / "checkpoints"):
+    checkpoints = folder / "checkpoints"
+    if digits or not step_files(checkpoints):
         file = published_file(spec)
         with hold(folder, wait=True):
-            if not step_files(folder / "checkpoints"):
+            if not step_files(checkpoints):
+                for leftover in checkpoints.glob(".tmp-*"):  # of a process that was killed
+                    leftover.unlink()
                 convert_file(folder, file, how={"align_corners": network.align_corners})
                 print(f"published: {network.miou} % mIoU on {network.data}")
-    return step_files(folder / "checkpoints")[-1]
+    return step_files(checkpoints)[-1]

@@ -83,7 +83,7 @@ def score(trained: Trained, dataset: Dataset, *, keep: int) -> Result:
     """Evaluate a checkpoint; `keep`: number of worst images to keep."""
     classes = dataset.classes
     confusions, worst, lock = {}, [], Lock()
-    calibration = Calibration(classes.num_classes)
+    calibration = Calibration()
     by_size = np.zeros((classes.num_classes, len(SIZES), 3), np.int64)
 
     def add(sample: Sample, counts: Counts, prediction: np.ndarray) -> None:
@@ -184,8 +184,7 @@ def class_table(result: Result, other: Result | None) -> str:
 def size_table(result: Result) -> str:
     """IoU and number of the objects of each class and size, and the mean of the classes."""
     hits, union, objects = np.moveaxis(result.by_size, 2, 0)
-    with np.errstate(invalid="ignore"):  # no such object: nan
-        iou = 100 * hits / union
+    iou = np.where(objects > 0, 100 * hits / np.maximum(union, 1), np.nan)
     rows = [f"<table><tr><th>class{''.join(f'<th class=n>{size}' for size in SIZES)}"]
     for name, values, numbers in zip(result.dataset.classes.names, iou, objects, strict=True):
         if numbers.any():
@@ -210,7 +209,7 @@ def origin(result: Result) -> str:
         "device": ", ".join(now["gpus"]) or f"CPU, {now['cpu_threads']} threads",
         "versions": json.dumps(now["packages"]),
         "trained with": json.dumps(trained.state["config"]),
-        "trained on": json.dumps(trained.state["environment"]),
+        "trained on": json.dumps(trained.state.get("environment", trained.state.get("source"))),
     }
     rows = (f"<tr><td>{escape(k)}<td><code>{escape(v)}</code>" for k, v in facts.items())
     return f"<table>{''.join(rows)}</table>"

@@ -124,7 +124,7 @@ class Trained:
         own, how = state["config"], chosen(options, "scales flip crop stride")
         how["scales"] = how["scales"] or own["eval_scales"]
         name = getattr(options, "dataset", None) or own["dataset"]
-        recorded = Path(own["data_root"]) if name == own["dataset"] else None
+        recorded = Path(own["data_root"]) if name == own["dataset"] and not hub else None
         root = resolve_data_root(name, options.data_root or recorded)
         amp = world.amp_dtype(options.precision)
         return cls(path, name, root, model.to(world.device), state, world, amp, how, options)

@@ -25,7 +25,7 @@ def test_confidence_is_that_of_the_upsampled_logits():
 
 def test_the_errors_are_those_of_a_plain_reference_over_15_bins():
     noise, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
-    calibration, seen = Calibration(5), []
+    calibration, seen = Calibration(), []
     for _ in range(3):
         logits = 2 * torch.randn(1, 5, 8, 16, generator=noise)
         label = rng.choice([0, 1, 2, 3, 4, IGNORE], (64, 128)).astype(np.uint8)
@@ -49,7 +49,7 @@ def test_the_errors_are_those_of_a_plain_reference_over_15_bins():
     for number in range(5):
         expected = reference(predicted == number)
         assert calibration.error(number) == pytest.approx(expected, abs=1e-6)
-    assert np.isnan(Calibration(5).error()) and calibration.error() > 0.1
+    assert np.isnan(Calibration().error()) and calibration.error() > 0.1
 
 
 @pytest.mark.parametrize("sharpness", [1.0, 2.0])
@@ -59,7 +59,7 @@ def test_a_calibrated_network_has_error_0_and_an_overconfident_one_the_known_err
     label[:10] = 1  # a quarter is wrong
     logits = torch.zeros(1, 2, 5, 10)
     logits[:, 0] = sharpness * np.log(3)  # e^log(3) / (1 + e^log(3)) = 0.75
-    calibration = Calibration(2)
+    calibration = Calibration()
     calibration.add({"label": label}, logits, torch.zeros(40, 100, dtype=torch.uint8))
     claimed = 3**sharpness / (1 + 3**sharpness)  # 0.75, 0.9
     assert calibration.error() == pytest.approx(claimed - 0.75, abs=1e-6)
@@ -113,3 +113,12 @@ def test_a_wrong_region_belongs_to_the_object_it_covers_most():
     predicted[60:100, 200:240] = 1  # of medium size, covers nothing
     counts = count_by_size({"label": label}, predicted, VOC)
     assert counts[1].tolist() == [[100, 400, 1], [0, 1600, 0], [0, 10_000, 1]]
+
+
+def test_a_network_that_predicts_void_is_wrong_there():
+    """fregu856's has an output more than Cityscapes has classes."""
+    calibration, logits = Calibration(), torch.zeros(1, 3, 2, 2)
+    logits[:, 2] = 5.0
+    predicted = torch.full((16, 16), 2, dtype=torch.uint8)
+    calibration.add({"label": np.zeros((16, 16), np.uint8)}, logits, predicted)
+    assert calibration.error() == pytest.approx(float(logits.softmax(1).max()), abs=1e-6)

@@ -1,6 +1,9 @@
 """hub:NAME against a local server with made files in the published formats."""
 
 import hashlib
+import os
+import socket
+import struct
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
@@ -32,6 +35,8 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
         self.cuts: list[int] = []
+        self.answer: tuple[int, str, bytes] | None = None  # status, type and text of all answers
+        self.reset = False  # drop it without a farewell
         self.pause = 0.0  # seconds before an answer
         self.asked: list[str | None] = []  # the Range of every request
         self.address = f"http://127.0.0.1:{self.server_port}"
@@ -42,6 +47,12 @@ class Handler(BaseHTTPRequestHandler):
         span = self.headers["Range"]
         self.server.asked.append(span)
         time.sleep(self.server.pause)
+        if self.server.answer is not None:
+            status, kind, text = self.server.answer
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.end_headers()
+            return self.wfile.write(text)
         if self.path not in self.server.files:
             return self.send_error(404)
         content = self.server.files[self.path]
@@ -50,9 +61,15 @@ class Handler(BaseHTTPRequestHandler):
             return self.send_error(416)
         self.send_response(206 if span else 200)
         self.send_header("Content-Length", str(len(content) - start))
+        if span:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.end_headers()
         end = start + self.server.cuts.pop(0) if self.server.cuts else None
         self.wfile.write(content[start:end])
+        if end and self.server.reset:
+            self.wfile.flush()
+            time.sleep(0.2)  # the client reads first
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def log_message(self, *_: object) -> None:
         pass
@@ -127,10 +144,19 @@ def test_a_download_cut_in_every_attempt_is_continued_by_the_next_command(server
     assert server.asked == [None, "bytes=1000000-", "bytes=3000000-"]
 
 
-def test_wrong_digits_are_refused_and_the_file_removed(server, spec, tmp_path):
+def test_wrong_digits_are_refused_and_the_file_removed(server, spec, photo, tmp_path):
     convert = ("utils/convert_checkpoint.py", f"hub:{NAME}", "--log_root", tmp_path / "logs")
-    fails(run(*convert), "removed", "begins with " + spec[-8:], "expected is 23dffbe2", f"{NAME}@")
+    fails(run(*convert), "removed", f"SHA-256 is {spec[-8:]}", "expected is 23dffbe2", f"{NAME}@")
     assert not list((tmp_path / "pretrained").glob("*.p*"))
+    other = f"hub:{NAME}@00000000"  # perhaps mistyped: the file stays
+    fails(run("utils/convert_checkpoint.py", other, *convert[2:]), "kept as .part", "00000000...")
+    assert server.asked == [None, None]
+    done = run("utils/convert_checkpoint.py", spec.upper().replace(NAME.upper(), NAME).replace(
+        "HUB", "hub"), *convert[2:])  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    fails(run("evaluation/report.py", "--checkpoint", other), "expected is 00000000")
+    for odd in ("", "zzz", "1234567", "1" * 65):
+        fails(run("predict.py", photo, "--checkpoint", f"hub:{NAME}@{odd}"), "8 to 64 digits")
 
 
 def test_without_the_file_or_a_network_the_address_is_named(server, spec, photo, tmp_path):
@@ -140,6 +166,60 @@ def test_without_the_file_or_a_network_the_address_is_named(server, spec, photo,
     fails(run(*words, WEIGHTS_MIRROR="http://127.0.0.1:9"), "refused", "127.0.0.1:9/mmseg")
     fails(run("predict.py", photo, "--checkpoint", "hub:resnet"), "unknown", "hub:")
     assert not (tmp_path / "pretrained").exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [((200, "text/html", b"<p>Log in"), "a web page"), ((416, "text/plain", b""), "416"),
+     ((204, "text/plain", b""), "removed"), ((302, "text/plain", b""), "302")],
+)  # fmt: skip
+def test_odd_answers_are_one_line(server, spec, tmp_path, answer, words):
+    server.answer = answer
+    fails(run("utils/convert_checkpoint.py", spec.partition("@")[0], "--log_root", tmp_path), words)
+
+
+@pytest.mark.parametrize("mirror", ["foo", "/some/path", "file:///etc", "http://[::1", "http://ä"])
+def test_a_mirror_that_is_none_is_one_line(spec, tmp_path, mirror):
+    convert = ("utils/convert_checkpoint.py", spec, "--log_root", tmp_path)
+    fails(run(*convert, WEIGHTS_MIRROR=mirror), "cannot be downloaded", "download.openmmlab.com")
+
+
+def test_a_connection_that_is_reset_keeps_what_arrived(server, spec, weights, tmp_path):
+    server.cuts, server.reset = [300_000], True
+    done = run("utils/convert_checkpoint.py", spec, "--log_root", tmp_path / "logs")
+    assert done.returncode == 0 and "trying again" in done.stdout, done.stderr
+    assert server.asked[0] is None and 200_000 < int(server.asked[1][6:-1]) <= 300_000
+
+
+def test_odd_files_in_the_way_are_one_line(server, spec, weights, tmp_path):
+    folder = tmp_path / "pretrained"
+    folder.mkdir()
+    file = folder / published.published()[NAME].file
+    convert = ("utils/convert_checkpoint.py", f"hub:{NAME}", "--log_root", tmp_path / "logs")
+    os.mkfifo(file.with_name(f"{file.name}.part"))
+    fails(run(*convert), "not a plain file")
+    file.with_name(f"{file.name}.part").unlink()
+    file.mkdir()
+    fails(run(*convert), "not a plain file")
+    file.rmdir()
+    file.write_bytes(weights)
+    hashed = file.with_name(f"{file.name}.sha256")
+    for noted in (b"\xff\xfe", b"12345678"):  # then the digits in the name count
+        hashed.write_bytes(noted)
+        fails(run(*convert), "expected is 23dffbe2", hashed.name)
+    hashed.write_text(f"{hashlib.sha256(weights).hexdigest().upper()}  {file.name}\n")  # sha256sum
+    assert run(*convert).returncode == 0
+
+
+def test_a_report_of_it_on_the_data_set_that_is_there_now(server, spec, tmp_path, photo):
+    predict = ("predict.py", photo, "--checkpoint", spec, "--device", "cpu", "--output")
+    done = run(*predict, tmp_path / "out", CITYSCAPES_DATASET="/none")
+    assert done.returncode == 0, done.stderr
+    root = write_cityscapes(tmp_path / "data", train=1, val=1)
+    page = tmp_path / "report.html"
+    report = ("evaluation/report.py", "--checkpoint", spec, "--device", "cpu", "--output", page)
+    done = run(*report, CITYSCAPES_DATASET=str(root))
+    assert done.returncode == 0 and "mmsegmentation" in page.read_text(), done.stderr
 
 
 def test_two_processes_download_once(server, spec, photo, tmp_path):
@@ -191,3 +271,13 @@ def test_the_names_are_listed(tmp_path):
     done = run("utils/convert_checkpoint.py", "hub:")
     assert done.returncode == 0 and done.stdout.count("  hub:") == 90
     assert f"hub:{NAME}" in done.stdout and "windows" in done.stdout
+
+
+def test_who_waits_for_a_process_that_fails_tries_itself(server, spec, tmp_path):
+    server.pause = 0.5
+    convert = ("utils/convert_checkpoint.py", f"hub:{NAME}", "--log_root")
+    both = [Command(*convert, tmp_path / f"logs{number}") for number in range(2)]
+    for done in [command.end() for command in both]:
+        assert done.returncode == 2 and "expected is 23dffbe2" in done.stderr, done.stderr
+        assert "cannot be written" not in done.stderr
+    assert server.asked == [None, None]

@@ -19,6 +19,7 @@ TIMEOUT = 30.0  # seconds without a byte
 TRIES = 5
 MIRROR = "WEIGHTS_MIRROR"  # environment variable that replaces https://host of every address
 DIGITS = re.compile(r"-([0-9a-f]{8,64})\.")  # of a published file's SHA-256, in its name
+WHOLE = re.compile(r"[0-9a-f]{64}\b")
 
 
 def download(
@@ -37,31 +38,50 @@ def download(
     the next call continues. advice: what else the user can do, for a UserError; otherwise: the same
     if the digits are wrong. Proxies: http_proxy, https_proxy and no_proxy of the environment.
     """
-    whole_hash = path.with_name(f"{path.name}.sha256")
+    hashed, part = (path.with_name(f"{path.name}.{kind}") for kind in ("sha256", "part"))
+    for one in (path, part):
+        if one.exists() and not one.is_file():
+            raise UserError(f"{one}: not a plain file. Delete it")
     if not path.is_file():
         with hold(path.parent, wait=True):
             if not path.is_file():  # another process may have downloaded it meanwhile
-                part = path.with_name(f"{path.name}.part")
-                address = mirrored(url)
-                print(f"{address} {terms}".strip())
+                address = url
                 try:
+                    address = mirrored(url)
+                    print(f"{address} {terms}".strip())
                     fetch(address, part)
-                except (OSError, HTTPException) as error:
-                    what = f"{path}: cannot be downloaded ({error})"
-                    where = f"Put {address} there by hand, or name a mirror in {MIRROR}"
-                    raise UserError(f"{what}. {where}{advice}") from error
-                write_text(whole_hash, require(part, digits or digits_of(path), advice + otherwise))
-                os.replace(part, path)
+                except (OSError, HTTPException, ValueError) as error:
+                    what = f"{path}: cannot be downloaded ({error}). Put {address} there by hand"
+                    raise UserError(f"{what}, or name a mirror in {MIRROR}{advice}") from error
+                found = sha256(part)
+                if not found.startswith(digits or digits_of(path)):
+                    if digits is None:
+                        part.unlink()
+                    what = "kept as .part" if digits else "removed"
+                    what += f", its SHA-256 is {found}, expected is {digits or digits_of(path)}..."
+                    raise UserError(f"{path}: {what}. Download it again{advice}{otherwise}")
+                write_text(hashed, found)
+                with writing(path):
+                    os.replace(part, path)
                 return path
-    elif whole_hash.is_file() and digits is None:
-        digits = read_bytes(whole_hash).decode().strip()
-    require(path, digits or digits_of(path), advice + otherwise)
+    elif hashed.is_file() and digits is None:
+        noted = WHOLE.match(read_bytes(hashed).decode("ascii", "replace").strip().lower())
+        digits = noted and noted[0]
+    expected, found = digits or digits_of(path), sha256(path)
+    if not found.startswith(expected):
+        what = f"damaged or another file, its SHA-256 is {found}, expected is {expected}..."
+        raise UserError(f"{path}: {what}. Delete it and {hashed.name}{advice}{otherwise}")
     return path
 
 
 def mirrored(url: str) -> str:
+    """The address at the mirror, if there is one. ValueError for a mirror that is none."""
     mirror = os.environ.get(MIRROR)
-    return f"{mirror.rstrip('/')}{urlsplit(url).path}" if mirror else url
+    if not mirror:
+        return url
+    if not mirror.isascii() or urlsplit(mirror).scheme not in ("http", "https"):
+        raise ValueError(f"{MIRROR} is {mirror}, it must begin with https:// or http://")
+    return f"{mirror.rstrip('/')}{urlsplit(url).path}"
 
 
 def digits_of(path: Path) -> str:
@@ -69,30 +89,26 @@ def digits_of(path: Path) -> str:
     return found[-1] if found else ""
 
 
-def require(path: Path, digits: str, advice: str) -> str:
-    """The file's SHA-256; UserError if it does not begin with `digits`. Removes a download."""
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if not found.startswith(digits):
-        what = f"its SHA-256 begins with {found[:8]}, expected is {digits[:8]}"
-        if path.suffix == ".part":
-            path.unlink()
-            raise UserError(f"{path.with_suffix('')}: removed, {what}. Download it again{advice}")
-        raise UserError(f"{path}: damaged or another file, {what}. Delete it{advice}")
-    return found
+def sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}). Delete it") from error
 
 
 def fetch(url: str, part: Path) -> None:
-    """Complete the file `part`; OSError or HTTPException if TRIES attempts fail."""
+    """Complete the file `part`; OSError, HTTPException or ValueError if TRIES attempts fail."""
     for seconds in range(TRIES):
         try:
             return append(url, part)
         except (OSError, HTTPException) as error:
             refused = isinstance(error, HTTPError) and error.code < 500
-            if refused and error.code == 416:  # nothing is missing
+            if refused and error.code == 416 and part.is_file():  # nothing is missing
                 return None
             if refused or seconds == TRIES - 1:
                 raise
+            print(f"{error}; trying again")
         time.sleep(seconds)
 
 
@@ -101,12 +117,17 @@ def append(url: str, part: Path) -> None:
     start = part.stat().st_size if part.is_file() else 0
     request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})  # noqa: S310
     with urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310 (our address, or a mirror)
-        start = start if answer.status == 206 else 0  # 200: the server sends the whole file
+        if answer.headers.get_content_type() == "text/html":
+            raise OSError("the server sends a web page instead of the file")
+        if answer.status != 206:  # the server sends the whole file
+            start = 0
+        elif not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            raise OSError("the server sends another part of the file than asked for")
         total = None if answer.length is None else start + answer.length
         with writing(part):
             file = part.open("ab" if start else "wb", buffering=0)
         with file, progress(total, start=start, unit="B", label="download") as bar:
-            while block := answer.read(1 << 20):
+            while block := answer.read1(1 << 16):
                 with writing(part):
                     file.write(block)
                 bar.update(len(block))

@@ -78,9 +78,11 @@ def run_command(command: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.errno not in {*DISK, errno.ENAMETOOLONG}:
+        if error.errno not in {*DISK, errno.ENAMETOOLONG, errno.EACCES}:
             raise
         name, advice = error.filename or "disk", "Free space, check the disk, or shorten the name"
+        if error.errno == errno.EACCES:
+            advice = "Allow access to it"
         text, code = f"error: {name}: {error.strerror}. {advice}", 2
     except KeyboardInterrupt:
         text, code = "interrupted", 130

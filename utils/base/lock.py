@@ -46,6 +46,8 @@ def hold(folder: Path, *, enabled: bool = True, wait: bool = False) -> Iterator[
 def acquire(path: Path, wait: bool) -> IO[bytes]:
     """The locked file; opens it again if the previous holder removed it before it was locked."""
     while True:
+        if wait:
+            make_folder(path.parent)  # the holder may have removed it at its end
         with writing(path):
             file = path.open("a+b", buffering=0)
         try:

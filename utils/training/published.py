@@ -50,9 +50,12 @@ def published() -> dict[str, Published]:
 
 def find_published(spec: str) -> tuple[Published, str | None]:
     """hub:NAME or hub:NAME@DIGITS -> the network, and the first digits of the SHA-256 to accept."""
-    name, _, digits = spec.removeprefix(HUB).partition("@")
+    name, at, digits = spec.removeprefix(HUB).partition("@")
     if name not in published():
         raise UserError(f"{spec}: unknown. List the names: python utils/convert_checkpoint.py hub:")
+    digits = digits.strip().lower()
+    if at and not re.fullmatch("[0-9a-f]{8,64}", digits):
+        raise UserError(f"{spec}: {digits!r} are not 8 to 64 digits of a SHA-256. Correct them")
     return published()[name], digits or None
 
 
