@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from utils.base.errors import UserError
-from utils.base.paths import resolve_data_folder, to_path
+from utils.base.paths import read_names, resolve_data_folder, to_path
 from utils.data import cityscapes, coco, voc
 from utils.data.dataset import DataSet, Dataset, Files, converted_labels
 from utils.data.described import described_data_set, described_names
@@ -74,6 +74,22 @@ def build_dataset(
     packed_set = PackedDataset(path, data_set.classes)
     packed_set.require_current(data_set, root, split)
     return packed_set
+
+
+def listed(dataset: Dataset, path: Path) -> Dataset:
+    """The images of `dataset` that a text file lists: in each line a name or the path of an image,
+    perhaps followed by that of its label. UserError for other names."""
+    places = {name: place for place, name in enumerate(dataset.names)}
+    stems = [Path(line.split()[0]).stem for line in read_names(path)]
+    names = [stem if stem in places else stem.removesuffix("_leftImg8bit") for stem in stems]
+    if not names:
+        raise UserError(f"{path}: empty. List the names of images")
+    if missing := [name for name in names if name not in places]:
+        what = f"{len(missing)} of {len(names)} names are not in the split, such as {missing[0]}"
+        raise UserError(f"{path}: {what}. Correct them, or give another --split")
+    part = JoinedDataset([dataset])
+    part.names, part.places = names, [(dataset, places[name]) for name in names]
+    return part
 
 
 def with_others(dataset: Dataset, also: Sequence[str]) -> Dataset:

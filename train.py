@@ -29,6 +29,7 @@ from datasets import (
     SegmentationDataset,
     build_dataset,
     find_data_set,
+    listed,
     resolve_data_root,
     with_others,
 )
@@ -132,6 +133,8 @@ def set_up(folder: Path, checkpoint: Path | None, config: Config, world: World) 
     name, root = config.dataset, resolve_data_root(config.dataset, config.data_root)
     config = replace(config, data_root=root)
     train_set = build_dataset(name, root, config.split, fine_repeats=config.fine_repeats)
+    if config.train_list is not None:
+        train_set = listed(train_set, config.train_list)
     train_set = with_others(train_set, config.also)
     val_set = build_dataset(name, root, "val")
     distributed.require_same((train_set.names, val_set.names), "data set", world)

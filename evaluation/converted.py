@@ -10,6 +10,7 @@ from utils.base.lock import hold
 from utils.training.checkpoint import read_tensors, save_checkpoint, step_files
 from utils.training.config import Config, plain
 from utils.training.published import PRETRAINED, find_published, published_file
+from utils.training.run import remove_leftovers
 
 VOID_OUTPUT = 20  # outputs of fregu856's Cityscapes network; the last one is void
 
@@ -70,8 +71,7 @@ def published_run(spec: str) -> Path:
         file = published_file(spec)
         with hold(folder, wait=True):
             if not step_files(checkpoints):
-                for leftover in checkpoints.glob(".tmp-*"):  # of a process that was killed
-                    leftover.unlink()
+                remove_leftovers(folder)
                 convert_file(folder, file, how={"align_corners": network.align_corners})
                 print(f"published: {network.miou} % mIoU on {network.data}")
     return step_files(checkpoints)[-1]

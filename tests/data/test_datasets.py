@@ -13,11 +13,11 @@ import pytest
 from helpers import preprocess, write_cityscapes
 from PIL import ExifTags, Image
 
-from datasets import build_dataset, find_data_set
+from datasets import build_dataset, find_data_set, listed
 from utils.base.errors import UserError
 from utils.data.image_files import image_header, image_size, read_ids, read_image, write_png
 from utils.data.label_table import CITYSCAPES, IGNORE, ids_of_instances
-from utils.data.prepare import current_class_weights
+from utils.data.prepare import current_class_weights, pack_split
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_class_weights_are_read_in_train_id_order(cityscapes_root, tmp_path):
 
 
 def test_unknown_names_are_refused(tmp_path):
-    known = "Give one of cityscapes, synthetic, voc, custom, .*camvid"
+    known = "Give one of cityscapes, synthetic, voc, .*camvid"
     with pytest.raises(UserError, match=f"--dataset nowhere: unknown data set. {known}"):
         build_dataset("nowhere", tmp_path, "train")
     with pytest.raises(UserError, match="--split trainaug: not in cityscapes. .*train, val"):
@@ -410,3 +410,26 @@ def test_the_size_of_a_missing_and_of_a_wrong_file(tmp_path):
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(UserError, match=r"text.png: not a whole PNG or JPEG image"):
         image_size(tmp_path / "text.png")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_list_chooses_training_images(tree, tmp_path, packed):
+    """Names, paths, and pairs of image and label as in the lists of an eighth of Cityscapes."""
+    if packed:
+        pack_split(build_dataset("cityscapes", tree, "train", packed=False), tree, "train",
+                   workers=1, overwrite=False)  # fmt: skip
+    whole = build_dataset("cityscapes", tree, "train")
+    first, second, third, *_ = whole.names
+    path = tmp_path / "eighth.txt"
+    pair = f"leftImg8bit/train/aachen/{third}_leftImg8bit.png gtFine/train/aachen/{third}_x.png"
+    path.write_text(f"{pair}\n{first}\n\n/some/where/{second}.png\n")
+    part = listed(whole, path)
+    assert part.names == [third, first, second] and len(part) == 3
+    for place, index in enumerate((2, 0, 1)):
+        assert np.array_equal(part[place]["image"], whole[index]["image"])
+        assert np.array_equal(part.train_ids(place), whole.train_ids(index))
+        assert part.size(place) == whole.size(index)
+    for text, words in (("", "empty"), (f"{first}\nnobody\n", "1 of 2 names .* such as nobody")):
+        path.write_text(text)
+        with pytest.raises(UserError, match=words):
+            listed(whole, path)

@@ -12,7 +12,7 @@ import pytest
 from helpers import REPOSITORY, TRAIN, fails, run
 from PIL import Image
 
-from datasets import build_dataset, data_set_names, find_data_set, resolve_data_root
+from datasets import DATASETS, build_dataset, data_set_names, find_data_set, resolve_data_root
 from evaluation.counts import count_pixels
 from evaluation.metrics import compute_scores
 from evaluation.visualize import save_as_ids
@@ -282,7 +282,7 @@ def test_a_shipped_description_with_its_lists_beside_it(tmp_path, monkeypatch):
     (shipped / "street.yaml").write_text(text)
     (shipped / "lists" / "train.txt").write_text("4 b\n2 b\n")
     (shipped / "lists" / "val.txt").write_text("0 b\n")
-    assert data_set_names() == ["cityscapes", "synthetic", "voc", "custom", "street"]
+    assert data_set_names() == [*DATASETS, "custom", "street"]
     assert resolve_data_root("street", None) == REPOSITORY / "data" / "street"
     data_set = find_data_set("street", root)
     assert data_set.name == "street" and data_set.classes.names == ("road", "sidewalk", "vehicle")

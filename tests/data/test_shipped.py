@@ -158,6 +158,12 @@ def test_a_cityscapes_training_with_bdd100k_resumes_and_is_scored_on_acdc(
     assert "4 train and 3 val" in alone.stdout
     assert exact_rows(tmp_path / "alone") != exact_rows(tmp_path / "whole")
 
+    names = build_dataset("cityscapes", cityscapes_root, "train").names[:2]
+    (tmp_path / "half.txt").write_text("\n".join(names))
+    more = {"train_list": tmp_path / "half.txt", "run_name": "some", "steps": 1}
+    some = train(tiny(cityscapes_root, **options | more))
+    assert "5 train and 3 val" in some.stdout, some.stderr
+
     on = ("--checkpoint", "whole", "--log_root", tmp_path)
     done = run("evaluation/eval_on_val_for_metrics.py", *on, "--dataset", "acdc",
                "--data_root", tmp_path / "acdc")  # fmt: skip

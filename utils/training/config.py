@@ -43,6 +43,9 @@ class Config:
     split: str = "train"
     """Split to train on. trainval adds val, for the test server: val scores then mean nothing.
     trainaug (voc) adds SBD's images, train_extra (cityscapes) the coarsely labelled images."""
+    train_list: Path | None = None
+    """Train only on the images of --split that this text file lists: a name or path in each line,
+    as in lists of an eighth of Cityscapes. Class weights stay those of all images."""
     also: tuple[str, ...] = ()
     """Other data sets with the same classes, whose train images are added: a list such as
     '[bdd100k]' or '[bdd100k=FOLDER]'. Validation and class weights stay those of --dataset."""
