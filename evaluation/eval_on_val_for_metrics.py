@@ -87,8 +87,14 @@ def score(config: EvalConfig, log_root: Path) -> None:
             make_folder(folder)
     distributed.wait_for_all(world)
 
-    def write(sample: Sample, _counts: Counts, prediction: np.ndarray) -> None:
+    groups = find_data_set(trained.dataset_name, root).groups(root, config.split)
+    indices = {name: index for index, name in enumerate(dataset.names)}
+    counted: dict[str, dict[int, Counts]] = {x: {} for x in sorted({*groups.values()})}
+
+    def write(sample: Sample, counts: Counts, prediction: np.ndarray) -> None:
         name = sample["name"]
+        if name in groups:
+            counted[groups[name]][indices[name]] = counts
         task.save(fresh[predictions] / f"{name}_pred_label_img.png", prediction, classes)
         if config.overlays:
             picture = task.draw(sample["image"], prediction, classes)
@@ -97,10 +103,13 @@ def score(config: EvalConfig, log_root: Path) -> None:
     border = config.boundary_width or 0
     scores = trained.evaluate(dataset, class_weights=weights, border=border, on_image=write)
     distributed.wait_for_all(world)  # every process must have written its images
+    totals = {name: task.total(own, classes, world) for name, own in counted.items()}
+    of_groups = {name: task.scores(total, classes).miou for name, total in totals.items()}
     distributed.stop(world)
     if not world.is_main:
         return
     contents = {"checkpoint": str(trained.path), **scores.plain()}
+    contents |= {"groups": of_groups} if of_groups else {}
     write_json(fresh[pictures] / "scores.json", contents)
     plot_confusion(scores.counts.confusion, classes, fresh[pictures] / "confusion.png")
     for folder, filled in fresh.items():
@@ -108,6 +117,9 @@ def score(config: EvalConfig, log_root: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(filled, folder)
     print(scores.table())
+    for name, miou in of_groups.items():
+        number = sum(group == name for group in groups.values())
+        print(f"{name:<14}: {miou:>5.3f}    {number} images")
     print(f"\npredictions: {predictions}\npictures and scores.json: {pictures}")
     truth = first_folder(root, "gtFine", "val")
     if truth.is_dir() and classes.instance_sizes:  # the official scorer needs both

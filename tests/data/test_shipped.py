@@ -1,5 +1,6 @@
 """The shipped descriptions on tiny trees in the layouts of the downloads; ids restated here."""
 
+import json
 import shutil
 from itertools import product
 
@@ -9,6 +10,8 @@ from helpers import assert_same_bits, exact_rows, fails, final_state, run, tiny,
 from PIL import Image
 
 from datasets import build_dataset, find_data_set
+from evaluation.metrics import compute_scores
+from evaluation.task import semantic_count
 from utils.data.label_table import CITYSCAPES, IGNORE
 from utils.training.checkpoint import step_files
 
@@ -168,6 +171,16 @@ def test_a_cityscapes_training_with_bdd100k_resumes_and_is_scored_on_acdc(
     done = run("evaluation/eval_on_val_for_metrics.py", *on, "--dataset", "acdc",
                "--data_root", tmp_path / "acdc")  # fmt: skip
     assert done.returncode == 0 and "on 3 images" in done.stdout, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines() if line.endswith("    1 images")]
+    assert [line[0] for line in lines] == ["fog", "night", "rain"]
+    scores = json.loads((tmp_path / "model_eval_val" / "scores.json").read_text())
+    for index, name in enumerate(("fog", "night", "rain")):
+        label = build_dataset("acdc", tmp_path / "acdc", "val")[index]["label"]
+        path = next((tmp_path / "model_eval_val_for_metrics").glob(f"G{index}_*.png"))
+        predicted = np.asarray(Image.open(path))
+        one = semantic_count({"label": label}, predicted, find_data_set("acdc", None).classes)
+        expected = compute_scores(one, find_data_set("acdc", None).classes).miou
+        assert scores["groups"][name] == pytest.approx(expected, rel=1e-12)
     done = run("evaluation/eval_on_val_for_metrics.py", *on, "--dataset", "ade20k",
                "--data_root", tmp_path / "ade20k")  # fmt: skip
     fails(done, "trained on other classes than ade20k")

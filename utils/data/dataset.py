@@ -67,6 +67,8 @@ class DataSet:
     downloaded: Callable[[Path, str], FoundFiles] | None = None
     prepare: Callable[..., bool] | None = None
     server: Server | None = None
+    # Folder and split -> {image name: its group}, for sets whose groups are scored one by one.
+    groups: Callable[[Path, str], dict[str, str]] = lambda _root, _split: {}
 
     def prepare_again(self, root: Path, derived: Path) -> str:
         """Advice with the command that writes a derived file again."""

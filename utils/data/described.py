@@ -32,7 +32,8 @@ class Description:
 
     images: str
     """Path of an image, relative to the data set's folder; {split} is train, val or test, {name}
-    is the image's name, and * matches any text."""
+    is the image's name, * matches any text, and so does {group}, a folder such as fog or night:
+    evaluation then also scores each group."""
     labels: str
     """Path of its label file: one channel of 8-bit ids, a palette PNG, or RGB colours."""
     classes: list[str] | dict[str, int | list[int]]
@@ -58,6 +59,8 @@ class Description:
             if path.startswith(("/", "~")) or Path(path).is_absolute():
                 example = f"{key}/{{split}}/{{name}}.*; link other folders into it"
                 raise ValueError(f"{key} must be relative to the data set's folder: {example}")
+        if "{group}" in self.images and "{group}" not in self.images.split("/")[:-1]:
+            raise ValueError(f"images: {{group}} must be the name of a folder, got {self.images!r}")
         for key in ("classes", "splits", "colors", "label_colors"):
             if odd := [name for name in getattr(self, key) if not isinstance(name, str)]:
                 what = f"{key}: {odd[0]} is not text"
@@ -129,7 +132,15 @@ class Description:
     def pattern(self, kind: str, split: str) -> str:
         """Pattern with {name}, relative to the data set's folder; kind: images or labels."""
         written = getattr(self, kind).replace("\\", "/")  # Windows paths
-        return written.replace("{split}", self.splits.get(split, split))
+        return written.replace("{split}", self.splits.get(split, split)).replace("{group}", "*")
+
+    def groups(self, root: Path, split: str) -> dict[str, str]:
+        """Image name -> its {group}; {} for a description without groups."""
+        if "{group}" not in self.images:
+            return {}
+        place, found = self.images.split("/").index("{group}"), self.pattern("images", split)
+        images = find_named(root, found)
+        return {name: path.relative_to(root).parts[place] for name, path in images.items()}
 
     def find(self, root: Path, split: str, path: Path) -> FoundFiles:
         """DataSet.find; `path` is that of the description. The test split may lack labels."""
@@ -176,7 +187,8 @@ def described_data_set(name: str, root: Path) -> DataSet:
     """The data set of root/dataset.yaml for "custom", else that of configs/datasets/<name>.yaml."""
     path = root / DESCRIPTION_FILE if name == "custom" else SHIPPED / f"{name}.yaml"
     description = read_description(path)
-    return DataSet(name, description.label_table(), partial(description.find, path=path))
+    find = partial(description.find, path=path)
+    return DataSet(name, description.label_table(), find, groups=description.groups)
 
 
 def described_names() -> list[str]:
