@@ -206,7 +206,7 @@ def write_described(name: str, root: Path, rng: np.random.Generator) -> None:
         patterns = {"images": description.images, "labels": description.labels}
         files = {
             kind: re.sub(r"\.\*$", ".png", pattern).replace("{split}", spelling)
-            .replace("*", "x").replace("{name}", "{}")
+            .replace("*", "x").replace("{name}", "{}").replace("{group}", "fog")
             for kind, pattern in patterns.items()
         }  # fmt: skip
         names = [f"{split}_{number}" for number in range(2)]
