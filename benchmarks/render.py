@@ -191,16 +191,14 @@ def curve_rows(trainings: Runs) -> Rows:
 
 
 def family_rows(trainings: Runs) -> Rows:
-    """Networks at equal steps, then at equal time; images/s of those trained for the same time."""
-    titles = ["steps", "PFLOP", "million parameters", "images/s", "test mIoU", "each seed"]
-    rows = [["network, training", *titles, "pixel accuracy"]]
+    """Networks at equal steps, then at equal time: those trained for 30 thread-minutes."""
+    titles = ["steps", "PFLOP", "million parameters", "test mIoU", "each seed", "pixel accuracy"]
+    rows = [["network, training", *titles]]
     for name, group in sorted(trainings.items(), key=lambda x: ("minutes" in x[0], x[0])):
         tests, first = [run["test"] for run in group], group[0]
-        in_30_minutes = "minutes" in name or name.startswith("SMP")
-        speed = f"{first['steps'] * 8 / 1800:.1f}" if in_30_minutes else ""
         cell = [f"{first['steps']:,}", f"{first['pflop']:.2f}", f"{first['parameters'] / 1e6:.2f}"]
         miou, accuracy = column(tests), spread(column(tests, "pixel_accuracy"))
-        rows.append([name, *cell, speed, spread(miou), percent(*miou), accuracy])
+        rows.append([name, *cell, spread(miou), percent(*miou), accuracy])
     return rows
 
 
