@@ -3,7 +3,7 @@
 A data set of folders and ids needs no code: configs/datasets/<name>.yaml describes it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,7 @@ def listed(dataset: Dataset, path: Path) -> Dataset:
     """The images of `dataset` that a text file lists: in each line a name or the path of an image,
     perhaps followed by that of its label. UserError for other names."""
     places = {name: place for place, name in enumerate(dataset.names)}
-    stems = [Path(line.split()[0]).stem for line in read_names(path)]
-    names = [stem if stem in places else stem.removesuffix("_leftImg8bit") for stem in stems]
+    names = [name_in(line, places) for line in read_names(path)]
     if not names:
         raise UserError(f"{path}: empty. List the names of images")
     if missing := [name for name in names if name not in places]:
@@ -90,6 +89,16 @@ def listed(dataset: Dataset, path: Path) -> Dataset:
     part = JoinedDataset([dataset])
     part.names, part.places = names, [(dataset, places[name]) for name in names]
     return part
+
+
+def name_in(line: str, known: Collection[str]) -> str:
+    """The image that a line of a list means: one of `known`, or else the line itself."""
+    for text in (line, line.split()[0]):  # names may contain spaces
+        stem = Path(text).stem
+        for name in (text, Path(text).name, stem, stem.removesuffix("_leftImg8bit")):
+            if name in known:
+                return name
+    return line
 
 
 def with_others(dataset: Dataset, also: Sequence[str]) -> Dataset:

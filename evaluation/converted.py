@@ -61,17 +61,25 @@ def convert_file(folder: Path, file: Path, *, how: dict[str, Any], **data: Any) 
     return path
 
 
+def convert_published(folder: Path, spec: str, *, how: dict[str, Any], **data: Any) -> Path:
+    """convert_file of hub:NAME, downloaded if it is missing."""
+    network, _ = find_published(spec)
+    how = {"align_corners": network.align_corners} | how
+    path = convert_file(folder, published_file(spec), how=how, **data)
+    print(f"published: {network.miou} % mIoU on {network.data}")
+    return path
+
+
 def published_run(spec: str) -> Path:
     """hub:NAME -> checkpoint in pretrained_models/NAME/, downloaded and converted if missing.
     With hub:NAME@DIGITS the file is compared with them first."""
     network, digits = find_published(spec)
     folder = PRETRAINED / network.name
-    checkpoints = folder / "checkpoints"
-    if digits or not step_files(checkpoints):
-        file = published_file(spec)
+    if digits:
+        published_file(spec)
+    if not step_files(folder / "checkpoints"):
         with hold(folder, wait=True):
-            if not step_files(checkpoints):
-                remove_leftovers(folder)
-                convert_file(folder, file, how={"align_corners": network.align_corners})
-                print(f"published: {network.miou} % mIoU on {network.data}")
-    return step_files(checkpoints)[-1]
+            remove_leftovers(folder)
+            if not step_files(folder / "checkpoints"):  # another process may have converted it
+                return convert_published(folder, spec, how={})
+    return step_files(folder / "checkpoints")[-1]

@@ -91,8 +91,6 @@ def open_onnx(path: Path) -> Runner:
 def halve(path: Path) -> Runner:
     """Rewrite an ONNX file: weights and arithmetic in float16, images and logits in float32."""
     import onnx
-
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read at import
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     onnx.save(convert_float_to_float16(onnx.load(path), keep_io_types=True), path)
@@ -142,12 +140,13 @@ def compare(
             begin = time.perf_counter()
             predictions.append(side(sample["image"]))
             seconds = time.perf_counter() - begin
-            same = predictions[-1] == predictions[0]
-            rows[name].append((same, seconds, semantic_count(sample, predictions[-1], classes)))
+            same = float((predictions[-1] == predictions[0]).mean())
+            counts = semantic_count(sample, predictions[-1], classes)
+            rows[name].append((sample["label"].size, same, seconds, counts))
     results = {}
     for name, columns in rows.items():
-        same, seconds, counts = zip(*columns, strict=True)
-        share = sum(x.sum() for x in same) / sum(x.size for x in same)
+        pixels, same, seconds, counts = zip(*columns, strict=True)
+        share = float(np.average(same, weights=pixels))
         miou = compute_scores(Counts.total(counts), classes).miou
         results[name] = Compared(share, 1000 * float(np.median(seconds)), miou)
     return results

@@ -20,13 +20,13 @@ from typing import Literal
 if __name__ == "__main__":  # run by path, Python looks for modules in utils/ first
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
-from evaluation.converted import convert_file
+from evaluation.converted import convert_file, convert_published
 from utils.base.errors import UserError, run_command
 from utils.base.find import listing
 from utils.base.lock import hold
 from utils.base.parser import chosen, parse
 from utils.base.paths import resolve_log_root
-from utils.training.published import HUB, find_published, published, published_file
+from utils.training.published import HUB, find_published, published
 
 
 @dataclass(frozen=True)
@@ -58,20 +58,19 @@ def main() -> None:
     if spec == HUB:
         print_published()
         return
-    name, how = Path(spec).stem, chosen(config, "output_stride align_corners")
-    if hub := spec.startswith(HUB):
-        network, _ = find_published(spec)
-        name = network.name
-        if how["align_corners"] is None:
-            how["align_corners"] = network.align_corners
+    hub = spec.startswith(HUB)
+    name = find_published(spec)[0].name if hub else Path(spec).stem
+    how = chosen(config, "output_stride align_corners").items()
+    options = {"how": {key: value for key, value in how if value is not None}}
+    options |= chosen(config, "dataset data_root")
     folder = resolve_log_root(config.log_root) / (config.run_name or name)
     with hold(folder):
         if listing(folder):
             raise UserError(f"{folder}: exists. Give another --run_name")
-        file = published_file(spec) if hub else Path(spec)
-        convert_file(folder, file, how=how, dataset=config.dataset, data_root=config.data_root)
-    if hub:
-        print(f"published: {network.miou} % mIoU on {network.data}")
+        if hub:
+            convert_published(folder, spec, **options)
+        else:
+            convert_file(folder, Path(spec), **options)
     print(f"next: python evaluation/eval_on_val_for_metrics.py --checkpoint {folder.name}")
 
 

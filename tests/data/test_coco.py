@@ -130,6 +130,9 @@ def test_it_is_prepared_packed_trained_scored_and_predicted(root, tmp_path):
         ('{"images": [{"id": 1, "file_name": "a.jpg", "height": 4, "width": 4}], "annotations": '
          '[{"category_id": 1, "image_id": 1, "area": 2000, "segmentation": [7]}]}',
          "image a cannot be drawn"),
+        ('{"images": [{"id": 1, "file_name": "a.jpg", "height": 4, "width": 4}], "annotations": '
+         '[{"category_id": 1, "image_id": 1, "area": 2000, "segmentation": "abc"}]}',
+         "image a cannot be drawn"),
     ],
 )  # fmt: skip
 def test_damaged_annotations_are_one_line(tmp_path, content, words):

@@ -13,7 +13,7 @@ import pytest
 from helpers import preprocess, write_cityscapes
 from PIL import ExifTags, Image
 
-from datasets import build_dataset, find_data_set, listed
+from datasets import build_dataset, find_data_set, listed, name_in
 from utils.base.errors import UserError
 from utils.data.image_files import image_header, image_size, read_ids, read_image, write_png
 from utils.data.label_table import CITYSCAPES, IGNORE, ids_of_instances
@@ -429,6 +429,8 @@ def test_a_list_chooses_training_images(tree, tmp_path, packed):
         assert np.array_equal(part[place]["image"], whole[index]["image"])
         assert np.array_equal(part.train_ids(place), whole.train_ids(index))
         assert part.size(place) == whole.size(index)
+    assert name_in("4 b.png x.png", {"4 b"}) == "4 b.png x.png"  # a path with spaces is unclear
+    assert name_in("4 b", {"4 b"}) == "4 b" and name_in("a/2020.01.02", {"2020.01.02"})
     for text, words in (("", "empty"), (f"{first}\nnobody\n", "1 of 2 names .* such as nobody")):
         path.write_text(text)
         with pytest.raises(UserError, match=words):

@@ -31,7 +31,7 @@ def download(
     advice: str = "",
     otherwise: str = "",
 ) -> Path:
-    """`path`, downloaded from `url` unless it exists; then prints the address and `terms`.
+    """`path`, downloaded from `url` if it is missing. A download prints the address and `terms`.
 
     Its SHA-256 must begin with `digits`; default: those in <path>.sha256, which a download writes
     whole, else those in the file's name, if it has any. A cut download leaves <path>.part, which

@@ -20,28 +20,9 @@ from utils.data.dataset import DataSet, FoundFiles, NoImages, train_id_path
 from utils.data.label_table import IGNORE, VOC
 from utils.data.sources import convert
 
-CATEGORIES = (
-    5,
-    2,
-    16,
-    9,
-    44,
-    6,
-    3,
-    17,
-    62,
-    21,
-    67,
-    18,
-    19,
-    4,
-    1,
-    64,
-    20,
-    63,
-    7,
-    72,
-)  # VOC's 1, 2...
+CATEGORIES = (  # ids of VOC's classes 1, 2, ...
+    5, 2, 16, 9, 44, 6, 3, 17, 62, 21, 67, 18, 19, 4, 1, 64, 20, 63, 7, 72,
+)  # fmt: skip
 LEAST = 1000  # pixels, as the sum of the annotations' `area`
 MASK_BYTES = 4096  # of a mask on the disk, roughly
 Objects = list[tuple[int, Any]]  # train id and `segmentation` of each instance of an image
@@ -82,7 +63,9 @@ def prepare(root: Path, *, workers: int, overwrite: bool, year: int) -> bool:
         def read(name: str, images: dict = images, path: Path = path) -> np.ndarray:
             try:
                 return draw(*images[name])
-            except (TypeError, ValueError, KeyError, IndexError) as error:
+            except UserError:
+                raise
+            except Exception as error:  # pycocotools raises any type
                 what = f"{path}: the instances of image {name} cannot be drawn ({error})"
                 raise UserError(f"{what}. Download the file again") from error
 
