@@ -1,7 +1,6 @@
 """What every test shares: threads, random numbers, one preprocessed tree, the order of files."""
 
 import os
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,6 @@ from helpers import preprocess, write_cityscapes
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # of every command; its threads would wait by spinning
-torch.ones(1, requires_grad=True).sum().backward()  # after torch.export's imports forks could not
-import_module("torchvision")  # brings some of them; each fork would take seconds for it
 torch.set_num_threads(1)  # tests run beside each other; one thread also fixes the bits
 
 

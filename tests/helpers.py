@@ -3,19 +3,19 @@
 import csv
 import multiprocessing
 import os
+import resource
 import runpy
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from threading import RLock
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from utils.base.errors import UserError
 from utils.data.cityscapes import prepare
@@ -88,40 +88,33 @@ def tiny(root: Path, log_root: Path, **changes) -> Config:
     return Config(**(options | changes))
 
 
-class Command:
-    """A command of the repository at work: a fork of this process, which has imported torch.
+forks = multiprocessing.get_context("forkserver")
+forks.set_forkserver_preload(["tests.preloaded"])
 
-    It runs the same file as __main__ as Python would, four seconds sooner. What must not lean on
-    these imports, on this process's limits or on what tests of torch.export leave in it is started
-    by `run(..., fork=False)`.
+
+class Command:
+    """A command of the repository at work: a fork of a process that has imported torch.
+
+    It runs the same file as __main__ as Python would, four seconds sooner. That process, which
+    forks them all, never starts a thread: a fork of a test's own process could find a lock of
+    OpenCV held by a thread that was ending. What must not lean on the imports or on that process's
+    limits is started by `run(..., fork=False)`.
     """
 
     def __init__(
         self,
         *command: object,
         cwd: Path = REPOSITORY,
-        limit: Callable[[], None] | None = None,
+        first: Callable[[], None] | None = None,
         **environment: str,
     ) -> None:
-        """`limit` is called in the new process before the command."""
+        """`first`, which must be picklable, is called in the new process before the command."""
         self.arguments = [str(REPOSITORY / str(command[0])), *map(str, command[1:])]
-        self.cwd, self.limit, self.environment = cwd, limit, environment
-        self.streams = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115
-        self.process = multiprocessing.get_context("fork").Process(target=self.work)
+        self.folder = tempfile.TemporaryDirectory()
+        self.printed = [Path(self.folder.name) / name for name in ("stdout", "stderr")]
+        arguments = (self.arguments, self.printed, cwd, {**os.environ, **environment}, first)
+        self.process = forks.Process(target=work, args=arguments)
         self.process.start()
-
-    def work(self) -> None:
-        tqdm.set_lock(RLock())  # its own is shared by all forks: one killed within stops the rest
-        for number, stream in enumerate(self.streams, 1):
-            os.dup2(stream.fileno(), number)
-        sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
-        os.chdir(self.cwd)
-        os.environ.update(self.environment)
-        sys.argv = self.arguments
-        sys.path.insert(0, str(Path(sys.argv[0]).parent))
-        if self.limit is not None:
-            self.limit()
-        runpy.run_path(sys.argv[0], run_name="__main__")
 
     def send_signal(self, number: int) -> None:
         if self.is_alive():
@@ -133,27 +126,51 @@ class Command:
     def end(self, timeout: float = 180) -> subprocess.CompletedProcess:
         """Wait for its end: exit code and what it printed."""
         self.process.join(timeout)
-        printed = []
-        for stream in self.streams:
-            stream.seek(0)
-            printed.append(stream.read())
+        printed = [path.read_text() if path.exists() else "" for path in self.printed]
         if self.is_alive():
             self.process.kill()
             raise AssertionError(f"{self.arguments} takes longer than {timeout} s: {printed}")
         return subprocess.CompletedProcess(self.arguments, self.process.exitcode, *printed)
 
 
+def work(
+    arguments: list[str],
+    printed: list[Path],
+    cwd: Path,
+    environment: dict[str, str],
+    first: Callable[[], None] | None,
+) -> None:
+    """Body of a forked process: the command, with what it prints in two files."""
+    for number, path in enumerate(printed, 1):
+        with path.open("wb") as file:
+            os.dup2(file.fileno(), number)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = arguments
+    sys.path.insert(0, str(Path(arguments[0]).parent))
+    if first is not None:
+        first()
+    runpy.run_path(arguments[0], run_name="__main__")
+
+
+def limit_files(size: int) -> None:
+    """Files may have `size` bytes: a write beyond fails as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
 def run(
     script: object,
     *arguments: object,
     cwd: Path = REPOSITORY,
-    limit: Callable[[], None] | None = None,
+    first: Callable[[], None] | None = None,
     fork: bool = True,
     **environment: str,
 ) -> subprocess.CompletedProcess:
     """A command of the repository to its end; without `fork` by a new Python."""
     if fork:
-        return Command(script, *arguments, cwd=cwd, limit=limit, **environment).end()
+        return Command(script, *arguments, cwd=cwd, first=first, **environment).end()
     return subprocess.run(
         [sys.executable, str(REPOSITORY / str(script)), *map(str, arguments)],
         cwd=cwd,
@@ -161,7 +178,7 @@ def run(
         capture_output=True,
         text=True,
         timeout=600,  # on a GPU it may compile first
-        preexec_fn=limit,
+        preexec_fn=first,
     )
 
 
@@ -189,15 +206,15 @@ def randomize(model: torch.nn.Module, seed: int = 0) -> None:
                 module.running_var.copy_(0.8 + 0.2 * noise(module.running_var).abs())
 
 
-def train(config: Config, *, fork: bool = True) -> subprocess.CompletedProcess:
+def train(config: Config, **how: Any) -> subprocess.CompletedProcess:
     """train.py with these options, to its end; UserError with its line on exit code 2.
 
-    On a GPU without `fork`: CUDA does not outlive one.
+    `how`: of `run`.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
         write_config(config, path)
-        done = run("train.py", "--config", path, fork=fork)
+        done = run("train.py", "--config", path, **how)
     if done.returncode == 2:
         raise UserError(done.stderr.splitlines()[-1].removeprefix("error: "))
     assert done.returncode == 0, done.stderr

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -94,21 +95,26 @@ def test_evaluating_twice_replaces_the_predictions_in_whole(cityscapes_root, tmp
     fails(done, "no public labels", "--split val")
 
 
-def test_scoring_with_pictures_decodes_each_file_once(cityscapes_root, tmp_path, monkeypatch):
-    train(tiny(cityscapes_root, tmp_path, steps=1, warmup_steps=0))
-    noted, decode = tmp_path / "noted", image_files.decode
+def note_files(noted: Path) -> None:
+    """Write the name of every decoded file there."""
+    decode = image_files.decode
 
     def noting(content, flags, path, **options):
         with noted.open("a") as file:
             print(path.name, file=file)
         return decode(content, flags, path, **options)
 
-    monkeypatch.setattr(image_files, "decode", noting)
+    image_files.decode = noting
+
+
+def test_scoring_with_pictures_decodes_each_file_once(cityscapes_root, tmp_path):
+    train(tiny(cityscapes_root, tmp_path, steps=1, warmup_steps=0))
+    noted = tmp_path / "noted"
+    command = ("evaluation/eval_on_val_for_metrics.py", "--log_root", tmp_path, "--device", "cpu")
     dataset = build_dataset("cityscapes", cityscapes_root, "val")
     expected = [x.name for files in dataset.files for x in (files.image, files.instances)]
-    logs = ["--log_root", tmp_path, "--device", "cpu"]
     for workers in ("0", "2"):
-        done = run("evaluation/eval_on_val_for_metrics.py", *logs, "--workers", workers)
+        done = run(*command, "--workers", workers, first=partial(note_files, noted))
         assert done.returncode == 0, done.stderr
         assert sorted(noted.read_text().split()) == sorted(expected) and len(expected) == 6
         noted.unlink()

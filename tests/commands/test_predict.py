@@ -2,16 +2,16 @@
 
 import json
 import re
-import resource
 import shutil
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import fails, run, tiny, train, write_cityscapes
+from helpers import fails, limit_files, run, tiny, train, write_cityscapes
 from PIL import Image
 
 from datasets import build_dataset
@@ -109,10 +109,6 @@ def test_the_test_split_becomes_a_checked_archive(trained, tmp_path):
     assert not list(tmp_path.rglob(".tmp-*"))
 
 
-def limit_files(size: int) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-
 def test_images_are_written_whole_or_not_at_all(trained, tmp_path):
     """A file may have 3 kB: label ids do, pictures with their legend do not, as on a full disk."""
     source, output = tmp_path / "photos", tmp_path / "out"
@@ -123,7 +119,9 @@ def test_images_are_written_whole_or_not_at_all(trained, tmp_path):
     earlier = output / "overlays" / "a_overlayed.png"
     earlier.parent.mkdir(parents=True)
     earlier.write_text("earlier")
-    fails(run(*command, limit=lambda: limit_files(3000)), ".png: cannot be written (File too large")
+    fails(
+        run(*command, first=partial(limit_files, 3000)), ".png: cannot be written (File too large"
+    )
     assert earlier.read_text() == "earlier"
     for path in output.rglob("*_pred_label_img.png"):
         assert read_ids(path, np.uint8).shape == (64, 128)
@@ -152,7 +150,7 @@ def test_videos_are_written_whole_or_not_at_all(trained, tmp_path):
     output.mkdir()
     (output / "clip.webm").write_text("earlier")
     command = ["predict.py", tmp_path / "clip.mp4", *trained, "--output", output]
-    done = run(*command, limit=lambda: limit_files(100_000))
+    done = run(*command, first=partial(limit_files, 100_000))
     fails(done, "clip.webm: only", "of 8 frames could be written. Free space")
     assert [path.name for path in output.iterdir()] == ["clip.webm"]
     assert (output / "clip.webm").read_text() == "earlier"
@@ -179,10 +177,8 @@ def test_a_tagged_image_is_predicted_and_scored_alike(trained, cityscapes_root, 
     assert [x.read_bytes() for x in predicted] == [x.read_bytes() for x in scored]
 
 
-def test_too_little_memory_changes_no_score_but_may_change_a_picture(
-    trained, picture, tmp_path, monkeypatch
-):
-    """Images larger than 32x64 do not fit: a line that names --crop; predict.py takes windows."""
+def limit_images() -> None:
+    """Images larger than 32x64 need more memory than there is."""
     forward = DeepLabV3.forward
 
     def in_small_memory(self, images):
@@ -190,17 +186,24 @@ def test_too_little_memory_changes_no_score_but_may_change_a_picture(
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
         return forward(self, images)
 
-    monkeypatch.setattr(DeepLabV3, "forward", in_small_memory)
-    monkeypatch.setattr(Predictor, "SMALLEST", 64)
+    DeepLabV3.forward, Predictor.SMALLEST = in_small_memory, 64
+
+
+def test_too_little_memory_changes_no_score_but_may_change_a_picture(trained, picture, tmp_path):
+    """A line that names --crop; predict.py takes windows."""
     evaluate = "evaluation/eval_on_val_for_metrics.py"
     folder = Path(trained[trained.index("--log_root") + 1]) / "run"
     score_it = ["--checkpoint", folder, "--log_root", tmp_path / "logs", "--device", "cpu"]
     for command in (evaluate, "evaluation/report.py"):
-        fails(run(command, *score_it), "out of memory with an image of 64x128", "--crop")
+        fails(
+            run(command, *score_it, first=limit_images),
+            "out of memory with an image of 64x128",
+            "--crop",
+        )
     assert not [path for path in (tmp_path / "logs").iterdir() if not path.name.startswith(".")]
-    done = run(evaluate, *score_it, "--crop", "[32,64]")
+    done = run(evaluate, *score_it, "--crop", "[32,64]", first=limit_images)
     assert done.returncode == 0 and "Score Average" in done.stdout, done.stderr
-    done = run("predict.py", picture, *trained, "--output", tmp_path / "out")
+    done = run("predict.py", picture, *trained, "--output", tmp_path / "out", first=limit_images)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("warning: too little memory for an image of 64x128 at once") == 1
     assert "predicted in windows of 32x64: results differ slightly" in done.stderr

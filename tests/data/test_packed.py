@@ -1,7 +1,6 @@
 """Packed files: the same samples as from image files; whole, or refused."""
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -12,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import fails, run, tiny, train
+from helpers import fails, forks, run, tiny, train
 
 import datasets
 from datasets import PackedDataset, SegmentationDataset, build_dataset, find_data_set
@@ -130,20 +129,24 @@ def test_a_run_goes_on_from_the_other_source_with_the_same_bits(root, tmp_path):
     assert all(torch.equal(whole["model"][key], part["model"][key]) for key in whole["model"])
 
 
-@pytest.mark.slow
-def test_waiting_for_image_files_is_told_once_with_what_helps(root, tmp_path, monkeypatch):
-    """With a disk that takes half a second for an image, a training waits most of its time."""
+def slow_disk() -> None:
+    """Each image takes half a second."""
     read = datasets.read_image
 
     def read_slowly(path: Path) -> np.ndarray:
         time.sleep(0.5)
         return read(path)
 
-    monkeypatch.setattr(datasets, "read_image", read_slowly)
-    done = train(tiny(root, tmp_path, run_name="files", steps=3))
+    datasets.read_image = read_slowly
+
+
+@pytest.mark.slow
+def test_waiting_for_image_files_is_told_once_with_what_helps(root, tmp_path):
+    """With a slow disk a training waits most of its time."""
+    done = train(tiny(root, tmp_path, run_name="files", steps=3), first=slow_disk)
     assert done.stderr.count("preprocess_data.py --pack true") == 1
     pack(root)
-    done = train(tiny(root, tmp_path, run_name="packed", steps=3))
+    done = train(tiny(root, tmp_path, run_name="packed", steps=3), first=slow_disk)
     assert "--pack true" not in done.stderr and f"packed file {root}" in done.stdout
 
 
@@ -240,9 +243,8 @@ def test_killed_at_any_byte_and_run_again_gives_the_same_file(root):
     kills, sizes = 0, set()
     while kills < 20:
         path.unlink(missing_ok=True)
-        victim = multiprocessing.get_context("fork").Process(
-            target=pack_and_die, args=(root, int(rng.integers(len(expected))))
-        )
+        left = int(rng.integers(len(expected)))
+        victim = forks.Process(target=pack_and_die, args=(root, left))
         victim.start()
         victim.join(60)
         if victim.exitcode == -signal.SIGKILL:

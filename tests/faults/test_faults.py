@@ -13,6 +13,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from shutil import which
 
@@ -26,6 +27,7 @@ from helpers import (
     exact_rows,
     fails,
     final_state,
+    limit_files,
     run,
     tiny,
     train,
@@ -218,10 +220,6 @@ def test_a_failed_start_leaves_no_folder(tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-def limit_files() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (30 << 20, 30 << 20))
-
-
 def test_a_disk_that_takes_no_more_is_one_line_and_costs_no_checkpoint(run_folder):
     """Files may have 30 MiB, a checkpoint has 190: a write fails as on a full disk."""
     config, folder = run_folder
@@ -230,7 +228,7 @@ def test_a_disk_that_takes_no_more_is_one_line_and_costs_no_checkpoint(run_folde
     held = tree(folder / "checkpoints")
     command = ["train.py", "--config", folder / "config.yaml", "--resume", "auto"]
     command += ["--log_root", config.log_root]
-    done = run(*command, limit=limit_files)
+    done = run(*command, first=partial(limit_files, 30 << 20))
     fails(done, "step 6 cannot be saved (File too large", "GiB free", "--resume auto")
     assert tree(folder / "checkpoints") == held
     done = run(*command)
@@ -290,9 +288,12 @@ class LowScaler(torch.amp.GradScaler):
         super().__init__(device, init_scale=2.0)
 
 
-def test_fp16_that_overflows_in_every_step_is_one_line(cityscapes_root, tmp_path, monkeypatch):
+def lower_scale() -> None:
+    torch.amp.GradScaler = LowScaler
+
+
+def test_fp16_that_overflows_in_every_step_is_one_line(cityscapes_root, tmp_path):
     """Class weights of 1e34: the loss is their mean and finite, its gradient is beyond fp16."""
-    monkeypatch.setattr(torch.amp, "GradScaler", LowScaler)
     root = tmp_path / "data"
     shutil.copytree(cityscapes_root, root)
     path = root / "meta" / "class_weights.json"
@@ -300,20 +301,21 @@ def test_fp16_that_overflows_in_every_step_is_one_line(cityscapes_root, tmp_path
     path.write_text(json.dumps({"class_weights": dict.fromkeys(weights, 1e34)}))
     config = tiny(root, tmp_path, precision="fp16", class_weights=True)
     with pytest.raises(UserError, match=r"run: fp16 overflowed .* step 2. .*bf16 or fp32"):
-        train(config)
+        train(config, first=lower_scale)
+
+
+def limit_memory() -> None:
+    """Half a GiB more than the process has at its start."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + (1 << 29)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 def test_too_little_memory_is_one_line_that_says_what_to_lower(cityscapes_root, tmp_path):
-    """Half a GiB more than the process has at its start, for 16 crops of half a megapixel."""
-
-    def limit() -> None:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        most = pages * resource.getpagesize() + (1 << 29)
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
-
+    """For 16 crops of half a megapixel."""
     done = run(
         "train.py", *TRAIN, "--data_root", cityscapes_root, "--log_root", tmp_path,
-        "--crop", "[512,1024]", "--batch_size", "16", limit=limit,
+        "--crop", "[512,1024]", "--batch_size", "16", first=limit_memory,
     )  # fmt: skip
     fails(done, "out of memory with 16 crops of 512x1024, deeplabv3 resnet18 os32", "--batch_size")
 
@@ -349,18 +351,20 @@ def test_two_preprocessings_at_once_are_refused(cityscapes_root):
     fails(done, "meta/.lock: held by process")
 
 
-def test_a_read_that_hangs_is_named_and_does_not_keep_the_process(
-    cityscapes_root, tmp_path, monkeypatch
-):
+def wait_less() -> None:
+    threads.READ_TIMEOUT = 1.0
+
+
+def test_a_read_that_hangs_is_named_and_does_not_keep_the_process(cityscapes_root, tmp_path):
     """A named pipe as an image; instead of two minutes the process waits one second for it."""
     root = tmp_path / "data"
     shutil.copytree(cityscapes_root, root)
     path = sorted(root.glob("leftImg8bit/train/*/*.png"))[2]
     path.unlink()
     os.mkfifo(path)
-    monkeypatch.setattr(threads, "READ_TIMEOUT", 1.0)
     begin = time.monotonic()
-    done = run("train.py", *TRAIN, "--data_root", root, "--log_root", tmp_path / "logs")
+    command = ("train.py", *TRAIN, "--data_root", root, "--log_root", tmp_path / "logs")
+    done = run(*command, first=wait_less)
     fails(done, f"image {path.name.removesuffix('_leftImg8bit.png')}: no answer for 1 s", "disk")
     assert time.monotonic() - begin < 40
 

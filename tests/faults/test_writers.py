@@ -5,11 +5,12 @@ import resource
 import shutil
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import TRAIN, fails, run, tiny, train
+from helpers import TRAIN, fails, limit_files, run, tiny, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from datasets import build_dataset, find_data_set
@@ -27,11 +28,6 @@ from utils.training.plots import plot_curves
 
 NOISE = np.random.default_rng(0).integers(0, 19, (64, 96, 3), np.uint8)
 ROW = {"loss": 1.0, "lr": 0.1}
-
-
-def limit_files(size: int) -> None:
-    """Files may have `size` bytes: a write beyond fails as on a full disk."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
 @contextmanager
@@ -114,7 +110,7 @@ def test_a_command_where_nothing_may_be_written_is_one_line(trained, tmp_path, c
 @pytest.mark.parametrize("kind", ["onnx", "pt2"])
 def test_an_export_on_a_full_disk_is_one_line(trained, tmp_path, kind):
     command = f"export.py {trained['run']} --format {kind} --output {tmp_path / 'x'}"
-    done = run(*command.split(), fork=False, limit=lambda: limit_files(1 << 20))
+    done = run(*command.split(), fork=False, first=partial(limit_files, 1 << 20))
     fails(done, "x: cannot be written (File too large)")
     assert not list(tmp_path.iterdir())
 
@@ -181,6 +177,6 @@ def points(folder: Path) -> list:
 def test_a_training_on_a_full_disk_ends_with_one_line(cityscapes_root, tmp_path):
     done = run(
         "train.py", *TRAIN, "--data_root", cityscapes_root, "--log_root", tmp_path,
-        "--steps", "20", "--log_every", "1", limit=lambda: limit_files(2000),
+        "--steps", "20", "--log_every", "1", first=partial(limit_files, 2000),
     )  # fmt: skip
     fails(done, "cannot be written (File too large)", "events.out")

@@ -5,6 +5,7 @@ import os
 import socket
 import struct
 import time
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
@@ -92,12 +93,19 @@ def weights() -> bytes:
     return content.getvalue()
 
 
+def keep_in(folder: Path) -> None:
+    """Published networks are kept in `folder`, after at most two attempts."""
+    for module in (converted, network, published):
+        module.PRETRAINED = folder
+    download.TRIES = 2
+
+
 @pytest.fixture
 def spec(server, weights, tmp_path, monkeypatch) -> str:
     """hub:NAME with the made file's digits; the server has it, pretrained_models/ is empty."""
-    for module in (converted, network, published):
-        monkeypatch.setattr(module, "PRETRAINED", tmp_path / "pretrained")
-    monkeypatch.setattr(download, "TRIES", 2)
+    for command in (run, Command):
+        kept = partial(command, first=partial(keep_in, tmp_path / "pretrained"))
+        monkeypatch.setitem(globals(), command.__name__, kept)
     monkeypatch.setenv("WEIGHTS_MIRROR", server.address)
     server.files[urlsplit(published.published()[NAME].url).path] = weights
     return f"hub:{NAME}@{hashlib.sha256(weights).hexdigest()[:8]}"
@@ -241,7 +249,8 @@ def test_a_training_starts_from_it(server, spec, tmp_path):
     assert done.returncode == 0 and "weights of" in done.stdout, done.stderr
 
 
-def test_imagenet_s_weights_come_through_the_same_door(server, spec, tmp_path):
+def test_imagenet_s_weights_come_through_the_same_door(server, spec, tmp_path, monkeypatch):
+    monkeypatch.setattr(network, "PRETRAINED", tmp_path / "pretrained")
     content = BytesIO()
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), content)
     server.files["/models/resnet18-f37072fd.pth"] = content.getvalue()

@@ -1,7 +1,6 @@
 """Real torchrun processes against one process: the same loss, gradients, samples and counts."""
 
 import json
-import multiprocessing
 import os
 import re
 import signal
@@ -15,7 +14,7 @@ from shutil import which
 
 import pytest
 import torch
-from helpers import REPOSITORY, preprocess, run, tiny, train, write_cityscapes
+from helpers import REPOSITORY, forks, preprocess, run, tiny, train, write_cityscapes
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -79,6 +78,12 @@ def work(root: str, result: str) -> None:
     distributed.stop(world)
 
 
+def work_as(values: tuple, root: str, result: str) -> None:
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    os.environ.update(zip(names, map(str, values), strict=True))
+    work(root, result)
+
+
 def torchrun(processes: int, script: str, *arguments: object) -> subprocess.CompletedProcess:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     return subprocess.run(
@@ -107,14 +112,9 @@ def forked(processes: int, root: str, path: str) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
 
-    def child(rank: int) -> None:
-        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-        values = (rank, rank, processes, "127.0.0.1", port)
-        os.environ.update(zip(names, map(str, values), strict=True))
-        work(root, path)
-
-    fork = multiprocessing.get_context("fork")
-    children = [fork.Process(target=child, args=(rank,)) for rank in range(processes)]
+    several = (processes, "127.0.0.1", port)
+    ranks = [(rank, rank, *several) for rank in range(processes)]
+    children = [forks.Process(target=work_as, args=(rank, root, path)) for rank in ranks]
     for process in children:
         process.start()
     for process in children:

@@ -2,16 +2,16 @@
 
 import csv
 import json
-import os
 import resource
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import REPOSITORY, TRAIN, assert_same_bits, fails, final_state, run, tiny, train
+from helpers import REPOSITORY, TRAIN, assert_same_bits, fails, final_state, forks, run, tiny, train
 
 from model import build_model
 from model.losses import SegmentationLoss
@@ -172,8 +172,19 @@ def test_a_run_with_stages_keeps_its_batch_size(cityscapes_root, tmp_path):
         train(replace(config, resume="auto", batch_size=2))
 
 
+def fitting(config: Config, limit: int | None = None) -> tuple[int, int]:
+    """Batch size and micro-batches found with `limit` bytes more address space than in use."""
+    if limit is not None:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + limit
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    model = build_model("deeplabv3", num_classes=19, output_stride=32)
+    found = find_batch_size(config, model, SegmentationLoss(), None, CPU)
+    return found.batch_size, found.accumulate
+
+
 def test_the_largest_batch_that_fits_is_found_and_the_images_of_a_step_stay(tmp_path):
-    """In a process with 2 GiB more address space than it needs at its start, and in one with all.
+    """With 2 GiB more address space than a process needs at its start, and with all.
 
     PyTorch says on a CPU, too, that it cannot allocate; train.py asks only GPUs, because Linux
     kills a process rather than refuse memory.
@@ -181,25 +192,9 @@ def test_the_largest_batch_that_fits_is_found_and_the_images_of_a_step_stay(tmp_
     options = {"backbone_weights": None, "output_stride": 32, "batch_size": 12, "accumulate": 2}
     config = Config(crop=(512, 512), data_root=tmp_path, **options)
 
-    def found(limit: int | None) -> tuple[int, int]:
-        reader, writer = os.pipe()
-        if os.fork() == 0:
-            if limit is not None:
-                pages = int(Path("/proc/self/statm").read_text().split()[0])
-                most = pages * resource.getpagesize() + limit
-                resource.setrlimit(resource.RLIMIT_AS, (most, most))
-            model = build_model("deeplabv3", num_classes=19, output_stride=32)
-            fitting = find_batch_size(config, model, SegmentationLoss(), None, CPU)
-            os.write(writer, f"{fitting.batch_size} {fitting.accumulate}".encode())
-            os._exit(0)
-        os.close(writer)
-        with os.fdopen(reader) as file:
-            size, accumulate = map(int, file.read().split())
-        os.wait()
-        return size, accumulate
-
-    assert found(None) == (24, 1)
-    size, accumulate = found(2 << 30)
+    with ProcessPoolExecutor(1, forks, max_tasks_per_child=1) as pool:
+        assert pool.submit(fitting, config).result() == (24, 1)
+        size, accumulate = pool.submit(fitting, config, limit=2 << 30).result()
     assert 2 <= size < 24 and size * accumulate == 24
 
 

@@ -182,18 +182,22 @@ def test_fine_tuning_takes_over_what_fits(finished, cityscapes_root, tmp_path):
         train(replace(config, init_from=str(tmp_path / "foreign.pth"), run_name="third"))
 
 
-def test_a_val_image_too_large_for_the_memory_is_named_before_the_first_step(tmp_path, monkeypatch):
+def fill_memory() -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    inference.predict_logits = full
+
+
+def test_a_val_image_too_large_for_the_memory_is_named_before_the_first_step(tmp_path):
     """The largest one is predicted first. Only the GPU that is full is not a real one."""
     root = write_cityscapes(tmp_path / "data", train=2)
     ids = np.full((80, 144), 7, np.uint16)
     write_pair(root, "val", "lindau", 1, ids, np.random.default_rng(0))  # in place of a smaller one
     preprocess(root)
 
-    def full(*_: object, **__: object) -> None:
-        raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
-
-    monkeypatch.setattr(inference, "predict_logits", full)
-    done = run("train.py", *TRAIN, "--data_root", root, "--log_root", tmp_path / "a" / "logs")
+    command = ("train.py", *TRAIN, "--data_root", root, "--log_root", tmp_path / "a" / "logs")
+    done = run(*command, first=fill_memory)
     fails(done, "out of memory with an image of 80x144", "--crop", "--eval_scales")
     assert done.stdout == "" and not (tmp_path / "a").exists()
 
