@@ -1,11 +1,13 @@
 """Predict every image of a data set and score the predictions."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from evaluation.counts import Counts
 from evaluation.inference import Predictor, to_host
@@ -32,6 +34,7 @@ def evaluate(
     border: int = 0,
     on_image: OnImage | None = None,
     on_logits: OnLogits | None = None,
+    bar: tqdm | None = None,
     stop: StopRequest | None = None,
     **options: Any,
 ) -> Scores | None:
@@ -42,9 +45,10 @@ def evaluate(
     their number. `workers` threads read ahead; as many threads count and call on_image(sample,
     counts, prediction), in any order, with (H,W) uint8 predicted train ids. on_logits(sample,
     logits, prediction) is called in order, with tensors on the device. amp: dtype of autocast,
-    None for float32. border: width in pixels of the zone for boundary IoU, 0 for none. stop:
-    checked after every image; the result is None if a stop was requested. options: those of
-    predict_logits. UserError if an image does not fit into memory.
+    None for float32. border: width in pixels of the zone for boundary IoU, 0 for none. bar: the
+    caller's progress line, updated instead of an own one. stop: checked after every image; the
+    result is None if a stop was requested. options: those of predict_logits. UserError if an image
+    does not fit into memory.
     """
     classes = dataset.classes
     predictor = Predictor(model, device=world.device, amp=amp, **options)
@@ -73,7 +77,8 @@ def evaluate(
         return counts
 
     counted: dict[int, Any] = {}
-    with progress(len(indices), unit="image", label="evaluate", enabled=world.is_main) as bar:
+    own = {"unit": "image", "label": "evaluate", "enabled": world.is_main}
+    with nullcontext(bar) if bar is not None else progress(len(indices), **own) as bar:
         results = read_ahead(count, predicted(), **threads)
         for index, counts in zip(indices, results, strict=True):
             counted[index] = counts

@@ -68,7 +68,6 @@ class ReportConfig(ScoringOptions):
 class Result:
     """A checkpoint's scores and the counts of each image."""
 
-    name: str  # of the run or of the file
     trained: Trained
     dataset: Dataset
     scores: Scores
@@ -108,11 +107,7 @@ def score(trained: Trained, dataset: Dataset, *, keep: int) -> Result:
     seconds = time.perf_counter() - begin
     counts = ImageCounts.of([confusions[name] for name in dataset.names], classes)
     found = (scores, counts, worst, calibration, by_size, seconds)
-    return Result(name_of(trained.path), trained, dataset, *found)
-
-
-def name_of(path: Path) -> str:
-    return path.parents[1].name if path.parent.name == "checkpoints" else path.stem
+    return Result(trained, dataset, *found)
 
 
 def in_percent(miou: Estimate, *, sign: str = "") -> str:
@@ -125,7 +120,7 @@ def in_percent(miou: Estimate, *, sign: str = "") -> str:
 def page(result: Result, other: Result | None, interval: str, difference: Estimate | None) -> str:
     """The whole HTML document."""
     scores, classes = result.scores, result.dataset.classes
-    title = escape(f"{result.name} on {len(result.dataset)} images")
+    title = escape(f"{result.trained.name} on {len(result.dataset)} images")
     parts = [
         f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>{title}</title>',
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style>',
@@ -136,7 +131,7 @@ def page(result: Result, other: Result | None, interval: str, difference: Estima
     if other is not None:
         real = "is significant (p < 0.05)" if difference.p < 0.05 else "may be due to chance"
         parts += [
-            f"<h2>Against {escape(other.name)} ({100 * other.scores.miou:.2f} %)</h2>",
+            f"<h2>Against {escape(other.trained.name)} ({100 * other.scores.miou:.2f} %)</h2>",
             f"<p>Difference {in_percent(difference, sign='+')}: it {real}. Paired bootstrap: "
             "both checkpoints are scored on the same draws of the images.",
         ]
@@ -191,7 +186,8 @@ def size_table(result: Result) -> str:
             pairs = zip(values, numbers, strict=True)
             cells = ("<td>" if np.isnan(x) else f"<td class=n>{x:.1f} ({n:,})" for x, n in pairs)
             rows.append(f"<tr><td>{escape(name)}{''.join(cells)}")
-    means = (f"<td class=n>{mean_of_present(column):.1f}" for column in iou.T)
+    means = map(mean_of_present, iou.T)
+    means = ("<td>" if np.isnan(x) else f"<td class=n>{x:.1f}" for x in means)
     text = "<p>IoU in per cent and, in brackets, number of objects."
     return "".join([*rows, f"<tr><td>mean{''.join(means)}", "</table>", text])
 
@@ -234,7 +230,7 @@ def main() -> None:
     if datasets[0].names != datasets[-1].names:
         what = f"would be scored on other images than {trained[0].path}"
         raise UserError(f"{trained[1].path}: {what}. Give one --data_root for both")
-    name = f"report_{name_of(trained[0].path)}.html"
+    name = f"report_{trained[0].name}.html"
     output = config.output or resolve_log_root(config.log_root) / name
     require_file_name(output)
     result = score(trained[0], datasets[0], keep=config.worst)
@@ -244,7 +240,7 @@ def main() -> None:
     write_text(output, page(result, other, interval, difference))
     print(f"mIoU {interval}")
     if difference is not None:
-        print(f"minus {other.name}: {in_percent(difference, sign='+')}")
+        print(f"minus {other.trained.name}: {in_percent(difference, sign='+')}")
     print(f"report: {output.resolve()}")
 
 

@@ -150,6 +150,12 @@ class Trained:
         return classes
 
     @property
+    def name(self) -> str:
+        """Of the run, or of a file that belongs to none."""
+        run = self.path.parent.name == "checkpoints"
+        return self.path.parents[1].name if run else self.path.stem
+
+    @property
     def task(self) -> Task:
         return TASKS[model_class(self.state["network"]["name"]).task]
 
@@ -158,12 +164,11 @@ class Trained:
         return Predictor(self.model, device=self.world.device, **how)
 
     def evaluate(self, dataset: Dataset, **more: Any) -> Scores:
-        """Scores of this network under the command's options; more: on_image, class_weights and
-        border of evaluate()."""
+        """Scores of this network under the command's options; more: others of evaluate()."""
         how = self.options | {"amp": self.amp, "task": self.task, "workers": self.command.workers}
         classes = dataset.classes  # categories but no instances: Cityscapes with label ids only
-        if self.world.is_main and classes.categories and not classes.instance_sizes:
-            print("no instance ids (instanceIds): nIoU is left out")
+        if classes.categories and not classes.instance_sizes:
+            warn(f"{self.root}: no instance ids (instanceIds); nIoU is left out")
         return evaluate(self.model, dataset, world=self.world, **how, **more)
 
     def dataset(self, split: str) -> Dataset:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from utils.base.errors import UserError
@@ -107,15 +108,16 @@ def draw(objects: Objects, size: tuple[int, int]) -> np.ndarray:
         what = "COCO's masks need pycocotools. Type pip install pycocotools"
         raise UserError(f"utils/preprocess_data.py: {what}") from error
     label = np.zeros(size[::-1], np.uint8)  # transposed: COCO's masks run down the columns
-    several = np.zeros(size[::-1], bool)
     for train_id, segmentation in objects:
         found = mask.frPyObjects(segmentation, *size)
         whole = mask.merge(found) if isinstance(found, list) else found
-        inside = mask.decode(whole).T.view(bool)
-        several |= inside & (label > 0)
-        label[inside] = train_id
-    label[several] = IGNORE
-    return np.ascontiguousarray(label.T)
+        left, top, width, height = mask.toBbox(whole).astype(int).tolist()
+        part = (slice(left, left + width), slice(top, top + height))
+        inside, labels = mask.decode(whole).T.view(bool)[part], label[part]
+        again = inside & (labels > 0)
+        np.copyto(labels, train_id, where=inside)
+        np.copyto(labels, IGNORE, where=again)
+    return cv2.transpose(label)
 
 
 def data_set(name: str, year: int, images: dict[str, int]) -> DataSet:

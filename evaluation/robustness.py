@@ -1,0 +1,174 @@
+"""Score a checkpoint on corrupted val images: with noise, blur, bad weather, digital faults.
+
+    python evaluation/robustness.py                                best checkpoint, newest run
+    python evaluation/robustness.py --corruptions '[fog,snow]' --severities '[1,3,5]'
+
+Protocol: Kamann and Rother, "Benchmarking the Robustness of Semantic Segmentation Models", 2019
+(arXiv 1908.05005, Cityscapes-C): 16 corruptions of Hendrycks and Dietterich at severities 1 to 5,
+the four noises at 1 to 3. Images are corrupted in memory. Writes robustness_<run>.json and .png to
+training_logs/. Needs: pip install --no-deps imagecorruptions-imaug, pip install numba scikit-image.
+"""
+
+import sys
+from collections.abc import Iterable
+from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from io import StringIO
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+if __name__ == "__main__":  # else Python looks for modules in evaluation/ first
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
+
+import numpy as np
+from tqdm import tqdm
+
+from evaluation.trained import ScoringOptions, Trained
+from utils.base.errors import UserError, run_command
+from utils.base.parser import check, parse
+from utils.base.paths import resolve_log_root, whole, write_json
+from utils.base.progress import progress
+from utils.data.dataset import Dataset
+
+PACKAGE = "imagecorruptions-imaug"  # other packages' images differ: scores name it
+KINDS = {
+    "noise": ("gaussian_noise", "impulse_noise", "shot_noise", "speckle_noise"),
+    "blur": ("motion_blur", "defocus_blur", "glass_blur", "gaussian_blur"),
+    "weather": ("snow", "spatter", "fog", "frost"),
+    "digital": ("brightness", "contrast", "saturate", "jpeg_compression"),
+}
+CORRUPTIONS = tuple(name for names in KINDS.values() for name in names)
+SEEDED = ("impulse_noise", "glass_blur")  # do not use NumPy's global random numbers
+SEVERITIES = (1, 2, 3, 4, 5)
+STRONGEST_NOISE = 3
+Scored = dict[str, dict[int, float]]  # corruption -> severity -> mIoU
+
+
+@dataclass(frozen=True)
+class RobustnessConfig(ScoringOptions):
+    """Options of robustness.py."""
+
+    corruptions: tuple[str, ...] = CORRUPTIONS
+    """Corruptions to score. Default: the 16 of Cityscapes-C."""
+    severities: tuple[int, ...] = SEVERITIES
+    """Severities from 1 to 5, as strong as Hendrycks and Dietterich define them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = f"among {', '.join(CORRUPTIONS)}"
+        check(self, "corruptions", lambda names: names and {*names} <= {*CORRUPTIONS}, known)
+        check(self, "severities", lambda x: x and {*x} <= {*SEVERITIES}, "from 1 to 5")
+        if noises := [name for name in self.corruptions if not self.severities_of(name)]:
+            what = f"from 1 to {STRONGEST_NOISE} with {noises[0]}"
+            check(self, "severities", lambda _: False, what)
+
+    def severities_of(self, name: str) -> list[int]:
+        strongest = STRONGEST_NOISE if name in KINDS["noise"] else 5
+        return [x for x in SEVERITIES if x in self.severities and x <= strongest]
+
+
+def corrupted(image: np.ndarray, name: str, severity: int, seed: int) -> np.ndarray:
+    """(H,W,3) uint8 RGB -> the corrupted image; the same for the same seed. Not for threads: most
+    corruptions use NumPy's global random numbers."""
+    from imagecorruptions import corrupt
+
+    np.random.seed(seed)
+    with redirect_stdout(StringIO()):  # it prints when snow is one pixel too small
+        return corrupt(image, severity, name, **({"seed": seed} if name in SEEDED else {}))
+
+
+class Corrupted(Dataset):
+    """A data set whose images are corrupted by the processes of `pool`."""
+
+    def __init__(self, dataset: Dataset, name: str, severity: int, pool: Executor) -> None:
+        self.dataset, self.pool, self.how = dataset, pool, (name, severity)
+        self.names, self.classes = dataset.names, dataset.classes
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = self.dataset[index]
+        name, image = sample["name"], sample["image"]
+        if min(image.shape[:2]) < 32:
+            raise UserError(f"image {name}: below 32x32 pixels, too small for {PACKAGE}")
+        try:
+            image = self.pool.submit(corrupted, image, *self.how, crc32(name.encode())).result()
+        except BrokenProcessPool as error:
+            what = "a process ended early, perhaps for lack of memory"
+            raise UserError(f"robustness.py: {what}. Lower --workers") from error
+        return sample | {"image": image}
+
+
+def mean(values: Iterable[float]) -> float:
+    return float(np.mean([*values]))
+
+
+def row(name: str, scores: dict[int, float]) -> str:
+    """A line of the table: mIoU at each severity, and their mean."""
+    cells = (f"{100 * scores[x]:.1f}" if x in scores else "" for x in SEVERITIES)
+    return f"{name:<18}{''.join(f'{x:>7}' for x in cells)}{100 * mean(scores.values()):>8.1f}"
+
+
+def plot(clean: float, scored: Scored, path: Path) -> None:
+    """A PNG with a panel for each kind of corruption: mIoU over severity."""
+    from matplotlib.figure import Figure  # slow import; unlike pyplot it needs no screen
+
+    kinds = {kind: [x for x in names if x in scored] for kind, names in KINDS.items()}
+    kinds = {kind: names for kind, names in kinds.items() if names}
+    figure = Figure(figsize=(1 + 3.2 * len(kinds), 5), layout="constrained")
+    panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+    for panel, (kind, names) in zip(panels, kinds.items(), strict=True):
+        panel.axhline(100 * clean, color="gray", linewidth=1, label="clean")
+        for name in names:
+            severities, values = zip(*scored[name].items(), strict=True)
+            panel.plot(severities, [100 * x for x in values], marker="o", label=name)
+        panel.set(title=kind, xlabel="severity", xticks=SEVERITIES)
+        panel.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15))
+    panels[0].set(ylabel="mean IoU in per cent", ylim=(0, None))
+    with whole(path) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
+
+
+def main() -> None:
+    config = parse(RobustnessConfig, __doc__)
+    if find_spec("imagecorruptions") is None:
+        advice = f"pip install --no-deps {PACKAGE} && pip install numba scikit-image"
+        raise UserError(f"robustness.py: {PACKAGE} is missing. {advice}")
+    trained = Trained.open(config)
+    dataset = trained.dataset(config.split)
+    settings = {name: config.severities_of(name) for name in config.corruptions}
+    times = 1 + sum(map(len, settings.values()))
+    package = f"{PACKAGE} {version(PACKAGE)}"
+    print(f"checkpoint {trained.path} on {len(dataset)} images, {dataset.source}; {package}")
+    scored: Scored = {}
+    with (
+        ProcessPoolExecutor(max(1, config.workers), get_context("spawn")) as pool,
+        progress(times * len(dataset), unit="image", label="evaluate") as bar,
+    ):
+        clean = trained.evaluate(dataset, bar=bar).miou
+        tqdm.write(f"mean IoU {100 * clean:.1f} %; of corrupted images, at severity")
+        tqdm.write(f"{'':<18}{''.join(f'{x:>7}' for x in SEVERITIES)}    mean")
+        for name, severities in settings.items():
+            scored[name] = {
+                x: trained.evaluate(Corrupted(dataset, name, x, pool), bar=bar).miou
+                for x in severities
+            }
+            tqdm.write(row(name, scored[name]))
+    overall = mean(mean(scores.values()) for scores in scored.values())
+    print(f"mean of {len(scored)} corruptions: {100 * overall:.1f} %")
+    table, picture = (
+        resolve_log_root(config.log_root) / f"robustness_{trained.name}.{kind}"
+        for kind in ("json", "png")
+    )
+    content = {"checkpoint": str(trained.path), "package": package, "clean": clean}
+    write_json(table, content | {"mean": overall, "miou": scored})
+    plot(clean, scored, picture)
+    print(f"table: {table}\npicture: {picture}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,85 @@
+"""evaluation/robustness.py: corruptions that repeat, and scores equal to those of written files."""
+
+import json
+import shutil
+import sys
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from zlib import crc32
+
+import numpy as np
+import pytest
+from helpers import fails, forks, run, tiny, train
+
+from datasets import build_dataset
+from evaluation.robustness import CORRUPTIONS, Corrupted, corrupted
+from utils.data.image_files import read_image, write_png
+
+SMOOTH = (np.indices((48, 96)).sum(0)[..., None] * (1, 2, 0) % 256).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_a_corruption_depends_on_the_seed_alone_and_grows(name):
+    found = {(x, seed): corrupted(SMOOTH, name, x, seed) for x in (1, 5) for seed in (0, 1)}
+    for (severity, seed), image in found.items():
+        assert image.shape == SMOOTH.shape and image.dtype == np.uint8
+        assert np.array_equal(image, corrupted(SMOOTH, name, severity, seed))
+    random = ("noise", "motion", "glass", "snow", "spatter", "fog", "frost")
+    same = all(np.array_equal(found[x, 0], found[x, 1]) for x in (1, 5))
+    assert same is not any(word in name for word in random)
+    change = {x: np.abs(found[x, 0].astype(int) - SMOOTH).mean() for x in (1, 5)}
+    assert change[1] > 0 and (change[1] < change[5] or name == "saturate")  # 1 is grey, 5 gaudy
+
+
+def test_processes_give_the_same_images_in_any_order(cityscapes_root):
+    dataset = build_dataset("cityscapes", cityscapes_root, "val")
+    with ProcessPoolExecutor(2, forks) as pool, ThreadPoolExecutor(4) as threads:
+        for name in ("fog", "impulse_noise", "snow"):
+            found = threads.map(Corrupted(dataset, name, 2, pool).__getitem__, [2, 0, 1])
+            for sample in found:
+                image = dataset.image(dataset.names.index(sample["name"]))
+                expected = corrupted(image, name, 2, crc32(sample["name"].encode()))
+                assert np.array_equal(sample["image"], expected)
+
+
+@pytest.fixture(scope="module")
+def trained(cityscapes_root, tmp_path_factory):
+    logs = tmp_path_factory.mktemp("logs")
+    train(tiny(cityscapes_root, logs, steps=3, warmup_steps=0, base_lr=0.05))
+    return ("--log_root", logs, "--device", "cpu")
+
+
+def test_scores_equal_those_of_corrupted_files(trained, cityscapes_root, tmp_path):
+    options = ("--corruptions", "[fog,shot_noise]", "--severities", "[3,1]", "--workers", "1")
+    done = run("evaluation/robustness.py", *trained, *options)
+    assert done.returncode == 0, done.stderr
+    folder = trained[1]
+    assert (folder / "robustness_run.png").stat().st_size > 10_000
+    content = json.loads((folder / "robustness_run.json").read_text())
+    miou = content["miou"]
+    assert [*miou] == ["fog", "shot_noise"] and [*miou["fog"]] == ["1", "3"]
+    assert content["mean"] == pytest.approx(np.mean([[*x.values()] for x in miou.values()]))
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("fog"))
+    assert line.split()[1] == f"{100 * miou['fog']['1']:.1f}" and len(line.split()) == 4
+
+    root = tmp_path / "foggy"
+    shutil.copytree(cityscapes_root, root)
+    for path in root.glob("leftImg8bit/val/*/*.png"):
+        seed = crc32(path.name.removesuffix("_leftImg8bit.png").encode())
+        write_png(path, corrupted(read_image(path), "fog", 3, seed))
+    command = ("evaluation/eval_on_val_for_metrics.py", *trained, "--data_root", root)
+    assert run(*command).returncode == 0
+    scores = json.loads((folder / "model_eval_val" / "scores.json").read_text())
+    assert scores["miou"] == miou["fog"]["3"] != content["clean"]
+
+
+def hide() -> None:
+    sys.modules["imagecorruptions"] = None
+
+
+def test_mistakes_are_one_line(trained):
+    robustness = ("evaluation/robustness.py", *trained)
+    fails(run(*robustness, "--corruptions", "[rain]"), "--corruptions must be among gaussian_noise")
+    fails(run(*robustness, "--severities", "[0]"), "--severities must be from 1 to 5")
+    noise = ("--corruptions", "[fog,shot_noise]", "--severities", "[5]")
+    fails(run(*robustness, *noise), "--severities must be from 1 to 3 with shot_noise")
+    fails(run(*robustness, first=hide), "imagecorruptions-imaug is missing", "pip install")
