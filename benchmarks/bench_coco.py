@@ -29,7 +29,7 @@ from pycocotools import mask
 from benchmarks import measure
 from benchmarks.render import table, times
 from utils.base.errors import run_command
-from utils.data.coco import CATEGORIES, COCO, instances_file
+from utils.data.coco import CATEGORIES, COCO
 
 HEIGHT, WIDTH = 480, 640
 
@@ -91,7 +91,8 @@ def main() -> None:
         root, folder = Path(root), Path(folder)
         (root / "annotations").mkdir()
         for split, part in (("train", content), ("val", nothing)):
-            instances_file(root, split, 2017).write_text(json.dumps(part), encoding="utf-8")
+            path = root / "annotations" / f"instances_{split}2017.json"
+            path.write_text(json.dumps(part), encoding="utf-8")
         sides = {"ours": partial(ours, root), "torchvision": partial(peer, content, folder, pool)}
         seconds = measure.median_seconds(sides, given.rounds, wall=True)
         for path in folder.iterdir():

@@ -1,6 +1,7 @@
 """COCO's masks against torchvision's reference transform, restated; then through the commands."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -80,10 +81,23 @@ def root(tmp_path_factory):
     return root
 
 
+def test_images_and_annotations_are_checked_before_the_masks_are_drawn(root, tmp_path):
+    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
+    (path,) = tmp_path.glob("train2017/*00.jpg")
+    path.unlink()
+    check = ("utils/preprocess_data.py", "--dataset", "coco", "--check", "true", "--data_root")
+    done = run(*check, tmp_path)
+    fails(done, "2 faults")  # and 4,980 val images
+    assert f"{path}: cannot be read" in done.stdout and "4980 missing" in done.stdout, done.stdout
+    (tmp_path / "annotations" / "instances_train2017.json").unlink()
+    fails(run(*check, tmp_path), "1 fault")
+    fails(run(*check, tmp_path / "none"), "Unpack COCO's images and annotations of 2017 there")
+
+
 def test_masks_are_those_of_torchvisions_reference(root):
     coco.COCO.prepare(root, workers=2, overwrite=False)
     for split in ("train", "val"):
-        content = json.loads(coco.instances_file(root, split, 2017).read_text())
+        content = json.loads(coco.require_instances(root, split, 2017).read_text())
         expected = {}
         for image in content["images"]:
             own = [x for x in content["annotations"] if x["image_id"] == image["id"]]
@@ -137,9 +151,9 @@ def test_it_is_prepared_packed_trained_scored_and_predicted(root, tmp_path):
 )  # fmt: skip
 def test_damaged_annotations_are_one_line(tmp_path, content, words):
     (tmp_path / "annotations").mkdir()
-    path = coco.instances_file(tmp_path, "train", 2017)
+    path = tmp_path / "annotations" / "instances_train2017.json"
     data = ("--dataset", "coco", "--data_root", tmp_path)
-    fails(run("utils/preprocess_data.py", *data), f"{path}: cannot be read")
+    fails(run("utils/preprocess_data.py", *data), f"{path}: not found. Unpack COCO's images")
     fails(run("train.py", *data, "--backbone_weights", "null"), "not found. Unpack COCO's images")
     path.write_text(content)
     fails(run("utils/preprocess_data.py", *data), str(path), words)

@@ -273,6 +273,48 @@ def test_image_and_label_names_that_differ_by_their_endings(tmp_path):
         build_dataset("custom", tmp_path, "train")
 
 
+PAIRS = """lists: list/{split}.txt
+classes: {road: 7, sidewalk: 8, vehicle: [26, 27, 28]}
+ignore: [0, 255]
+"""
+
+
+def test_lists_of_pairs_as_other_projects_have_them(tmp_path):
+    """Paths relative to the folder, also after a slash; a tab where names have spaces."""
+    root = write_set(tmp_path, PAIRS)
+    (root / "list").mkdir()
+    (root / "list" / "train.txt").write_text(
+        "images/train/4 b.jpg\tlabels/train/4 b.png\n/images/train/2 b.jpg\t/labels/train/2 b.png\n"
+    )
+    (root / "images/val/1 b.jpg").rename(root / "images/val/one.jpg")
+    (root / "list" / "val.txt").write_text("images/val/one.jpg labels/val/other.png\n")
+    (root / "labels/val/1 b.png").rename(root / "labels/val/other.png")
+    (root / "list" / "test.txt").write_text("images/val/one.jpg\n")
+    data = ("--dataset", "custom", "--data_root", root)
+    for more in (("--check", "true"), ("--pack", "true")):
+        done = run("utils/preprocess_data.py", *data, *more)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert build_dataset("custom", root, "train").names == ["4 b", "2 b"]
+    val = build_dataset("custom", root, "val", packed=False)
+    assert val.names == ["one"] and val.files[0].ids == root / "labels" / "val" / "other.png"
+    assert not build_dataset("custom", root, "test").has_labels
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("a.png b.png c.png", "train.txt: 'a.png b.png c.png' is not two paths"),
+     ("a/x.png b/x.png\nc/x.png b/x.png", "train.txt: two lines have the image x"),
+     ("images/train/1_b.jpg x.png", r"1 of 1 train image files missing \(1_b\)"),
+     ("images/train/1 b.jpg\tx.png", r"1 of 1 train label files missing \(1 b\)")],
+)  # fmt: skip
+def test_wrong_lists_of_pairs_are_one_line(tmp_path, text, words):
+    root = write_set(tmp_path, PAIRS)
+    (root / "list").mkdir()
+    (root / "list" / "train.txt").write_text(text)
+    with pytest.raises(UserError, match=words):
+        build_dataset("custom", root, "train")
+
+
 def ship(folder: Path) -> None:
     described.SHIPPED = folder
 

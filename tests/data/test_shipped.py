@@ -100,6 +100,55 @@ def test_ids_become_the_train_ids_of_the_table_below(tree):
         assert (dataset[1]["label"][::4, ::4] == expected).all()
 
 
+FULL_ADE = "images/ADE/training/street/ADE_train_00000001"
+WRONG = {  # data set, its files with their pixels, what is said
+    "ADE20K in full": (
+        "ade20k", {f"{FULL_ADE}.jpg": 0, f"{FULL_ADE}_seg.png": 0},
+        ("no train images", "ADEChallengeData2016.zip (not the full ADE20K)"),
+    ),
+    "masks of ADE20K in full": (
+        "ade20k", {"images/training/a.jpg": 0, "annotations/training/a.png": np.zeros((8, 8, 3))},
+        ("a.png: colours, not ids", "ADEChallengeData2016.zip"),
+    ),
+    "Mapillary 2.0 as 1.2": (
+        "mapillary", {"training/images/a.jpg": 0, "training/v1.2/labels/a.png": 100},
+        ("a.png: undefined label ids 100", "Mapillary Vistas 1.2 (not 2.0)"),
+    ),
+    "Mapillary 2.0": (
+        "mapillary_cityscapes", {"training/images/a.jpg": 0, "training/v2.0/labels/a.png": 1},
+        ("1 of 1 train label files missing", "Unpack all of Mapillary Vistas 1.2 (not 2.0)"),
+    ),
+    "colours of BDD100K": (
+        "bdd100k", {"images/10k/train/a.jpg": 0,
+                    "labels/sem_seg/masks/train/a.png": np.zeros((8, 8, 4))},
+        ("a.png: colours, not ids", "masks/, not colormaps/"),
+    ),
+    "a missing half of BDD100K": (
+        "bdd100k", {"images/10k/train/a.jpg": 0, "images/10k/train/b.jpg": 0,
+                    "labels/sem_seg/masks/train/a.png": 0},
+        ("1 of 2 train label files missing (b)", "bdd100k_sem_seg_labels_trainval.zip"),
+    ),
+    "COCO-Stuff with other ids": (
+        "coco_stuff", {"images/train2017/1.jpg": 0, "annotations/train2017/1.png": 182},
+        ("1.png: undefined label ids 182", "stuffthingmaps_trainval2017.zip"),
+    ),
+    "label ids of ACDC": (
+        "acdc", {"rgb_anon/fog/train/G/a_rgb_anon.png": np.zeros((8, 8, 3)),
+                 "gt/fog/train/G/a_gt_labelTrainIds.png": 26},
+        ("undefined label ids 26", "gt_trainval.zip"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "files", "words"), WRONG.values(), ids=WRONG)
+def test_a_wrong_release_is_one_line_that_names_the_right_one(tmp_path, name, files, words):
+    for path, pixels in files.items():
+        store(tmp_path / path, np.broadcast_to(pixels, np.shape(pixels) or (8, 8)))
+    data = ("--dataset", name, "--data_root", tmp_path)
+    fails(run("utils/preprocess_data.py", *data), *words)
+    assert not (tmp_path / "meta" / "class_weights.json").exists()
+
+
 def test_sets_with_cityscapes_classes_have_its_names_and_colours():
     for name in ("bdd100k", "bdd100k_2018", "acdc", "mapillary_cityscapes", "kitti"):
         classes = find_data_set(name, None).classes

@@ -7,6 +7,7 @@ with at most 1,000 pixels of the classes; val keeps all images.
 
 import json
 import shutil
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,31 +34,43 @@ def find(root: Path, split: str, *, year: int) -> FoundFiles:
     """Images and converted masks of train or val, in the list that prepare writes."""
     listing = root / "meta" / f"{split}{year}.txt"
     if not listing.is_file():
-        instances = instances_file(root, split, year)
-        if split == "test" or not instances.is_file():
-            what = f"{instances}: not found. Unpack COCO's images and annotations of {year} there"
-            raise NoImages(f"{what}; docs/datasets.md shows the folders")
+        require_instances(root, split, year)
         name = "coco" if year == 2017 else f"coco_{year}"
         advice = f"Run python utils/preprocess_data.py --dataset {name}"
         raise UserError(f"{listing}: missing. {advice}")
-    folder = next((x for x in (root, root / "images") if (x / f"{split}{year}").is_dir()), root)
-    images = find_named(folder / f"{split}{year}", "{name}.jpg")
     names = read_names(listing)
-    return {
-        "image": {x: images.get(x, folder / f"{split}{year}" / f"{x}.jpg") for x in names},
-        "train_ids": {x: train_id_path(root, x) for x in names},
-    }
+    masks = {x: train_id_path(root, x) for x in names}
+    return {"image": images_of(root, f"{split}{year}", names), "train_ids": masks}
 
 
-def instances_file(root: Path, split: str, year: int) -> Path:
-    return root / "annotations" / f"instances_{split}{year}.json"
+def downloaded(root: Path, split: str, *, year: int) -> FoundFiles:
+    """As find; before prepare the images of the instances file."""
+    if (root / "meta" / f"{split}{year}.txt").is_file():
+        return find(root, split, year=year)
+    found = read_instances(require_instances(root, split, year), split)
+    return {"image": images_of(root, f"{split}{year}", found)}
+
+
+def images_of(root: Path, folder: str, names: Iterable[str]) -> dict[str, Path]:
+    place = next((x for x in (root, root / "images") if (x / folder).is_dir()), root) / folder
+    images = find_named(place, "{name}.jpg")
+    return {x: images.get(x, place / f"{x}.jpg") for x in names}
+
+
+def require_instances(root: Path, split: str, year: int) -> Path:
+    """The instances file of train or val; NoImages if there is none."""
+    path = root / "annotations" / f"instances_{split}{year}.json"
+    if split == "test" or not path.is_file():
+        what = f"{path}: not found. Unpack COCO's images and annotations of {year} there"
+        raise NoImages(f"{what}; docs/datasets.md shows the folders")
+    return path
 
 
 def prepare(root: Path, *, workers: int, overwrite: bool, year: int) -> bool:
     """Draw the masks of train and val below root/meta."""
     for split in ("train", "val"):
-        path = instances_file(root, split, year)
-        images = read_instances(path, more_than=LEAST if split == "train" else -1)
+        path = require_instances(root, split, year)
+        images = read_instances(path, split)
         gib, free = len(images) * MASK_BYTES / 2**30, shutil.disk_usage(root).free / 2**30
         print(f"{path}: {len(images):,} masks, about {gib:.1f} GiB, {free:.1f} GiB free")
 
@@ -76,9 +89,9 @@ def prepare(root: Path, *, workers: int, overwrite: bool, year: int) -> bool:
     return False
 
 
-def read_instances(path: Path, *, more_than: int) -> dict[str, tuple[Objects, tuple[int, int]]]:
-    """Image name -> its instances of the classes and its height and width; only images whose
-    instances have more than `more_than` pixels together."""
+def read_instances(path: Path, split: str) -> dict[str, tuple[Objects, tuple[int, int]]]:
+    """Image name -> its instances of the classes and its height and width; for train only images
+    whose instances have more than LEAST pixels together."""
     try:
         content = json.loads(read_bytes(path))
         images = {x["id"]: x for x in content["images"]}
@@ -89,7 +102,7 @@ def read_instances(path: Path, *, more_than: int) -> dict[str, tuple[Objects, tu
             if (train_id := classes.get(x["category_id"])) is not None:
                 objects[x["image_id"]].append((train_id, x["segmentation"]))
                 areas[x["image_id"]] += x["area"]
-        kept = [number for number in images if areas[number] > more_than]
+        kept = [number for number in images if split != "train" or areas[number] > LEAST]
         sizes = {number: (images[number]["height"], images[number]["width"]) for number in kept}
         return {
             Path(images[number]["file_name"]).stem: (objects[number], sizes[number])
@@ -124,7 +137,7 @@ def data_set(name: str, year: int, images: dict[str, int]) -> DataSet:
     return DataSet(
         name, VOC, partial(find, year=year), images=images,
         hints=dict.fromkeys(("train", "val"), f"Run utils/preprocess_data.py --dataset {name}"),
-        prepare=partial(prepare, year=year),
+        prepare=partial(prepare, year=year), downloaded=partial(downloaded, year=year),
     )  # fmt: skip
 
 

@@ -30,13 +30,14 @@ PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 class Description:
     """The content of a dataset.yaml; docs/custom_data.md explains it."""
 
-    images: str
+    images: str = ""
     """Path of an image, relative to the data set's folder; {split} is train, val or test, {name}
     is the image's name, * matches any text, and so does {group}, a folder such as fog or night:
-    evaluation then also scores each group."""
-    labels: str
+    evaluation then also scores each group. Without images and labels, each line of lists holds the
+    paths of an image and its label."""
+    labels: str = ""
     """Path of its label file: one channel of 8-bit ids, a palette PNG, or RGB colours."""
-    classes: list[str] | dict[str, int | list[int]]
+    classes: list[str] | dict[str, int | list[int]] = field(default_factory=list)
     """Class names in the order of ids 0, 1, ..., or each name with its id or ids."""
     ignore: list[int] | None = None
     """Ids that are neither learnt nor scored. Default: 255, unless a class has id 255."""
@@ -51,10 +52,12 @@ class Description:
     """RGB per class in label files that hold colours instead of ids."""
     ignore_colors: list[Color] = field(default_factory=list)
     """RGB in label files for pixels that are neither learnt nor scored."""
+    release: str = ""
+    """The download that this describes, for messages about missing files and unknown ids."""
 
     def __post_init__(self) -> None:
         for key, path in (("images", self.images), ("labels", self.labels)):
-            if path.count("{name}") != 1:
+            if path.count("{name}") != 1 and not self.pairs:
                 raise ValueError(f"{key} must contain {{name}} once, got {path!r}")
             if path.startswith(("/", "~")) or Path(path).is_absolute():
                 example = f"{key}/{{split}}/{{name}}.*; link other folders into it"
@@ -95,6 +98,11 @@ class Description:
         if not all(0 <= value <= 255 for value in [*self.ignore, *values]):
             raise ValueError("ids in ignore and values of colours must be from 0 to 255")
 
+    @property
+    def pairs(self) -> bool:
+        """Whether the lists hold the paths of images and labels."""
+        return self.lists is not None and not self.images and not self.labels
+
     def ids(self) -> dict[str, list[int]]:
         """Class name -> its ids in label files."""
         if isinstance(self.classes, list):
@@ -118,6 +126,7 @@ class Description:
             id_to_train=id_to_train,
             num_ids=min(max(first) + 2, 256),
             color_to_train=self.color_table() if self.label_colors else None,
+            release=self.release,
         )
 
     def color_table(self) -> np.ndarray:
@@ -144,11 +153,15 @@ class Description:
 
     def find(self, root: Path, split: str, path: Path) -> FoundFiles:
         """DataSet.find; `path` is that of the description. The test split may lack labels."""
+        if self.pairs:
+            listing = root / self.lists.replace("{split}", split)
+            return listed_pairs(root, self.listed(root, split, path), listing)
         images, labels = (find_named(root, self.pattern(x, split)) for x in ("images", "labels"))
         pattern = self.pattern("images", split)
         if not images:
             what = f"no {split} images {root / pattern.replace('{name}', '*')}"
-            raise NoImages(f"{path}: {what}. {NAME_FOLDER}")
+            advice = f"Unpack {self.release} there, or give its folder with --data_root"
+            raise NoImages(f"{path}: {what}. {advice if self.release else NAME_FOLDER}")
         others = find(root, f"{os.path.splitext(pattern)[0]}.*").keys()
         others -= {*images.values(), *labels.values()}
         if others := sorted(x for x in others if x.suffix.lower() in PICTURES):
@@ -171,6 +184,22 @@ class Description:
         raise NoImages(f"{root / name}: missing or empty. {SEE_DOCS}")
 
 
+def listed_pairs(root: Path, lines: list[str], listing: Path) -> FoundFiles:
+    """Files of lines such as "images/a.jpg labels/a.png", relative to `root` even after a slash;
+    an image's name is that of its file. UserError for other lines and for a name given twice."""
+    found: FoundFiles = {"image": {}, "ids": {}}
+    for line in lines:
+        words = line.split("\t") if "\t" in line else line.split()
+        if len(words) > 2:
+            raise UserError(f"{listing}: {line!r} is not two paths. Separate them by one tab")
+        files = [root / word.lstrip("/") for word in words]
+        for kind, file in zip(found, files, strict=False):
+            if found[kind].setdefault(files[0].stem, file) != file:
+                what = f"two lines have the image {files[0].stem}, with different paths"
+                raise UserError(f"{listing}: {what}. Give the files different names")
+    return found if found["ids"] else {"image": found["image"]}
+
+
 def read_description(path: Path) -> Description:
     """The description in a file; UserError for missing, unknown or contradictory entries."""
     if not path.is_file():
@@ -188,7 +217,9 @@ def described_data_set(name: str, root: Path) -> DataSet:
     path = root / DESCRIPTION_FILE if name == "custom" else SHIPPED / f"{name}.yaml"
     description = read_description(path)
     find = partial(description.find, path=path)
-    return DataSet(name, description.label_table(), find, groups=description.groups)
+    hint = f"Unpack all of {description.release}" if description.release else ""
+    hints = dict.fromkeys(SPLITS, hint)
+    return DataSet(name, description.label_table(), find, hints=hints, groups=description.groups)
 
 
 def described_names() -> list[str]:

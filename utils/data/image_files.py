@@ -235,7 +235,12 @@ def read_label(path: Path, kind: str, classes: LabelTable) -> dict[str, np.ndarr
         return {"instance": instances, "label": to_train_ids(instances, classes, path)}
     if kind == "train_ids":
         return {"label": read_ids(path, np.uint8)}
-    return {"label": read_train_ids(path, classes)}
+    try:
+        return {"label": read_train_ids(path, classes)}
+    except UserError as error:
+        if not classes.release:
+            raise
+        raise UserError(f"{error}; the labels must be those of {classes.release}") from error
 
 
 def write_png(path: Path, pixels: np.ndarray, *, filtered: bool = True) -> None:

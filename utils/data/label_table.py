@@ -40,6 +40,7 @@ class LabelTable:
     instance_categories: dict[str, tuple[int, ...]] = field(default_factory=dict)  # name -> ids
     palette: bool = False  # the label files are PNGs with a palette
     color_to_train: np.ndarray | None = None  # (2^24,) uint8: RGB of a label file -> train id
+    release: str = ""  # the download that holds the label files, for messages
 
     @property
     def meaning(self) -> int:
