@@ -11,17 +11,12 @@ training_logs/. Needs: pip install --no-deps imagecorruptions-imaug, pip install
 
 import sys
 from collections.abc import Iterable
-from concurrent.futures import Executor, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import redirect_stdout
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
-from io import StringIO
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
-from zlib import crc32
 
 if __name__ == "__main__":  # else Python looks for modules in evaluation/ first
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
@@ -29,22 +24,13 @@ if __name__ == "__main__":  # else Python looks for modules in evaluation/ first
 import numpy as np
 from tqdm import tqdm
 
+from evaluation.corruptions import CORRUPTIONS, KINDS, PACKAGE, Corrupted
 from evaluation.trained import ScoringOptions, Trained
 from utils.base.errors import UserError, run_command
 from utils.base.parser import check, parse
 from utils.base.paths import resolve_log_root, whole, write_json
 from utils.base.progress import progress
-from utils.data.dataset import Dataset
 
-PACKAGE = "imagecorruptions-imaug"  # other packages' images differ: scores name it
-KINDS = {
-    "noise": ("gaussian_noise", "impulse_noise", "shot_noise", "speckle_noise"),
-    "blur": ("motion_blur", "defocus_blur", "glass_blur", "gaussian_blur"),
-    "weather": ("snow", "spatter", "fog", "frost"),
-    "digital": ("brightness", "contrast", "saturate", "jpeg_compression"),
-}
-CORRUPTIONS = tuple(name for names in KINDS.values() for name in names)
-SEEDED = ("impulse_noise", "glass_blur")  # do not use NumPy's global random numbers
 SEVERITIES = (1, 2, 3, 4, 5)
 STRONGEST_NOISE = 3
 Scored = dict[str, dict[int, float]]  # corruption -> severity -> mIoU
@@ -71,36 +57,6 @@ class RobustnessConfig(ScoringOptions):
     def severities_of(self, name: str) -> list[int]:
         strongest = STRONGEST_NOISE if name in KINDS["noise"] else 5
         return [x for x in SEVERITIES if x in self.severities and x <= strongest]
-
-
-def corrupted(image: np.ndarray, name: str, severity: int, seed: int) -> np.ndarray:
-    """(H,W,3) uint8 RGB -> the corrupted image; the same for the same seed. Not for threads: most
-    corruptions use NumPy's global random numbers."""
-    from imagecorruptions import corrupt
-
-    np.random.seed(seed)
-    with redirect_stdout(StringIO()):  # it prints when snow is one pixel too small
-        return corrupt(image, severity, name, **({"seed": seed} if name in SEEDED else {}))
-
-
-class Corrupted(Dataset):
-    """A data set whose images are corrupted by the processes of `pool`."""
-
-    def __init__(self, dataset: Dataset, name: str, severity: int, pool: Executor) -> None:
-        self.dataset, self.pool, self.how = dataset, pool, (name, severity)
-        self.names, self.classes = dataset.names, dataset.classes
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = self.dataset[index]
-        name, image = sample["name"], sample["image"]
-        if min(image.shape[:2]) < 32:
-            raise UserError(f"image {name}: below 32x32 pixels, too small for {PACKAGE}")
-        try:
-            image = self.pool.submit(corrupted, image, *self.how, crc32(name.encode())).result()
-        except BrokenProcessPool as error:
-            what = "a process ended early, perhaps for lack of memory"
-            raise UserError(f"robustness.py: {what}. Lower --workers") from error
-        return sample | {"image": image}
 
 
 def mean(values: Iterable[float]) -> float:

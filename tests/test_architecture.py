@@ -36,6 +36,7 @@ COMMANDS = {
     "utils.convert_checkpoint",
     "evaluation.eval_on_val_for_metrics",
     "evaluation.report",
+    "evaluation.robustness",
     "evaluation.score",
 }
 OURS = {"utils", "model", "datasets", "evaluation", "train", "predict", "export"}

@@ -24,7 +24,8 @@ COMMANDS = ["train.py", "predict.py", "export.py"]
 COMMANDS += [
     f"utils/{name}.py" for name in ("convert_checkpoint", "preprocess_data", "results", "synthetic")
 ]
-COMMANDS += [f"evaluation/{name}.py" for name in ("eval_on_val_for_metrics", "report", "score")]
+SCORING = ("eval_on_val_for_metrics", "report", "robustness", "score")
+COMMANDS += [f"evaluation/{name}.py" for name in SCORING]
 
 
 def test_the_four_commands_and_the_official_score(tmp_path):

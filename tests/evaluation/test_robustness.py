@@ -11,7 +11,7 @@ import pytest
 from helpers import fails, forks, run, tiny, train
 
 from datasets import build_dataset
-from evaluation.robustness import CORRUPTIONS, Corrupted, corrupted
+from evaluation.corruptions import CORRUPTIONS, Corrupted, corrupted
 from utils.data.image_files import read_image, write_png
 
 SMOOTH = (np.indices((48, 96)).sum(0)[..., None] * (1, 2, 0) % 256).astype(np.uint8)
