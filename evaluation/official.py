@@ -1,6 +1,7 @@
-"""cityscapesScripts' csEvalPixelLevelSemanticLabeling: its JSON layout, and how to run it."""
+"""cityscapesScripts' two scorers: the JSON layout of the first, and how to run them."""
 
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from math import inf, nan
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from cityscapesscripts.helpers.labels import category2labels, labels
 
 from evaluation.metrics import Scores, ratio
+from evaluation.panoptic_files import folder_of
 from utils.base.errors import UserError
 
 
@@ -47,6 +49,20 @@ def run_referee(predictions: list[Path], instances: list[Path]) -> dict[str, Any
     scorer = official_scorer()
     scorer.args.JSONOutput = False  # the scorer would write it into the data set's folder
     return scorer.evaluateImgLists([*map(str, predictions)], [*map(str, truths)], scorer.args)
+
+
+def run_panoptic_referee(predictions: Path, truth: Path, split: str) -> dict[str, Any]:
+    """csEvalPanopticSemanticLabeling's results for two JSON files; also prints its table. truth: a
+    JSON file, or gtFine, which csCreatePanopticImgs converts first."""
+    from cityscapesscripts.evaluation import evalPanopticSemanticLabeling as scorer
+    from cityscapesscripts.preparation.createPanopticImgs import convert2panoptic
+
+    with tempfile.TemporaryDirectory() as folder:
+        if truth.is_dir():
+            convert2panoptic(str(truth), folder, setNames=[split])
+            truth = Path(folder) / f"cityscapes_panoptic_{split}.json"
+        files = [str(x) for path in (truth, predictions) for x in (path, folder_of(path))]
+        return scorer.evaluatePanoptic(*files, str(Path(folder) / "results.json"))
 
 
 def largest_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[float, int]:

@@ -1,11 +1,13 @@
-"""The confusion matrix as a picture."""
+"""Pictures of scores: the confusion matrix, and what became of true segments."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
+from evaluation.panoptic_quality import FATES, SIZES, Category, PanopticCounts
 from utils.base.paths import whole
 from utils.data.label_table import LabelTable
 
@@ -31,4 +33,26 @@ def plot_confusion(confusion: np.ndarray, classes: LabelTable, path: Path | IO[b
             color = "white" if value > 60 else "black"
             axis.text(column, row, f"{value:.0f}", ha="center", va="center", color=color, size=8)
     with whole(path) if isinstance(path, Path) else nullcontext(path) as file:
+        figure.savefig(file, dpi=130, format="png")
+
+
+def plot_fates(counts: PanopticCounts, categories: Sequence[Category], path: Path) -> None:
+    """A PNG: per cent of the true segments of each category and size that were matched, split,
+    merged and missed."""
+    from matplotlib.figure import Figure  # slow import; unlike pyplot it needs no screen
+
+    rows = [(x.name, own.sum(0)) for x, own in zip(categories, counts.fates, strict=True)]
+    rows += zip(SIZES, counts.fates.sum(0), strict=True)
+    rows = [(f"{name} ({numbers.sum():,})", numbers) for name, numbers in rows if numbers.any()]
+    names, numbers = zip(*reversed(rows), strict=True)
+    shares = 100 * np.array(numbers) / np.sum(numbers, 1, keepdims=True)
+    figure = Figure(figsize=(9, 1.5 + 0.3 * len(names)), layout="constrained")
+    axis = figure.subplots()
+    colors = ("tab:green", "tab:orange", "tab:purple", "tab:red")
+    for place, (fate, color) in enumerate(zip(FATES, colors, strict=True)):
+        left = shares[:, :place].sum(1)
+        axis.barh(names, shares[:, place], left=left, color=color, label=fate)
+    axis.set(xlabel="true segments in per cent", xlim=(0, 100))
+    axis.legend(ncols=len(FATES), frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1))
+    with whole(path) as file:
         figure.savefig(file, dpi=130, format="png")
