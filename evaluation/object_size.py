@@ -31,8 +31,8 @@ def count_by_size(sample: Sample, train_ids: np.ndarray, classes: LabelTable) ->
         if "instance" in sample:
             objects = np.where(mine, sample["instance"][part], 0)
         else:
-            objects = components(mine)
-        regions = components(found)
+            objects = cv2.connectedComponents(mine.view(np.uint8))[1]
+        regions = cv2.connectedComponents(found.view(np.uint8))[1]
         areas, sizes = (np.bincount(x.ravel()) for x in (objects, regions))
         areas[0] = 0  # pixels outside all objects
         kinds, homes = np.digitize(areas, LIMITS), np.digitize(sizes, LIMITS)
@@ -48,8 +48,3 @@ def count_by_size(sample: Sample, train_ids: np.ndarray, classes: LabelTable) ->
         union = np.bincount(kinds, areas, **most) + np.bincount(homes, false, **most)
         counts[number] = np.stack([hits, union, np.bincount(kinds[areas > 0], **most)], 1)
     return counts
-
-
-def components(mask: np.ndarray) -> np.ndarray:
-    """(H,W) bool -> (H,W) int32: 1, 2, ... for each connected region, else 0."""
-    return cv2.connectedComponents(mask.astype(np.uint8))[1]
