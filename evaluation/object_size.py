@@ -37,11 +37,10 @@ def count_by_size(sample: Sample, train_ids: np.ndarray, classes: LabelTable) ->
         areas[0] = 0  # pixels outside all objects
         kinds, homes = np.digitize(areas, LIMITS), np.digitize(sizes, LIMITS)
         both = mine & found
-        pairs, shared = np.unique(
-            regions[both].astype(np.int64) * len(areas) + objects[both], return_counts=True
-        )
-        pairs = pairs[np.argsort(shared)]  # the object covered most comes last and stays
-        homes[pairs // len(areas)] = kinds[pairs % len(areas)]
+        pairs = regions[both].astype(np.int64) * len(areas) + objects[both]
+        pairs, shared = np.unique(pairs, return_counts=True)
+        region, covered = np.divmod(pairs[np.argsort(shared)], len(areas))
+        homes[region] = kinds[covered]  # the object covered most comes last and stays
         false = np.bincount(regions[found & ~mine], minlength=len(sizes))
         most = {"minlength": len(SIZES)}
         hits = np.bincount(kinds[objects[both]], **most)
