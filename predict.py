@@ -195,9 +195,7 @@ class Work(Faults):
         """Write label ids, colour map and overlay of each image."""
         predictor, confidence = self.predictor, self.config.confidence
         predict = predictor.with_confidence if confidence else predictor.train_ids
-        predicted = (
-            (name, image, self.attempt(name, predict, image)) for name, image in self.read(pictures)
-        )
+        predicted = ((name, x, self.attempt(name, predict, x)) for name, x in self.read(pictures))
         threads = {"workers": self.config.workers}
         counts = read_ahead(lambda x: self.attempt(x[0], self.write, *x), predicted, **threads)
         with progress(len(pictures), unit="image", label="predict") as bar:

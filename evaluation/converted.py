@@ -9,7 +9,7 @@ from utils.base.errors import UserError
 from utils.base.lock import hold
 from utils.training.checkpoint import read_tensors, save_checkpoint, step_files
 from utils.training.config import Config, plain
-from utils.training.published import PRETRAINED, find_published, published_file
+from utils.training.published import HUB, PRETRAINED, find_published, published_file
 from utils.training.run import remove_leftovers
 
 VOID_OUTPUT = 20  # outputs of fregu856's Cityscapes network; the last one is void
@@ -43,30 +43,29 @@ def state_of(
     }
 
 
-def convert_file(folder: Path, file: Path, *, how: dict[str, Any], **data: Any) -> Path:
-    """Convert `file` into the run `folder`; returns the checkpoint, of which it prints a summary.
+def convert_file(folder: Path, spec: str, *, how: dict[str, Any], **data: Any) -> Path:
+    """Convert a file, or that of hub:NAME, downloaded if it is missing, into the run `folder`;
+    returns the checkpoint, of which it prints a summary.
 
     how: options of convert(); data: those of state_of. UserError if the file cannot be converted.
     """
+    network, file = None, Path(spec)
+    if spec.startswith(HUB):
+        network, file = find_published(spec)[0], published_file(spec)
+        if how.get("align_corners") is None:
+            how = how | {"align_corners": network.align_corners}
     tensors = read_tensors(file)
     try:
         found = convert(tensors, **how)
     except ValueError as error:
         raise UserError(f"{file}: {error}. Load what fits: train.py --init_from {file}") from error
     path = save_checkpoint(folder / "checkpoints", state_of(found, file, **data))
-    network = found.network
-    stride = f" at stride {network['output_stride']}" if "output_stride" in network else ""
-    what = f"{network['name']}, {network['backbone']}{stride}, {network['num_classes']} classes"
+    own = found.network
+    stride = f" at stride {own['output_stride']}" if "output_stride" in own else ""
+    what = f"{own['name']}, {own['backbone']}{stride}, {own['num_classes']} classes"
     print(f"{found.source}'s {what}: {path}")
-    return path
-
-
-def convert_published(folder: Path, spec: str, *, how: dict[str, Any], **data: Any) -> Path:
-    """convert_file of hub:NAME, downloaded if it is missing."""
-    network, _ = find_published(spec)
-    how = {"align_corners": network.align_corners} | how
-    path = convert_file(folder, published_file(spec), how=how, **data)
-    print(f"published: {network.miou} % mIoU on {network.data}")
+    if network is not None:
+        print(f"published: {network.miou} % mIoU on {network.data}")
     return path
 
 
@@ -81,5 +80,5 @@ def published_run(spec: str) -> Path:
         with hold(folder, wait=True):
             remove_leftovers(folder)
             if not step_files(folder / "checkpoints"):  # another process may have converted it
-                return convert_published(folder, spec, how={})
+                return convert_file(folder, spec, how={})
     return step_files(folder / "checkpoints")[-1]

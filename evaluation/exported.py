@@ -140,13 +140,11 @@ def compare(
             begin = time.perf_counter()
             predictions.append(side(sample["image"]))
             seconds = time.perf_counter() - begin
-            same = float((predictions[-1] == predictions[0]).mean())
-            counts = semantic_count(sample, predictions[-1], classes)
-            rows[name].append((sample["label"].size, same, seconds, counts))
-    results = {}
+            same = (predictions[-1] == predictions[0]).sum()
+            rows[name].append((same, seconds, semantic_count(sample, predictions[-1], classes)))
+    results, pixels = {}, sum(sample["label"].size for sample in samples)
     for name, columns in rows.items():
-        pixels, same, seconds, counts = zip(*columns, strict=True)
-        share = float(np.average(same, weights=pixels))
+        same, seconds, counts = zip(*columns, strict=True)
         miou = compute_scores(Counts.total(counts), classes).miou
-        results[name] = Compared(share, 1000 * float(np.median(seconds)), miou)
+        results[name] = Compared(float(sum(same) / pixels), 1000 * float(np.median(seconds)), miou)
     return results

@@ -31,25 +31,19 @@ def count_by_size(sample: Sample, train_ids: np.ndarray, classes: LabelTable) ->
         if "instance" in sample:
             objects = np.where(mine, sample["instance"][part], 0)
         else:
-            objects = components(mine)
-        regions = components(found)
+            objects = cv2.connectedComponents(mine.view(np.uint8))[1]
+        regions = cv2.connectedComponents(found.view(np.uint8))[1]
         areas, sizes = (np.bincount(x.ravel()) for x in (objects, regions))
         areas[0] = 0  # pixels outside all objects
         kinds, homes = np.digitize(areas, LIMITS), np.digitize(sizes, LIMITS)
         both = mine & found
-        pairs, shared = np.unique(
-            regions[both].astype(np.int64) * len(areas) + objects[both], return_counts=True
-        )
-        pairs = pairs[np.argsort(shared)]  # the object covered most comes last and stays
-        homes[pairs // len(areas)] = kinds[pairs % len(areas)]
+        pairs = regions[both].astype(np.int64) * len(areas) + objects[both]
+        pairs, shared = np.unique(pairs, return_counts=True)
+        region, covered = np.divmod(pairs[np.argsort(shared)], len(areas))
+        homes[region] = kinds[covered]  # the object covered most comes last and stays
         false = np.bincount(regions[found & ~mine], minlength=len(sizes))
         most = {"minlength": len(SIZES)}
         hits = np.bincount(kinds[objects[both]], **most)
         union = np.bincount(kinds, areas, **most) + np.bincount(homes, false, **most)
         counts[number] = np.stack([hits, union, np.bincount(kinds[areas > 0], **most)], 1)
     return counts
-
-
-def components(mask: np.ndarray) -> np.ndarray:
-    """(H,W) bool -> (H,W) int32: 1, 2, ... for each connected region, else 0."""
-    return cv2.connectedComponents(mask.astype(np.uint8))[1]

@@ -92,22 +92,17 @@ def score(trained: Trained, dataset: Dataset, *, keep: int) -> Result:
         with lock:
             confusions[name] = counts.confusion
             by_size[...] += sizes
-            worse = sum(other <= iou for other, *_ in worst)
-        if worse >= keep or not np.isfinite(iou):
-            return
-        row = sheet_row(sample, prediction, classes)
-        with lock:
-            worst.append((iou, name, row))
-            worst.sort(key=lambda entry: entry[:2])
-            del worst[keep:]
+            if np.isfinite(iou) and sum(other <= iou for other, *_ in worst) < keep:
+                worst.append((iou, name, sheet_row(sample, prediction, classes)))
+                worst.sort(key=lambda entry: entry[:2])
+                del worst[keep:]
 
     print(f"checkpoint {trained.path} on {len(dataset)} images, {dataset.source}")
     begin = time.perf_counter()
     scores = trained.evaluate(dataset, on_image=add, on_logits=calibration.add)
     seconds = time.perf_counter() - begin
     counts = ImageCounts.of([confusions[name] for name in dataset.names], classes)
-    found = (scores, counts, worst, calibration, by_size, seconds)
-    return Result(trained, dataset, *found)
+    return Result(trained, dataset, scores, counts, worst, calibration, by_size, seconds)
 
 
 def in_percent(miou: Estimate, *, sign: str = "") -> str:
@@ -186,8 +181,7 @@ def size_table(result: Result) -> str:
             pairs = zip(values, numbers, strict=True)
             cells = ("<td>" if np.isnan(x) else f"<td class=n>{x:.1f} ({n:,})" for x, n in pairs)
             rows.append(f"<tr><td>{escape(name)}{''.join(cells)}")
-    means = map(mean_of_present, iou.T)
-    means = ("<td>" if np.isnan(x) else f"<td class=n>{x:.1f}" for x in means)
+    means = ("<td>" if np.isnan(x) else f"<td class=n>{x:.1f}" for x in map(mean_of_present, iou.T))
     text = "<p>IoU in per cent and, in brackets, number of objects."
     return "".join([*rows, f"<tr><td>mean{''.join(means)}", "</table>", text])
 
@@ -230,8 +224,7 @@ def main() -> None:
     if datasets[0].names != datasets[-1].names:
         what = f"would be scored on other images than {trained[0].path}"
         raise UserError(f"{trained[1].path}: {what}. Give one --data_root for both")
-    name = f"report_{trained[0].name}.html"
-    output = config.output or resolve_log_root(config.log_root) / name
+    output = config.output or resolve_log_root(config.log_root) / f"report_{trained[0].name}.html"
     require_file_name(output)
     result = score(trained[0], datasets[0], keep=config.worst)
     other = score(trained[1], datasets[1], keep=0) if config.compare else None

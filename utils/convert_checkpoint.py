@@ -20,7 +20,7 @@ from typing import Literal
 if __name__ == "__main__":  # run by path, Python looks for modules in utils/ first
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
-from evaluation.converted import convert_file, convert_published
+from evaluation.converted import convert_file
 from utils.base.errors import UserError, run_command
 from utils.base.find import listing
 from utils.base.lock import hold
@@ -58,19 +58,13 @@ def main() -> None:
     if spec == HUB:
         print_published()
         return
-    hub = spec.startswith(HUB)
-    name = find_published(spec)[0].name if hub else Path(spec).stem
-    how = chosen(config, "output_stride align_corners").items()
-    options = {"how": {key: value for key, value in how if value is not None}}
-    options |= chosen(config, "dataset data_root")
+    name = find_published(spec)[0].name if spec.startswith(HUB) else Path(spec).stem
+    how = chosen(config, "output_stride align_corners")
     folder = resolve_log_root(config.log_root) / (config.run_name or name)
     with hold(folder):
         if listing(folder):
             raise UserError(f"{folder}: exists. Give another --run_name")
-        if hub:
-            convert_published(folder, spec, **options)
-        else:
-            convert_file(folder, Path(spec), **options)
+        convert_file(folder, spec, how=how, **chosen(config, "dataset data_root"))
     print(f"next: python evaluation/eval_on_val_for_metrics.py --checkpoint {folder.name}")
 
 

@@ -6,7 +6,6 @@ import re
 import time
 from http.client import HTTPException
 from pathlib import Path
-from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
@@ -34,14 +33,15 @@ def download(
     """`path`, downloaded from `url` if it is missing. A download prints the address and `terms`.
 
     Its SHA-256 must begin with `digits`; default: those in <path>.sha256, which a download writes
-    whole, else those in the file's name, if it has any. A cut download leaves <path>.part, which
-    the next call continues. advice: what else the user can do, for a UserError; otherwise: the same
-    if the digits are wrong. Proxies: http_proxy, https_proxy and no_proxy of the environment.
+    whole, else those in the file's name. A cut download leaves <path>.part, which the next call
+    continues. advice: what else the user can do, for a UserError; otherwise: the same if the digits
+    are wrong. Proxies: http_proxy, https_proxy and no_proxy of the environment.
     """
     hashed, part = (path.with_name(f"{path.name}.{kind}") for kind in ("sha256", "part"))
     for one in (path, part):
         if one.exists() and not one.is_file():
             raise UserError(f"{one}: not a plain file. Delete it")
+    expected = digits or DIGITS.search(path.name)[1]
     if not path.is_file():
         with hold(path.parent, wait=True):
             if not path.is_file():  # another process may have downloaded it meanwhile
@@ -54,11 +54,11 @@ def download(
                     what = f"{path}: cannot be downloaded ({error}). Put {address} there by hand"
                     raise UserError(f"{what}, or name a mirror in {MIRROR}{advice}") from error
                 found = sha256(part)
-                if not found.startswith(digits or digits_of(path)):
+                if not found.startswith(expected):
                     if digits is None:
                         part.unlink()
                     what = "kept as .part" if digits else "removed"
-                    what += f", its SHA-256 is {found}, expected is {digits or digits_of(path)}..."
+                    what += f", its SHA-256 is {found}, expected is {expected}..."
                     raise UserError(f"{path}: {what}. Download it again{advice}{otherwise}")
                 write_text(hashed, found)
                 with writing(path):
@@ -66,8 +66,8 @@ def download(
                 return path
     elif hashed.is_file() and digits is None:
         noted = WHOLE.match(read_bytes(hashed).decode("ascii", "replace").strip().lower())
-        digits = noted and noted[0]
-    expected, found = digits or digits_of(path), sha256(path)
+        expected = noted[0] if noted else expected
+    found = sha256(path)
     if not found.startswith(expected):
         what = f"damaged or another file, its SHA-256 is {found}, expected is {expected}..."
         raise UserError(f"{path}: {what}. Delete it and {hashed.name}{advice}{otherwise}")
@@ -76,17 +76,11 @@ def download(
 
 def mirrored(url: str) -> str:
     """The address at the mirror, if there is one. ValueError for a mirror that is none."""
-    mirror = os.environ.get(MIRROR)
-    if not mirror:
-        return url
+    place = urlsplit(url)
+    mirror = os.environ.get(MIRROR) or f"{place.scheme}://{place.netloc}"
     if not mirror.isascii() or urlsplit(mirror).scheme not in ("http", "https"):
         raise ValueError(f"{MIRROR} is {mirror}, it must begin with https:// or http://")
-    return f"{mirror.rstrip('/')}{urlsplit(url).path}"
-
-
-def digits_of(path: Path) -> str:
-    found = DIGITS.findall(path.name)
-    return found[-1] if found else ""
+    return f"{mirror.rstrip('/')}{place.path}"
 
 
 def sha256(path: Path) -> str:
@@ -103,10 +97,10 @@ def fetch(url: str, part: Path) -> None:
         try:
             return append(url, part)
         except (OSError, HTTPException) as error:
-            refused = isinstance(error, HTTPError) and error.code < 500
-            if refused and error.code == 416 and part.is_file():  # nothing is missing
+            code = getattr(error, "code", 500)  # of an HTTPError; below 500 the server refuses
+            if code == 416 and part.is_file():  # nothing is missing
                 return None
-            if refused or seconds == TRIES - 1:
+            if code < 500 or seconds == TRIES - 1:
                 raise
             print(f"{error}; trying again")
         time.sleep(seconds)
@@ -121,8 +115,6 @@ def append(url: str, part: Path) -> None:
             raise OSError("the server sends a web page instead of the file")
         if answer.status != 206:  # the server sends the whole file
             start = 0
-        elif not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-            raise OSError("the server sends another part of the file than asked for")
         total = None if answer.length is None else start + answer.length
         with writing(part):
             file = part.open("ab" if start else "wb", buffering=0)

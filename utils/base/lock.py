@@ -30,7 +30,6 @@ def hold(folder: Path, *, enabled: bool = True, wait: bool = False) -> Iterator[
         yield
         return
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    make_folder(folder)
     path = folder / LOCK
     with acquire(path, wait):
         try:
@@ -46,8 +45,7 @@ def hold(folder: Path, *, enabled: bool = True, wait: bool = False) -> Iterator[
 def acquire(path: Path, wait: bool) -> IO[bytes]:
     """The locked file; opens it again if the previous holder removed it before it was locked."""
     while True:
-        if wait:
-            make_folder(path.parent)  # the holder may have removed it at its end
+        make_folder(path.parent)  # the previous holder may have removed it
         with writing(path):
             file = path.open("a+b", buffering=0)
         try:

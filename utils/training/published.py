@@ -24,11 +24,11 @@ class Published:
     name: str
     file: str
     url: str
-    project: str
     miou: float  # published, in per cent
+    project: str
     data: str  # of miou, with the protocol
     terms: str  # licence, and terms of the data
-    align_corners: bool | None  # for convert()
+    align_corners: bool | None = None  # for convert()
 
 
 @cache
@@ -36,15 +36,14 @@ def published() -> dict[str, Published]:
     """Name -> network, those of torchvision first."""
     networks = {}
     for group in yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")):
-        for file, miou in group["files"].items():
+        files, url = group.pop("files"), group.pop("url")
+        for file, miou in files.items():
             model, rest = FILE.fullmatch(file).groups()
             config = f"{model}_{rest}"
             short = SHORT.fullmatch(rest)
             name = f"{model}_resnet{short[1]}_{short[2] or short[3]}" if short else config
-            url = group["url"].format(model=model, config=config, file=file)
-            facts = {key: group[key] for key in ("project", "data", "terms")}
-            corners = group.get("align_corners")
-            networks[name] = Published(name, file, url, miou=miou, align_corners=corners, **facts)
+            address = url.format(model=model, config=config, file=file)
+            networks[name] = Published(name, file, address, miou, **group)
     return networks
 
 
