@@ -83,7 +83,7 @@ def test_label_ids_without_instance_ids_are_scored(trained, cityscapes_root, tmp
         options = [*trained, "--log_root", logs, "--data_root", folder, "--overlays", "false"]
         done = run("evaluation/eval_on_val_for_metrics.py", *options)
         assert done.returncode == 0, done.stderr
-        printed.append(done.stdout)
+        printed.append(done.stdout + done.stderr)
         scores.append(json.loads((logs / "model_eval_val" / "scores.json").read_text()))
     whole, done = printed
     assert "nIoU" in whole and "official score:" in whole and "left out" not in whole

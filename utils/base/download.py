@@ -115,6 +115,8 @@ def append(url: str, part: Path) -> None:
             raise OSError("the server sends a web page instead of the file")
         if answer.status != 206:  # the server sends the whole file
             start = 0
+        elif not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            raise OSError("the server sends another part of the file than asked for")
         total = None if answer.length is None else start + answer.length
         with writing(part):
             file = part.open("ab" if start else "wb", buffering=0)
