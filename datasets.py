@@ -107,6 +107,9 @@ def with_others(dataset: Dataset, also: Sequence[str]) -> Dataset:
     parts = [dataset]
     for spec in also:
         name, _, folder = spec.partition("=")
+        if name not in data_set_names():
+            known = ", ".join(data_set_names())
+            raise UserError(f"--also {spec}: unknown data set. Give names among {known}")
         root = resolve_data_root(name, to_path(folder) if folder else None)
         parts.append(build_dataset(name, root, "train"))
         if what := parts[-1].classes.difference(dataset.classes.names, None):

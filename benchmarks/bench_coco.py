@@ -83,14 +83,15 @@ def ours(root: Path, _: int) -> None:
 
 def main() -> None:
     given = measure.options(__doc__, images=500, rounds=3)
-    content, nothing = made(given.images), made(0)
+    content, val = made(given.images), made(1)
+    val["images"][0]["file_name"] = "val.jpg"
     with (
         tempfile.TemporaryDirectory() as root, tempfile.TemporaryDirectory() as folder,
         ProcessPoolExecutor(2) as pool,
     ):  # fmt: skip
         root, folder = Path(root), Path(folder)
         (root / "annotations").mkdir()
-        for split, part in (("train", content), ("val", nothing)):
+        for split, part in (("train", content), ("val", val)):
             path = root / "annotations" / f"instances_{split}2017.json"
             path.write_text(json.dumps(part), encoding="utf-8")
         sides = {"ours": partial(ours, root), "torchvision": partial(peer, content, folder, pool)}

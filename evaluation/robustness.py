@@ -9,14 +9,18 @@ the four noises at 1 to 3. Images are corrupted in memory. Writes robustness_<ru
 training_logs/. Needs: pip install --no-deps imagecorruptions-imaug, pip install numba scikit-image.
 """
 
+import os
+import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import version
-from importlib.util import find_spec
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 
 if __name__ == "__main__":  # else Python looks for modules in evaluation/ first
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
@@ -28,8 +32,9 @@ from evaluation.corruptions import CORRUPTIONS, KINDS, PACKAGE, Corrupted
 from evaluation.trained import ScoringOptions, Trained
 from utils.base.errors import UserError, run_command
 from utils.base.parser import check, parse
-from utils.base.paths import resolve_log_root, whole, write_json
+from utils.base.paths import require_file_name, resolve_log_root, whole, write_json
 from utils.base.progress import progress
+from utils.data.dataset import Dataset
 
 SEVERITIES = (1, 2, 3, 4, 5)
 STRONGEST_NOISE = 3
@@ -43,20 +48,26 @@ class RobustnessConfig(ScoringOptions):
     corruptions: tuple[str, ...] = CORRUPTIONS
     """Corruptions to score. Default: the 16 of Cityscapes-C."""
     severities: tuple[int, ...] = SEVERITIES
-    """Severities from 1 to 5, as strong as Hendrycks and Dietterich define them."""
+    """Severities from 1 to 5, as strong as Hendrycks and Dietterich define them; noises above 3 are
+    left out."""
+    output: Path | None = None
+    """JSON file to write; the picture lies beside it. Default: robustness_<run>.json in
+    --log_root, which is replaced."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         known = f"among {', '.join(CORRUPTIONS)}"
         check(self, "corruptions", lambda names: names and {*names} <= {*CORRUPTIONS}, known)
         check(self, "severities", lambda x: x and {*x} <= {*SEVERITIES}, "from 1 to 5")
-        if noises := [name for name in self.corruptions if not self.severities_of(name)]:
-            what = f"from 1 to {STRONGEST_NOISE} with {noises[0]}"
-            check(self, "severities", lambda _: False, what)
+        check(self, "output", lambda path: path.suffix == ".json", "a file *.json")
+        check(self, "severities", lambda _: self.settings(), f"up to {STRONGEST_NOISE} for noises")
 
-    def severities_of(self, name: str) -> list[int]:
-        strongest = STRONGEST_NOISE if name in KINDS["noise"] else 5
-        return [x for x in SEVERITIES if x in self.severities and x <= strongest]
+    def settings(self) -> dict[str, list[int]]:
+        """Severities of each corruption to score."""
+        chosen = [x for x in SEVERITIES if x in self.severities]
+        noises = [x for x in chosen if x <= STRONGEST_NOISE]
+        pairs = {x: noises if x in KINDS["noise"] else chosen for x in self.corruptions}
+        return {name: severities for name, severities in pairs.items() if severities}
 
 
 def mean(values: Iterable[float]) -> float:
@@ -89,20 +100,55 @@ def plot(clean: float, scored: Scored, path: Path) -> None:
         figure.savefig(temporary, dpi=130, format="png")
 
 
+def require_sizes(dataset: Dataset) -> None:
+    for index, name in enumerate(dataset.names):
+        if min(dataset.size(index)) < 32:
+            raise UserError(
+                f"image {name}: below 32x32 pixels, too small for {PACKAGE}. Leave it out"
+            )
+
+
+def end_with_parent() -> None:
+    """Let this process end when the command that started it is gone."""
+
+    def watch() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def processes(number: int) -> Iterator[ProcessPoolExecutor]:
+    """That many processes, which leave Ctrl-C to this one and end with it."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited
+    with ProcessPoolExecutor(number, get_context("spawn"), end_with_parent) as pool:
+        for _ in range(number):
+            pool.submit(int)
+        signal.signal(signal.SIGINT, before)
+        yield pool
+
+
 def main() -> None:
     config = parse(RobustnessConfig, __doc__)
-    if find_spec("imagecorruptions") is None:
+    try:
+        import_module("imagecorruptions")
+        package = f"{PACKAGE} {version(PACKAGE)}"
+    except ImportError as error:
         advice = f"pip install --no-deps {PACKAGE} && pip install numba scikit-image"
-        raise UserError(f"robustness.py: {PACKAGE} is missing. {advice}")
+        raise UserError(f"robustness.py: {PACKAGE} cannot be used ({error}). {advice}") from error
     trained = Trained.open(config)
-    dataset = trained.dataset(config.split)
-    settings = {name: config.severities_of(name) for name in config.corruptions}
+    dataset, settings = trained.dataset(config.split), config.settings()
+    table = config.output or resolve_log_root(config.log_root) / f"robustness_{trained.name}.json"
+    picture = table.with_suffix(".png")
+    for path in (table, picture):
+        require_file_name(path)
+    require_sizes(dataset)
     times = 1 + sum(map(len, settings.values()))
-    package = f"{PACKAGE} {version(PACKAGE)}"
     print(f"checkpoint {trained.path} on {len(dataset)} images, {dataset.source}; {package}")
     scored: Scored = {}
     with (
-        ProcessPoolExecutor(max(1, config.workers), get_context("spawn")) as pool,
+        processes(max(1, config.workers)) as pool,
         progress(times * len(dataset), unit="image", label="evaluate") as bar,
     ):
         clean = trained.evaluate(dataset, bar=bar).miou
@@ -114,14 +160,12 @@ def main() -> None:
                 for x in severities
             }
             tqdm.write(row(name, scored[name]))
-    overall = mean(mean(scores.values()) for scores in scored.values())
+            facts = {"checkpoint": str(trained.path), "data": str(trained.root)}
+            facts |= {"split": config.split, "images": len(dataset), "package": package}
+            overall = mean(mean(scores.values()) for scores in scored.values())
+            found = {"clean": clean, "mean": overall, "miou": scored}
+            write_json(table, facts | {"prediction": trained.options} | found)
     print(f"mean of {len(scored)} corruptions: {100 * overall:.1f} %")
-    table, picture = (
-        resolve_log_root(config.log_root) / f"robustness_{trained.name}.{kind}"
-        for kind in ("json", "png")
-    )
-    content = {"checkpoint": str(trained.path), "package": package, "clean": clean}
-    write_json(table, content | {"mean": overall, "miou": scored})
     plot(clean, scored, picture)
     print(f"table: {table}\npicture: {picture}")
 

@@ -94,6 +94,36 @@ def test_images_and_annotations_are_checked_before_the_masks_are_drawn(root, tmp
     fails(run(*check, tmp_path / "none"), "Unpack COCO's images and annotations of 2017 there")
 
 
+def entries(segmentation: object, names: tuple[str, ...] = ("a.jpg",)) -> dict:
+    images = [{"id": i, "file_name": x, "height": 4, "width": 4} for i, x in enumerate(names)]
+    one = {"category_id": 1, "area": 2000, "segmentation": segmentation}
+    return {"images": images, "annotations": [one | {"image_id": i} for i in range(len(names))]}
+
+
+WHOLE = {"size": [4, 4], "counts": [1, 15]}
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "words"),
+    [
+        (entries([[float("nan"), 0, 3, 0, 3, 3]]), entries(WHOLE), "a cannot be drawn"),
+        (entries([[0, 0, 1e9, 0, 3, 3]]), entries(WHOLE), "a cannot be drawn"),
+        (entries([[0, 0, 3, 0, 3, 3, 1]]), entries(WHOLE), "a cannot be drawn"),
+        (entries({"size": [2, 4], "counts": [1, 7]}), entries(WHOLE), "a cannot be drawn"),
+        (entries({"size": [4, 4], "counts": [1, 7]}), entries(WHOLE), "a cannot be drawn"),
+        (entries(WHOLE, ("x/a.jpg", "y/a.jpg")), entries(WHOLE), "two images with the same file"),
+        (entries(WHOLE), entries(WHOLE), "image a is in train, too"),
+        ({"images": [], "annotations": []}, entries(WHOLE), "no image with enough pixels"),
+    ],
+)
+def test_what_would_be_drawn_wrongly_is_refused(tmp_path, train, val, words):
+    (tmp_path / "annotations").mkdir()
+    for split, content in (("train", train), ("val", val)):
+        path = tmp_path / "annotations" / f"instances_{split}2017.json"
+        path.write_text(json.dumps(content))
+    fails(run("utils/preprocess_data.py", "--dataset", "coco", "--data_root", tmp_path), words)
+
+
 def test_masks_are_those_of_torchvisions_reference(root):
     coco.COCO.prepare(root, workers=2, overwrite=False)
     for split in ("train", "val"):
@@ -157,4 +187,4 @@ def test_damaged_annotations_are_one_line(tmp_path, content, words):
     fails(run("train.py", *data, "--backbone_weights", "null"), "not found. Unpack COCO's images")
     path.write_text(content)
     fails(run("utils/preprocess_data.py", *data), str(path), words)
-    fails(run("train.py", *data, "--backbone_weights", "null"), "Run python utils/preprocess_data")
+    fails(run("train.py", *data, "--backbone_weights", "null"), "un python utils/preprocess_data")

@@ -298,6 +298,14 @@ def test_lists_of_pairs_as_other_projects_have_them(tmp_path):
     val = build_dataset("custom", root, "val", packed=False)
     assert val.names == ["one"] and val.files[0].ids == root / "labels" / "val" / "other.png"
     assert not build_dataset("custom", root, "test").has_labels
+    (root / "list" / "train.txt").write_text(
+        "images/train/4 b.jpg\tlabels/train/2 b.png\nimages/train/2 b.jpg\tlabels/train/4 b.png\n"
+    )
+    with pytest.raises(UserError, match=r"train.pack: image 4 b has other files now"):
+        build_dataset("custom", root, "train")
+    (root / "list" / "train.txt").write_text("images/val/one.jpg\n")
+    with pytest.raises(UserError, match="1 of 1 train label files missing"):
+        build_dataset("custom", root, "train", packed=False)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,18 @@
 """evaluation/robustness.py: corruptions that repeat, and scores equal to those of written files."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from zlib import crc32
 
 import numpy as np
 import pytest
-from helpers import fails, forks, run, tiny, train
+from helpers import REPOSITORY, fails, forks, run, tiny, train
 
 from datasets import build_dataset
 from evaluation.corruptions import CORRUPTIONS, Corrupted, corrupted
@@ -55,6 +59,7 @@ def test_scores_equal_those_of_corrupted_files(trained, cityscapes_root, tmp_pat
     folder = trained[1]
     assert (folder / "robustness_run.png").stat().st_size > 10_000
     content = json.loads((folder / "robustness_run.json").read_text())
+    assert content["data"] == str(cityscapes_root) and content["images"] == 3
     miou = content["miou"]
     assert [*miou] == ["fog", "shot_noise"] and [*miou["fog"]] == ["1", "3"]
     assert content["mean"] == pytest.approx(np.mean([[*x.values()] for x in miou.values()]))
@@ -80,6 +85,35 @@ def test_mistakes_are_one_line(trained):
     robustness = ("evaluation/robustness.py", *trained)
     fails(run(*robustness, "--corruptions", "[rain]"), "--corruptions must be among gaussian_noise")
     fails(run(*robustness, "--severities", "[0]"), "--severities must be from 1 to 5")
-    noise = ("--corruptions", "[fog,shot_noise]", "--severities", "[5]")
-    fails(run(*robustness, *noise), "--severities must be from 1 to 3 with shot_noise")
-    fails(run(*robustness, first=hide), "imagecorruptions-imaug is missing", "pip install")
+    noise = ("--corruptions", "[shot_noise]", "--severities", "[5]")
+    fails(run(*robustness, *noise), "--severities must be up to 3 for noises")
+    fails(run(*robustness, "--severities", "3"), "like [1,3]")
+    fails(run(*robustness, "--output", "x.png"), "--output must be a file *.json")
+    fails(run(*robustness, first=hide), "imagecorruptions-imaug cannot be used", "pip install")
+    (trained[1] / "robustness_run.json").unlink(missing_ok=True)
+    (trained[1] / "robustness_run.json").mkdir()
+    fails(run(*robustness), "robustness_run.json")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_its_processes_too(trained, tmp_path, number):
+    """Ctrl-C, which reaches them all, is one line; none is left."""
+    command = (REPOSITORY / "evaluation" / "robustness.py", *trained, "--workers", "2")
+    process = subprocess.Popen(
+        [sys.executable, *map(str, command), "--output", str(tmp_path / "r.json")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    while "at severity" not in process.stdout.readline():
+        assert process.poll() is None
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    printed = process.communicate(timeout=60)[1]
+    assert process.returncode == (130 if number == signal.SIGINT else -number)
+    assert "Traceback" not in printed
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.2)
+    raise AssertionError("a process is left")

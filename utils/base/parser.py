@@ -26,7 +26,8 @@ EXAMPLES = {  # values for the types of options and of keys in dataset.yaml
     int: "8", float: "0.5", bool: "true or false", Path: "a/folder",
     str: "name, in quotes if it is yes, no or a number",
     Color: "[1,2,4]", tuple[int, int]: "[512,1024]", tuple[float, float]: "[0.5,2.0]",
-    tuple[float, ...]: "[0.5,1.0]", list[int]: "[0, 255]", list[str]: '[road, "no", "1"]',
+    tuple[float, ...]: "[0.5,1.0]", tuple[int, ...]: "[1,3]", tuple[str, ...]: "[fog,snow]",
+    list[int]: "[0, 255]", list[str]: '[road, "no", "1"]',
     dict[str, int | list[int]]: '{road: 7, "no": [26, 27]}', dict[str, str]: "{train: training}",
     dict[str, Color]: "{road: [128, 64, 128]}", list[Color]: "[[0, 0, 0]]",
 }  # fmt: skip

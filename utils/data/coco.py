@@ -17,7 +17,7 @@ import numpy as np
 
 from utils.base.errors import UserError
 from utils.base.find import find_named
-from utils.base.paths import read_bytes, read_names, write_text
+from utils.base.paths import make_folder, read_bytes, read_names, write_text
 from utils.data.dataset import DataSet, FoundFiles, NoImages, train_id_path
 from utils.data.label_table import IGNORE, VOC
 from utils.data.sources import convert
@@ -26,6 +26,7 @@ CATEGORIES = (  # ids of VOC's classes 1, 2, ...
     5, 2, 16, 9, 44, 6, 3, 17, 62, 21, 67, 18, 19, 4, 1, 64, 20, 63, 7, 72,
 )  # fmt: skip
 LEAST = 1000  # pixels, as the sum of the annotations' `area`
+FARTHEST = 100_000  # pixels, of coordinates and sides
 MASK_BYTES = 4096  # of a mask on the disk, roughly
 Objects = list[tuple[int, Any]]  # train id and `segmentation` of each instance of an image
 
@@ -68,9 +69,16 @@ def require_instances(root: Path, split: str, year: int) -> Path:
 
 def prepare(root: Path, *, workers: int, overwrite: bool, year: int) -> bool:
     """Draw the masks of train and val below root/meta."""
+    names: set[str] = set()
+    make_folder(root / "meta")
     for split in ("train", "val"):
         path = require_instances(root, split, year)
         images = read_instances(path, split)
+        if twice := names & images.keys():
+            what = f"image {min(twice)} is in train, too, with another mask of the same name"
+            raise UserError(f"{path}: {what}. Rename it in the file and on the disk")
+        names |= images.keys()
+        write_text(root / "meta" / f"{split}{year}.txt", "\n".join(images) + "\n")
         gib, free = len(images) * MASK_BYTES / 2**30, shutil.disk_usage(root).free / 2**30
         print(f"{path}: {len(images):,} masks, about {gib:.1f} GiB, {free:.1f} GiB free")
 
@@ -85,7 +93,6 @@ def prepare(root: Path, *, workers: int, overwrite: bool, year: int) -> bool:
 
         labels = dict.fromkeys(images, path)
         convert(root, split, labels, VOC, read, workers=workers, overwrite=overwrite)
-        write_text(root / "meta" / f"{split}{year}.txt", "\n".join(images) + "\n")
     return False
 
 
@@ -102,15 +109,33 @@ def read_instances(path: Path, split: str) -> dict[str, tuple[Objects, tuple[int
             if (train_id := classes.get(x["category_id"])) is not None:
                 objects[x["image_id"]].append((train_id, x["segmentation"]))
                 areas[x["image_id"]] += x["area"]
+        if not all(area >= 0 for area in areas.values()):
+            raise ValueError("an area below 0 or nan")
         kept = [number for number in images if split != "train" or areas[number] > LEAST]
         sizes = {number: (images[number]["height"], images[number]["width"]) for number in kept}
-        return {
-            Path(images[number]["file_name"]).stem: (objects[number], sizes[number])
-            for number in kept
-        }
-    except (ValueError, KeyError, TypeError) as error:
-        what = f"not an instances file of COCO ({error!r:.80})"
+        if not kept:
+            raise ValueError("no image with enough pixels of the classes")
+        names = [Path(images[number]["file_name"]).stem for number in kept]
+        if len({*names}) < len(names):
+            raise ValueError("two images with the same file name")
+        return {name: (objects[x], sizes[x]) for name, x in zip(names, kept, strict=True)}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        what = f"not an instances file of COCO ({error!r:.120})"
         raise UserError(f"{path}: {what}. Unpack annotations_trainval again") from error
+
+
+def require_drawable(objects: Objects, size: tuple[int, int]) -> None:
+    """ValueError for what pycocotools would crash with or draw wrongly."""
+    if not 0 < min(size) <= max(size) <= FARTHEST:
+        raise ValueError(f"size {size}")
+    for _, shape in objects:
+        if isinstance(shape, dict):
+            counts = shape["counts"]
+            whole = isinstance(counts, str) or sum(counts) == size[0] * size[1]
+            if tuple(shape["size"]) != size or not whole:
+                raise ValueError("a run-length code of another size")
+        elif any(len(x) % 2 or not np.abs(x).max() <= FARTHEST for x in shape):
+            raise ValueError("a polygon with an odd or too large number")
 
 
 def draw(objects: Objects, size: tuple[int, int]) -> np.ndarray:
@@ -120,6 +145,7 @@ def draw(objects: Objects, size: tuple[int, int]) -> np.ndarray:
     except ImportError as error:
         what = "COCO's masks need pycocotools. Type pip install pycocotools"
         raise UserError(f"utils/preprocess_data.py: {what}") from error
+    require_drawable(objects, size)
     label = np.zeros(size[::-1], np.uint8)  # transposed: COCO's masks run down the columns
     for train_id, segmentation in objects:
         found = mask.frPyObjects(segmentation, *size)
@@ -133,10 +159,13 @@ def draw(objects: Objects, size: tuple[int, int]) -> np.ndarray:
     return cv2.transpose(label)
 
 
+HINT = "Unpack all images (.jpg), then run python utils/preprocess_data.py --dataset {}"
+
+
 def data_set(name: str, year: int, images: dict[str, int]) -> DataSet:
     return DataSet(
         name, VOC, partial(find, year=year), images=images,
-        hints=dict.fromkeys(("train", "val"), f"Run utils/preprocess_data.py --dataset {name}"),
+        hints=dict.fromkeys(("train", "val"), HINT.format(name)),
         prepare=partial(prepare, year=year), downloaded=partial(downloaded, year=year),
     )  # fmt: skip
 

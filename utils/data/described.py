@@ -56,6 +56,8 @@ class Description:
     """The download that this describes, for messages about missing files and unknown ids."""
 
     def __post_init__(self) -> None:
+        if None in (self.images, self.labels):
+            raise ValueError("images and labels must be text, or left out")
         for key, path in (("images", self.images), ("labels", self.labels)):
             if path.count("{name}") != 1 and not self.pairs:
                 raise ValueError(f"{key} must contain {{name}} once, got {path!r}")
@@ -155,7 +157,8 @@ class Description:
         """DataSet.find; `path` is that of the description. The test split may lack labels."""
         if self.pairs:
             listing = root / self.lists.replace("{split}", split)
-            return listed_pairs(root, self.listed(root, split, path), listing)
+            found = listed_pairs(root, self.listed(root, split, path), listing)
+            return {"image": found["image"]} if split == "test" and not found["ids"] else found
         images, labels = (find_named(root, self.pattern(x, split)) for x in ("images", "labels"))
         pattern = self.pattern("images", split)
         if not images:
@@ -189,7 +192,7 @@ def listed_pairs(root: Path, lines: list[str], listing: Path) -> FoundFiles:
     an image's name is that of its file. UserError for other lines and for a name given twice."""
     found: FoundFiles = {"image": {}, "ids": {}}
     for line in lines:
-        words = line.split("\t") if "\t" in line else line.split()
+        words = [x.strip() for x in line.split("\t")] if "\t" in line else line.split()
         if len(words) > 2:
             raise UserError(f"{listing}: {line!r} is not two paths. Separate them by one tab")
         files = [root / word.lstrip("/") for word in words]
@@ -197,7 +200,7 @@ def listed_pairs(root: Path, lines: list[str], listing: Path) -> FoundFiles:
             if found[kind].setdefault(files[0].stem, file) != file:
                 what = f"two lines have the image {files[0].stem}, with different paths"
                 raise UserError(f"{listing}: {what}. Give the files different names")
-    return found if found["ids"] else {"image": found["image"]}
+    return found
 
 
 def read_description(path: Path) -> Description:

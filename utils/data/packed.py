@@ -33,7 +33,7 @@ from utils.base.threads import read_ahead
 from utils.data.dataset import DataSet, Dataset, NoImages
 from utils.data.image_files import to_train_ids
 from utils.data.label_table import LabelTable
-from utils.data.sources import require_unchanged
+from utils.data.sources import name_below, require_unchanged
 
 MAGIC = b"SEGPACK1"
 ALIGNMENT = 64
@@ -190,6 +190,10 @@ class PackedDataset(Dataset):
             if self.names != [*found["image"]]:
                 what = "has other images than the data set, or in another order"
                 raise UserError(f"{self.path}: {what}. {advice}")
+            for image in self.layout.images:  # of the same files, labels may belong to others
+                name, packed = image["name"], image["sources"].keys()
+                if packed != {name_below(root, paths[name]) for paths in found.values()}:
+                    raise UserError(f"{self.path}: image {name} has other files now. {advice}")
         if require_unchanged(self.path, data_set, root, sources, thorough=thorough):
             return
         for image in self.layout.images:  # an older file without a record

@@ -52,10 +52,11 @@ def chosen_class_weights(choice: bool | str | Path, data_set: DataSet, root: Pat
     names = data_set.classes.names
     try:
         content = json.loads(read_bytes(to_path(choice)))
+        content = content.get("class_weights", content)  # also as preprocess_data.py writes them
         weights = np.array([content[name] for name in names], np.float32)
         if len(content) > len(names) or not (np.isfinite(weights) & (weights > 0)).all():
             raise ValueError
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         what = f"does not give each class a positive weight: {', '.join(names[:3])}, ..."
         raise UserError(f"{choice}: {what}. Write them as JSON, by name") from error
     return weights
