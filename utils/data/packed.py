@@ -192,7 +192,8 @@ class PackedDataset(Dataset):
                 raise UserError(f"{self.path}: {what}. {advice}")
             for image in self.layout.images:  # of the same files, labels may belong to others
                 name, packed = image["name"], image["sources"].keys()
-                if packed != {name_below(root, paths[name]) for paths in found.values()}:
+                files = (paths[name] for paths in found.values() if name in paths)
+                if not {name_below(root, path) for path in files} <= packed:
                     raise UserError(f"{self.path}: image {name} has other files now. {advice}")
         if require_unchanged(self.path, data_set, root, sources, thorough=thorough):
             return
