@@ -38,7 +38,7 @@ def corrupted(image: np.ndarray, name: str, severity: int, seed: int) -> np.ndar
 
 
 class Corrupted(Dataset):
-    """A data set whose images are corrupted by the processes of `pool`."""
+    """A data set whose images, at least 32x32, are corrupted by the processes of `pool`."""
 
     def __init__(self, dataset: Dataset, name: str, severity: int, pool: Executor) -> None:
         self.dataset, self.pool, self.how = dataset, pool, (name, severity)
@@ -47,8 +47,6 @@ class Corrupted(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.dataset[index]
         name, image = sample["name"], sample["image"]
-        if min(image.shape[:2]) < 32:
-            raise UserError(f"image {name}: below 32x32 pixels, too small for {PACKAGE}")
         try:
             image = self.pool.submit(corrupted, image, *self.how, crc32(name.encode())).result()
         except BrokenProcessPool as error:

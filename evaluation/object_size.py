@@ -3,10 +3,10 @@
 import cv2
 import numpy as np
 
+from evaluation.panoptic_quality import LIMITS
 from evaluation.task import Sample
 from utils.data.label_table import IGNORE, LabelTable
 
-LIMITS = (32**2, 96**2)  # pixels; COCO's small, medium and large objects
 SIZES = ("small, below 32x32 pixels", "medium", "large, from 96x96")
 
 

@@ -76,12 +76,11 @@ def find_predictions(folder: Path) -> Path:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder. Give another one with --predictions")
     found = sorted(find(folder, "*.json"))
-    if len(found) != 1:
-        what = f"{len(found)} JSON files" if found else "no JSON file"
+    if not found:
         advice = "Write COCO's panoptic format: a JSON file, and PNGs in the folder of its name"
-        raise UserError(
-            f"{folder}: {what}. {f'Give one: --predictions {found[0]}' if found else advice}"
-        )
+        raise UserError(f"{folder}: no JSON file. {advice}")
+    if len(found) > 1:
+        raise UserError(f"{folder}: {len(found)} JSON files. Give one: --predictions {found[0]}")
     return found[0]
 
 
@@ -114,7 +113,7 @@ def read_format(
             crowd = np.array([bool(x.get("iscrowd", 0)) for x in own], bool)
             file = folder_of(path) / image["file_name"]
             found[name] = partial(read_segments, file, np.array(numbers, np.int64), segments, crowd)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         what = f"not COCO's panoptic format ({error!r:.80})"
         raise UserError(f"{path}: {what}. Write image_id, file_name, segments_info") from error
     return found, categories

@@ -103,9 +103,8 @@ def plot(clean: float, scored: Scored, path: Path) -> None:
 def require_sizes(dataset: Dataset) -> None:
     for index, name in enumerate(dataset.names):
         if min(dataset.size(index)) < 32:
-            raise UserError(
-                f"image {name}: below 32x32 pixels, too small for {PACKAGE}. Leave it out"
-            )
+            what = f"below 32x32 pixels, too small for {PACKAGE}"
+            raise UserError(f"image {name}: {what}. Leave it out of the split")
 
 
 def end_with_parent() -> None:
@@ -146,6 +145,11 @@ def main() -> None:
     require_sizes(dataset)
     times = 1 + sum(map(len, settings.values()))
     print(f"checkpoint {trained.path} on {len(dataset)} images, {dataset.source}; {package}")
+    facts = {
+        "checkpoint": str(trained.path), "dataset": trained.dataset_name, "split": config.split,
+        "data_root": str(trained.root), "images": len(dataset), "package": package,
+        "prediction": trained.options,
+    }  # fmt: skip
     scored: Scored = {}
     with (
         processes(max(1, config.workers)) as pool,
@@ -160,11 +164,8 @@ def main() -> None:
                 for x in severities
             }
             tqdm.write(row(name, scored[name]))
-            facts = {"checkpoint": str(trained.path), "data": str(trained.root)}
-            facts |= {"split": config.split, "images": len(dataset), "package": package}
             overall = mean(mean(scores.values()) for scores in scored.values())
-            found = {"clean": clean, "mean": overall, "miou": scored}
-            write_json(table, facts | {"prediction": trained.options} | found)
+            write_json(table, {**facts, "clean": clean, "mean": overall, "miou": scored})
     print(f"mean of {len(scored)} corruptions: {100 * overall:.1f} %")
     plot(clean, scored, picture)
     print(f"table: {table}\npicture: {picture}")

@@ -209,7 +209,7 @@ def randomize(model: torch.nn.Module, seed: int = 0) -> None:
 def train(config: Config, **how: Any) -> subprocess.CompletedProcess:
     """train.py with these options, to its end; UserError with its line on exit code 2.
 
-    `how`: of `run`.
+    how: the other options of `run`.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cityscapesscripts.preparation.createPanopticImgs import convert2panoptic
 from helpers import REPOSITORY, randomize
 from test_readme import commands
 from torch import nn
@@ -21,6 +22,7 @@ from test_convert import Fregu856, Mmseg
 FEW_STEPS = ["--steps", "2", "--eval_every", "2", "--crop", "[64,128]", "--batch_size", "2"]
 FEW_STEPS += ["--dataset", "synthetic", "--backbone_weights", "null", "--warmup_steps", "0"]
 FEW_STEPS += ["--epochs", "null"]
+LESS = {"train.py": FEW_STEPS, "evaluation/robustness.py": ["--corruptions", "[fog]"]}
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,12 @@ def project(tmp_path_factory) -> Path:
     for name in ("r18", "r50", "camvid"):
         shutil.copytree(logs / "demo", logs / name, symlinks=True)
     shutil.copytree(logs / "model_eval_val_for_metrics", root / "results")
+    truth = root / "segments"
+    truth.mkdir()
+    convert2panoptic(str(root / "data" / "synthetic" / "gtFine"), str(truth), setNames=["val"])
+    for name in ("panoptic", "annotations/panoptic_val2017"):
+        shutil.copytree(truth / "cityscapes_panoptic_val", root / name)
+        shutil.copy(truth / "cityscapes_panoptic_val.json", root / f"{name}.json")
     (root / "photos").symlink_to(images / "val")
     shutil.copy(next(images.rglob("*.png")), root / "street.jpg")
     pretrained = root / "pretrained_models"
@@ -75,8 +83,8 @@ def execute(root: Path, script: str, *arguments: str) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "page",
-    ["predict", "submit", "export", "compare", "reproduce", "score", "training", "README",
-     "published_checkpoints"],
+    ["predict", "submit", "export", "compare", "reproduce", "score", "robustness", "training",
+     "README", "published_checkpoints"],
 )  # fmt: skip
 def test_the_commands_of_a_page_run_as_written(project, page):
     path = REPOSITORY / "docs" / f"{page}.md"
@@ -86,8 +94,9 @@ def test_the_commands_of_a_page_run_as_written(project, page):
         if script == "utils/synthetic.py":
             continue  # the fixture has drawn other scenes
         arguments = [word.replace("<run>", "demo") for word in arguments]
-        more = FEW_STEPS if script == "train.py" else []
-        again = ["--overwrite", "true"] if more and "--resume" not in arguments else []
+        fresh = script == "train.py" and "--resume" not in arguments
+        again = ["--overwrite", "true"] if fresh else []
+        more = [] if "--corruptions" in arguments else LESS.get(script, [])
         execute(project, script, *arguments, *more, *again)
 
 

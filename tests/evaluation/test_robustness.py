@@ -59,7 +59,7 @@ def test_scores_equal_those_of_corrupted_files(trained, cityscapes_root, tmp_pat
     folder = trained[1]
     assert (folder / "robustness_run.png").stat().st_size > 10_000
     content = json.loads((folder / "robustness_run.json").read_text())
-    assert content["data"] == str(cityscapes_root) and content["images"] == 3
+    assert content["data_root"] == str(cityscapes_root) and content["images"] == 3
     miou = content["miou"]
     assert [*miou] == ["fog", "shot_noise"] and [*miou["fog"]] == ["1", "3"]
     assert content["mean"] == pytest.approx(np.mean([[*x.values()] for x in miou.values()]))
@@ -81,7 +81,7 @@ def hide() -> None:
     sys.modules["imagecorruptions"] = None
 
 
-def test_mistakes_are_one_line(trained):
+def test_mistakes_are_one_line(trained, tmp_path):
     robustness = ("evaluation/robustness.py", *trained)
     fails(run(*robustness, "--corruptions", "[rain]"), "--corruptions must be among gaussian_noise")
     fails(run(*robustness, "--severities", "[0]"), "--severities must be from 1 to 5")
@@ -90,9 +90,8 @@ def test_mistakes_are_one_line(trained):
     fails(run(*robustness, "--severities", "3"), "like [1,3]")
     fails(run(*robustness, "--output", "x.png"), "--output must be a file *.json")
     fails(run(*robustness, first=hide), "imagecorruptions-imaug cannot be used", "pip install")
-    (trained[1] / "robustness_run.json").unlink(missing_ok=True)
-    (trained[1] / "robustness_run.json").mkdir()
-    fails(run(*robustness), "robustness_run.json")
+    (tmp_path / "r.json").mkdir()
+    fails(run(*robustness, "--output", tmp_path / "r.json"), "r.json")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
