@@ -50,11 +50,18 @@ def resolve_data_root(name: str, data_root: Path | None) -> Path:
 
 
 def build_dataset(
-    name: str, root: Path, split: str, *, packed: bool = True, fine_repeats: int = 1
+    name: str,
+    root: Path,
+    split: str,
+    *,
+    packed: bool = True,
+    fine_repeats: int = 1,
+    instances: bool = False,
 ) -> Dataset:
     """The samples of a split of data set `name` below `root`.
 
     packed: read the packed file of utils/preprocess_data.py if it exists.
+    instances: with "instance" also in the training splits; a packed file without it is not read.
     fine_repeats: how often train_extra contains each of its finely labelled images.
     """
     data_set = find_data_set(name, root)
@@ -63,17 +70,19 @@ def build_dataset(
         raise UserError(f"--split {split}: not in {name}. Give one of {', '.join(known)}")
     if split in data_set.unions:
         first, *others = (
-            build_dataset(name, root, part, packed=packed) for part in data_set.unions[split]
+            build_dataset(name, root, part, packed=packed, instances=instances)
+            for part in data_set.unions[split]
         )
         repeats = fine_repeats if split == "train_extra" else 1
         return JoinedDataset([*[first] * repeats, *others])
     require_unchanged(converted_labels(root, split), data_set, root)
     path = packed_path(root, split)
-    if not packed or not path.is_file():
-        return SegmentationDataset(data_set.files(root, split), data_set.classes)
-    packed_set = PackedDataset(path, data_set.classes)
-    packed_set.require_current(data_set, root, split)
-    return packed_set
+    if packed and path.is_file():
+        packed_set = PackedDataset(path, data_set.classes)
+        packed_set.require_current(data_set, root, split)
+        if not instances or "instance" in packed_set.layout.planes:
+            return packed_set
+    return SegmentationDataset(data_set.files(root, split, instances=instances), data_set.classes)
 
 
 def listed(dataset: Dataset, path: Path) -> Dataset:
@@ -101,7 +110,7 @@ def name_in(line: str, known: Collection[str]) -> str:
     return line
 
 
-def with_others(dataset: Dataset, also: Sequence[str]) -> Dataset:
+def with_others(dataset: Dataset, also: Sequence[str], *, instances: bool = False) -> Dataset:
     """The samples of `dataset`, then those of the train splits of `also`: names of data sets with
     the same classes, or NAME=FOLDER."""
     parts = [dataset]
@@ -111,7 +120,7 @@ def with_others(dataset: Dataset, also: Sequence[str]) -> Dataset:
             known = ", ".join(data_set_names())
             raise UserError(f"--also {spec}: unknown data set. Give names among {known}")
         root = resolve_data_root(name, to_path(folder) if folder else None)
-        parts.append(build_dataset(name, root, "train"))
+        parts.append(build_dataset(name, root, "train", instances=instances))
         if what := parts[-1].classes.difference(dataset.classes.names, None):
             what = what.replace("the data set", name).replace("the checkpoint", "--dataset")
             raise UserError(f"--also {spec}: {what}. Give data sets with the same classes")

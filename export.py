@@ -6,10 +6,11 @@
     python export.py --checkpoint RUN --half true      ONNX in float16, half the size
 
 Input `images`: float32 (N,3,H,W), RGB, (pixel - mean) / std, any N, H and W. Output `labels`: uint8
-(N,H,W) train ids, or `logits`: float32 (N,K,H,W). The file also holds mean, standard deviation, and
-the classes with ids and colours. export.py writes no file if more than 0.1 % of the pixels of val
-images (1 % with --half) differ from this repository's prediction. Needs: pip install onnx
-onnxscript onnxruntime.
+(N,H,W) train ids, or `logits`: float32 (N,K,H,W). A panoptic network has a second output `maps`,
+from which evaluation/grouping.py makes segments (docs/panoptic.md). The file also holds mean,
+standard deviation, and the classes with ids and colours. export.py writes no file if more than
+0.1 % of the pixels of val images (1 % with --half) differ from this repository's prediction. Needs:
+pip install onnx onnxscript onnxruntime.
 """
 
 import json
@@ -75,11 +76,13 @@ def main() -> None:
     facts = {
         "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "order": "RGB", "scale": scales[0],
         "classes": classes.names, "ids": classes.ids.tolist(),
-        "colors": classes.colors.tolist(), "step": trained.state["step"],
+        "things": [*classes.instance_sizes], "colors": classes.colors.tolist(),
+        "step": trained.state["step"],
     }  # fmt: skip
     places = np.linspace(0, len(dataset) - 1, min(config.images, len(dataset)))
     samples = [dataset[int(place)] for place in places.round()]
-    predictor = Predictor(plain.model, device=torch.device("cpu"), **trained.options)
+    how = {"task": trained.task, "classes": dataset.classes, **trained.options}
+    predictor = Predictor(plain.model, device=torch.device("cpu"), **how)
     with whole(path) as temporary:
         write = {"onnx": write_onnx, "pt2": write_pt2}[config.format]
         kind = "fp32"

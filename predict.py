@@ -8,7 +8,8 @@
     python predict.py --split test --checkpoint RUN               for the test server, as an archive
 
 Writes to --output: labels/<name>_pred_label_img.png (the data set's own label ids),
-colors/<name>_color.png, overlays/<name>_overlayed.png, and <name>.webm for a video. Skips files
+colors/<name>_color.png, overlays/<name>_overlayed.png, and <name>.webm for a video; of a panoptic
+network also panoptic.json and panoptic/<name>_panoptic.png, segments in COCO's format. Skips files
 that it cannot read or write, reports each on stderr, and then exits with code 2.
 """
 
@@ -29,11 +30,12 @@ import numpy as np
 
 from datasets import build_dataset, find_data_set
 from evaluation.inference import Predictor
+from evaluation.panoptic_files import SegmentWriter
 from evaluation.submission import write_submission
-from evaluation.task import Task
+from evaluation.task import Prediction
 from evaluation.trained import PredictionOptions, Trained
 from evaluation.video import ENDING, read_video, write_video
-from evaluation.visualize import with_legend
+from evaluation.visualize import overlay, save_as_ids, with_legend
 from utils.base.errors import Faults, UserError, run_command, warn
 from utils.base.find import find, listing
 from utils.base.lock import hold
@@ -103,7 +105,9 @@ def main() -> None:
     print(f"checkpoint {trained.path} (step {trained.state['step']})")
 
     predictor = trained.predictor(windows_if_needed=True)
-    work = Work(output, predictor, trained.task, classes, config)
+    if config.confidence and trained.task.segments:
+        raise UserError("--confidence true: not for a panoptic network. Leave it out")
+    work = Work(output, predictor, classes, config)
     with hold(output):
         for title, source in videos.items():
             named = title if isinstance(source, dict) else source
@@ -180,9 +184,11 @@ class Work(Faults):
 
     output: Path
     predictor: Predictor
-    task: Task
     classes: LabelTable
     config: PredictConfig
+
+    def __post_init__(self) -> None:
+        self.task, self.writer = self.predictor.task, SegmentWriter(self.output, self.classes)
 
     def read(self, pictures: Readers) -> Iterator[tuple[str, np.ndarray]]:
         """Name and pixels of every readable image; threads read ahead."""
@@ -194,26 +200,32 @@ class Work(Faults):
     def pictures(self, pictures: Readers) -> None:
         """Write label ids, colour map and overlay of each image."""
         predictor, confidence = self.predictor, self.config.confidence
-        predict = predictor.with_confidence if confidence else predictor.train_ids
+        predict = predictor.with_confidence if confidence else predictor.predict
         predicted = ((name, x, self.attempt(name, predict, x)) for name, x in self.read(pictures))
         threads = {"workers": self.config.workers}
         counts = read_ahead(lambda x: self.attempt(x[0], self.write, *x), predicted, **threads)
         with progress(len(pictures), unit="image", label="predict") as bar:
             for written in counts:
                 bar.update(written or 0)
+        if self.task.segments:
+            self.writer.finish(self.writer.images)
         print(f"{bar.n} images: {self.output}")
 
-    def write(self, name: str, image: np.ndarray, prediction: np.ndarray | None) -> int:
+    def write(self, name: str, image: np.ndarray, prediction: Prediction | None) -> int:
         """Write the files of one image; return 1, or 0 if it could not be predicted."""
         if prediction is None:
             return 0
         if self.config.confidence:
             prediction, confidence = np.ascontiguousarray(np.moveaxis(prediction, 2, 0))
             write_png(self.place(f"confidence/{name}_confidence.png"), confidence)
-        self.task.save(self.place(f"labels/{name}_pred_label_img.png"), prediction, self.classes)
+        train_ids, path = self.task.train_ids(prediction), f"labels/{name}_pred_label_img.png"
+        save_as_ids(self.place(path), train_ids, self.classes)
+        if self.task.segments:
+            self.writer.add(name, self.task.segments(prediction))
         if self.config.pictures:
-            blend = with_legend(self.task.draw(image, prediction, self.classes), self.classes)
-            write_png(self.place(f"colors/{name}_color.png"), self.classes.draw(prediction))
+            painted = self.task.paint(prediction, self.classes)
+            blend = with_legend(overlay(image, painted), self.classes)
+            write_png(self.place(f"colors/{name}_color.png"), painted)
             write_png(self.place(f"overlays/{name}_overlayed.png"), blend)
         return 1
 

@@ -14,6 +14,7 @@ import math
 import shlex
 import sys
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 
 if __name__ == "__main__":  # PYTHONSAFEPATH keeps this folder out of sys.path
@@ -70,6 +71,9 @@ from utils.training.run import (
 )
 from utils.training.step import training_step
 
+LOSS_OPTIONS = (
+    "label_smoothing hard_threshold hard_min_kept focal dice lovasz hardest offset_weight"
+)
 STAGED = "crop scale batch_size"  # what a stage may change
 SLOW_DATA = 0.2  # share of the time spent waiting for data above which PACK_HINT is printed
 PACK_HINT = "Raise --workers, or run python utils/preprocess_data.py --pack true"
@@ -132,15 +136,16 @@ def set_up(folder: Path, checkpoint: Path | None, config: Config, world: World) 
     torch.backends.cudnn.benchmark = True
     name, root = config.dataset, resolve_data_root(config.dataset, config.data_root)
     config = replace(config, data_root=root)
-    train_set = build_dataset(name, root, config.split, fine_repeats=config.fine_repeats)
+    task = TASKS[model_class(config.model).task]
+    needed = {"instances": task.instances}
+    train_set = build_dataset(name, root, config.split, fine_repeats=config.fine_repeats, **needed)
     if config.train_list is not None:
         train_set = listed(train_set, config.train_list)
-    train_set = with_others(train_set, config.also)
-    val_set = build_dataset(name, root, "val")
+    train_set = with_others(train_set, config.also, **needed)
+    val_set = build_dataset(name, root, "val", **needed)
     distributed.require_same((train_set.names, val_set.names), "data set", world)
     recipe = {k: v for k, v in plain(config).items() if k not in FREE_ON_RESUME}
     distributed.require_same(recipe, "options", world)
-    task = TASKS[model_class(config.model).task]
     criterion = build_criterion(config, train_set, task, world)
 
     state = load_run(folder, checkpoint, config)
@@ -149,7 +154,7 @@ def set_up(folder: Path, checkpoint: Path | None, config: Config, world: World) 
     run = build_run(config, train_set.classes, world, state)
     amp = run.amp_dtype(world)
     if config.find_batch_size:
-        config = find_batch_size(config, run.model, criterion, amp, world)
+        config = find_batch_size(config, run.model, criterion, task.planes, amp, world)
     run.images_per_step = config.batch_size * config.accumulate * world.size
     total = config.steps
     if config.epochs is not None:
@@ -205,7 +210,12 @@ def build_criterion(config: Config, train_set: Dataset, task: Task, world: World
         data_set = find_data_set(config.dataset, config.data_root)
         found = chosen_class_weights(config.class_weights, data_set, config.data_root)
         class_weights = torch.from_numpy(found) ** config.class_weight_power
-    options = chosen(config, "label_smoothing hard_threshold hard_min_kept focal dice lovasz")
+    names, taken = LOSS_OPTIONS.split(), signature(task.criterion).parameters
+    names += [] if hasattr(task.criterion, "weigh") else ["class_weights_from"]
+    odd = [x for x in names if x not in taken and getattr(config, x) != getattr(Config, x)]
+    if odd:
+        raise UserError(f"--{odd[0]}: not for {config.model}. Leave it out")
+    options = chosen(config, " ".join(x for x in names if x in taken))
     return task.criterion(class_weights=class_weights, **options).to(world.device)
 
 
@@ -261,9 +271,10 @@ def predict_extremes(job: Job) -> None:
     largest = max(range(len(sizes)), key=lambda index: math.prod(sizes[index]))
     smallest = min(range(len(sizes)), key=lambda index: min(sizes[index]))
     how = {"amp": job.world.amp_dtype(job.config.precision), "scales": job.config.eval_scales}
+    how |= {"task": job.task, "classes": job.val_set.classes}
     predictor = Predictor(job.run.model, device=job.world.device, **how)
     for index in dict.fromkeys((largest, smallest)):
-        predictor.train_ids(job.val_set[index]["image"])
+        predictor.predict(job.val_set[index]["image"])
 
 
 # ---- The loop ----------------------------------------------------------------------------------
@@ -296,7 +307,7 @@ def train_steps(job: Job, log: RunLogger) -> int | None:
                 if scores is None:  # stopped before or during it: the resumed run evaluates
                     run.pending, stopping = row, True
                 else:
-                    row |= {"val_loss": scores.loss, "miou": scores.miou}
+                    row |= {"val_loss": scores.loss, **scores.curve}
             if row and run.pending is None:
                 log.write(step, row)
                 if "miou" in row:
@@ -371,13 +382,13 @@ def validate(job: Job, log: RunLogger, stop: StopRequest) -> Scores | None:
     if job.replay is not None:
         job.replay.forget()  # whole images need the memory of the CUDA graph
     distributed.copy_buffers_from_main(model, world)
-    sheet = ContactSheet(job.val_set)
+    sheet = ContactSheet(job.val_set, job.task)
     how = {"amp": world.amp_dtype(config.precision), **chosen(config, "workers")}
     how |= {"scales": config.eval_scales, "class_weights": job.criterion.final_weights}
     how |= {"on_image": sheet.add, "stop": stop}
     scores = evaluate(model, job.val_set, world=world, task=job.task, **how)
     if scores is not None:
-        run.note(scores.miou)
+        run.note(scores.best)
         if world.is_main:
             sheet.save(job.folder / "samples" / f"step_{run.step:08d}.png")
         log.say(f"step {run.step}\n{scores.table()}")
@@ -391,7 +402,7 @@ def report_end(job: Job, log: RunLogger, stop: StopRequest) -> None:
         resume = f"python train.py --config {file} --resume auto"
         log.say(f"stopped after step {run.step}; resume with: {resume}", error=True)
     else:
-        best = f"best mIoU {run.best_miou:.4f} at step {run.best_step} of {job.total}"
+        best = f"best {job.task.measure} {run.best_miou:.4f} at step {run.best_step} of {job.total}"
         log.say(f"{best}: {job.folder}")
 
 

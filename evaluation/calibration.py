@@ -5,8 +5,9 @@ from typing import IO
 import numpy as np
 import torch
 
-from evaluation.inference import to_device
 from evaluation.task import Sample
+from evaluation.transfer import to_device
+from model.ops.upsample_argmax import upsample_argmax
 from model.ops.upsample_confidence import upsample_confidence
 from utils.data.label_table import IGNORE
 
@@ -20,9 +21,10 @@ class Calibration:
         # Sums of pixels, right ones, confidences; 256 because a network may also predict void.
         self.counts = np.zeros((3, 256, BINS))
 
-    def add(self, sample: Sample, logits: torch.Tensor, train_ids: torch.Tensor) -> None:
-        """(1,K,h,w) logits of an image and (H,W) uint8 prediction, on one device."""
+    def add(self, sample: Sample, logits: torch.Tensor) -> None:
+        """(1,K,h,w) logits of an image."""
         truth = to_device(sample["label"], logits.device)
+        train_ids = upsample_argmax(logits, truth.shape)[0]
         confidence = upsample_confidence(logits, truth.shape)[0]
         known = truth != IGNORE
         # Bins (0, 1/15], (1/15, 2/15], ... as in Guo et al., ICML 2017, section 2.

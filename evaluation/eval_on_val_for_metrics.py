@@ -6,7 +6,8 @@
     torchrun --standalone --nproc-per-node 4 evaluation/eval_on_val_for_metrics.py      four GPUs
 
 Writes to training_logs/: model_eval_val_for_metrics/<img_id>_pred_label_img.png (label ids, full
-size) and model_eval_val/<img_id>_overlayed.png, scores.json, confusion.png.
+size) and model_eval_val/<img_id>_overlayed.png, scores.json, confusion.png. A panoptic network's
+segments go to model_eval_val_panoptic/, in COCO's format.
 """
 
 import os
@@ -14,25 +15,27 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
+from shlex import join, quote
 
 if __name__ == "__main__":  # else Python looks for modules in evaluation/ first
     sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
-import numpy as np
 import torch
 
 from datasets import find_data_set
 from evaluation.counts import Counts
+from evaluation.panoptic_files import SegmentWriter
 from evaluation.plots import plot_confusion
-from evaluation.task import Sample
+from evaluation.task import Prediction, Sample
 from evaluation.trained import ScoringOptions, Trained
+from evaluation.visualize import overlay, save_as_ids
 from utils.base.errors import UserError, run_command
 from utils.base.lock import hold
 from utils.base.parser import check, parse
 from utils.base.paths import make_folder, resolve_log_root, write_json, writing
 from utils.data.cityscapes import first_folder
 from utils.data.image_files import write_png
+from utils.data.label_table import LabelTable
 from utils.data.prepare import chosen_class_weights
 from utils.training import distributed
 
@@ -66,17 +69,10 @@ def score(config: EvalConfig, log_root: Path) -> None:
     if world.is_main:
         print(f"checkpoint {trained.path} (step {trained.state['step']})")
         print(f"on {len(dataset)} images of {root}, {dataset.source}")
-    weights = None
-    if (choice := trained.state["config"]["class_weights"]) and config.split == "val":
-        try:
-            found = chosen_class_weights(choice, find_data_set(trained.dataset_name, root), root)
-            found **= trained.state["config"].get("class_weight_power", 1.0)
-            weights = torch.from_numpy(found).to(world.device)
-        except UserError as error:  # the data set may hold val only; only the loss needs weights
-            print(f"the loss is without class weights: {error}")
-
-    names = ("model_eval_val_for_metrics", "model_eval_val")  # may be links to another disk
-    predictions, pictures = folders = [Path(os.path.realpath(log_root / x)) for x in names]
+    names = ["model_eval_val_for_metrics", "model_eval_val"]  # may be links to another disk
+    names += ["model_eval_val_panoptic"] if task.segments else []
+    folders = [Path(os.path.realpath(log_root / x)) for x in names]
+    predictions, pictures = folders[:2]
     if odd := [x for x in folders if x.is_mount() or (x.exists() and not x.is_dir())]:
         raise UserError(f"{odd[0]}: cannot be replaced. Move it, or give another --log_root")
     # All processes write to new folders, which replace the old ones at the end.
@@ -90,42 +86,80 @@ def score(config: EvalConfig, log_root: Path) -> None:
     groups = find_data_set(trained.dataset_name, root).groups(root, config.split)
     indices = {name: index for index, name in enumerate(dataset.names)}
     counted: dict[str, dict[int, Counts]] = {x: {} for x in sorted({*groups.values()})}
+    writer = SegmentWriter(fresh[folders[-1]], classes)
 
-    def write(sample: Sample, counts: Counts, prediction: np.ndarray) -> None:
+    def write(sample: Sample, counts: Counts, prediction: Prediction) -> None:
         name = sample["name"]
         if name in groups:
             counted[groups[name]][indices[name]] = counts
-        task.save(fresh[predictions] / f"{name}_pred_label_img.png", prediction, classes)
+        path = fresh[predictions] / f"{name}_pred_label_img.png"
+        save_as_ids(path, task.train_ids(prediction), classes)
+        if task.segments:
+            writer.add(name, task.segments(prediction))
         if config.overlays:
-            picture = task.draw(sample["image"], prediction, classes)
+            picture = overlay(sample["image"], task.paint(prediction, classes))
             write_png(fresh[pictures] / f"{name}_overlayed.png", picture)
 
     border = config.boundary_width or 0
+    weights = loss_weights(trained) if config.split == "val" else None
     scores = trained.evaluate(dataset, class_weights=weights, border=border, on_image=write)
     distributed.wait_for_all(world)  # every process must have written its images
     totals = {name: task.total(own, classes, world) for name, own in counted.items()}
-    of_groups = {name: task.scores(total, classes).miou for name, total in totals.items()}
+    of_groups = {name: task.scores(total, classes).best for name, total in totals.items()}
+    images = distributed.gather_over_ranks(writer.images, world)
     distributed.stop(world)
     if not world.is_main:
         return
     contents = {"checkpoint": str(trained.path), **scores.plain()}
     contents |= {"groups": of_groups} if of_groups else {}
     write_json(fresh[pictures] / "scores.json", contents)
+    if task.segments:
+        writer.finish({name: x for part in images for name, x in part.items()})
     plot_confusion(scores.counts.confusion, classes, fresh[pictures] / "confusion.png")
     for folder, filled in fresh.items():
         with writing(folder):
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(filled, folder)
     print(scores.table())
-    for name, miou in of_groups.items():
+    for name, score in of_groups.items():
         number = sum(group == name for group in groups.values())
-        print(f"{name:<14}: {miou:>5.3f}    {number} images")
+        print(f"{name:<14}: {score:>5.3f}    {number} images")
     print(f"\npredictions: {predictions}\npictures and scores.json: {pictures}")
+    if task.segments:
+        print(f"segments: {folders[-1]}")
+    print_official(root, classes, folders)
+
+
+def loss_weights(trained: Trained) -> torch.Tensor | None:
+    """The class weights of the training's loss."""
+    config, root = trained.state["config"], trained.root
+    if not config["class_weights"]:
+        return None
+    data_set = find_data_set(trained.dataset_name, root)
+    try:
+        weights = chosen_class_weights(config["class_weights"], data_set, root)
+    except UserError as error:  # the data set may hold val only; only the loss needs weights
+        print(f"the loss is without class weights: {error}")
+        return None
+    weights **= config.get("class_weight_power", 1.0)
+    return torch.from_numpy(weights).to(trained.world.device)
+
+
+def print_official(root: Path, classes: LabelTable, folders: list[Path]) -> None:
+    """The official scorers' commands for the folders of predictions, pictures[, segments]."""
     truth = first_folder(root, "gtFine", "val")
     if truth.is_dir() and classes.instance_sizes:  # the official scorer needs both
-        paths = {"DATASET": truth.parents[1], "RESULTS": predictions, "EXPORT_DIR": pictures}
+        names = ("RESULTS", "EXPORT_DIR")
+        paths = {"DATASET": truth.parents[1], **dict(zip(names, folders, strict=False))}
         words = [f"CITYSCAPES_{name}={quote(str(path))}" for name, path in paths.items()]
         print("official score:", *words, "csEvalPixelLevelSemanticLabeling")
+        if len(folders) > 2:
+            top = truth.parent
+            convert = ["csCreatePanopticImgs", "--dataset-folder", str(top), "--set-names", "val"]
+            words = ["--gt-json-file", str(top / "cityscapes_panoptic_val.json")]
+            words += ["--prediction-json-file", str(folders[2] / "panoptic.json")]
+            print("official panoptic score:", join(convert), "&&")
+            print("    csEvalPanopticSemanticLabeling", join(words))
 
 
 if __name__ == "__main__":

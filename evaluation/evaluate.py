@@ -9,17 +9,19 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from evaluation import semantic
 from evaluation.counts import Counts
-from evaluation.inference import Predictor, to_host
+from evaluation.inference import Predictor
 from evaluation.metrics import Scores
-from evaluation.task import TASKS, Sample, Task
+from evaluation.task import TASKS, Prediction, Sample, Task
+from evaluation.transfer import to_host
 from utils.base.progress import progress
 from utils.base.threads import read_ahead
 from utils.data.dataset import Dataset
 from utils.training.distributed import StopRequest, World, sum_over_ranks
 
-OnImage = Callable[[Sample, Counts, np.ndarray], None]  # an image, its counts, its prediction
-OnLogits = Callable[[Sample, torch.Tensor, torch.Tensor], None]  # an image, logits, prediction
+OnImage = Callable[[Sample, Counts, Prediction], None]  # an image, its counts, its prediction
+OnLogits = Callable[[Sample, torch.Tensor], None]  # an image and the logits of its classes
 
 
 def evaluate(
@@ -43,15 +45,15 @@ def evaluate(
     `model`, on world.device, does not change: a copy in evaluation mode predicts. Each process
     predicts every size-th image; the processes add up integers, so the scores do not depend on
     their number. `workers` threads read ahead; as many threads count and call on_image(sample,
-    counts, prediction), in any order, with (H,W) uint8 predicted train ids. on_logits(sample,
-    logits, prediction) is called in order, with tensors on the device. amp: dtype of autocast,
-    None for float32. border: width in pixels of the zone for boundary IoU, 0 for none. bar: the
-    caller's progress line, updated instead of an own one. stop: checked after every image; the
-    result is None if a stop was requested. options: those of predict_logits. UserError if an image
-    does not fit into memory.
+    counts, prediction), in any order. on_logits(sample, logits) is called in order, with logits on
+    the device. amp: dtype of autocast, None for float32. border: width in pixels of the zone for
+    boundary IoU, 0 for none. bar: the caller's progress line, updated instead of an own one. stop:
+    checked after every image; the result is None if a stop was requested. options: those of
+    predict_logits. UserError if an image does not fit into memory.
     """
     classes = dataset.classes
-    predictor = Predictor(model, device=world.device, amp=amp, **options)
+    own = {"task": task, "classes": classes, "amp": amp}
+    predictor = Predictor(model, device=world.device, **own, **options)
     losses = torch.zeros(2, dtype=torch.float64, device=world.device)
     indices = range(world.rank, len(dataset), world.size)
     threads = {"workers": workers, "ahead": workers + 2}
@@ -62,23 +64,24 @@ def evaluate(
         )
         for sample in samples:
             size = sample["label"].shape
-            logits = predictor.logits(sample["image"], size=size)
-            losses.add_(task.losses(logits, sample, class_weights))
-            prediction = task.predict(logits, size)
+            outputs = predictor.logits(sample["image"], size=size)
+            logits = task.logits(outputs)
+            losses.add_(semantic.losses(logits, sample, class_weights))
             if on_logits is not None:
-                on_logits(sample, logits, prediction)
-            yield sample, to_host(prediction)
+                on_logits(sample, logits)
+            yield sample, to_host(task.predict(outputs, size))
 
     def count(item: tuple[Sample, Callable[[], np.ndarray]]) -> Counts:
-        sample, prediction = item[0], item[1]()  # this thread waits, a GPU goes on predicting
+        sample, found = item[0], item[1]()  # this thread waits, a GPU goes on predicting
+        prediction = task.finish(found, sample["label"].shape, classes)
         counts = task.count(sample, prediction, classes, border=border)
         if on_image is not None:
             on_image(sample, counts, prediction)
         return counts
 
     counted: dict[int, Any] = {}
-    own = {"unit": "image", "label": "evaluate", "enabled": world.is_main}
-    with nullcontext(bar) if bar is not None else progress(len(indices), **own) as bar:
+    line = {"unit": "image", "label": "evaluate", "enabled": world.is_main}
+    with nullcontext(bar) if bar is not None else progress(len(indices), **line) as bar:
         results = read_ahead(count, predicted(), **threads)
         for index, counts in zip(indices, results, strict=True):
             counted[index] = counts

@@ -16,16 +16,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from evaluation import panoptic
 from evaluation.counts import Counts
 from evaluation.inference import Predictor, inference_copy
 from evaluation.metrics import compute_scores
-from evaluation.task import Sample, semantic_count
+from evaluation.panoptic_quality import joint_pixels
+from evaluation.task import Prediction, Sample
 from model.normalize import normalize
 from utils.base.progress import progress
 from utils.data.label_table import LabelTable
 
 EXAMPLE = (2, 3, 257, 385)  # shape used for tracing; the exported program takes any shape
-Runner = Callable[[torch.Tensor], np.ndarray]  # (N,3,H,W) -> output of the file
+Runner = Callable[[torch.Tensor], list[np.ndarray]]  # (N,3,H,W) -> outputs of the file
 
 
 class Plain(nn.Module):
@@ -38,9 +40,17 @@ class Plain(nn.Module):
         super().__init__()
         self.model = inference_copy(model).to(memory_format=torch.contiguous_format)
         self.scale, self.logits = Fraction(scale).limit_denominator(1000), logits
+        self.task = getattr(model, "task", "semantic")
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(N,3,H,W) normalised -> (N,H,W) uint8 train ids, or (N,K,H,W) logits."""
+    @property
+    def names(self) -> list[str]:
+        """Of the outputs."""
+        first = "logits" if self.logits else "labels"
+        return [first, "maps"] if self.task == "panoptic" else [first]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """(N,3,H,W) normalised -> (N,H,W) uint8 train ids, or (N,K,H,W) logits; of a panoptic
+        network also maps for evaluation/grouping.py, (N,3,h,w) heat and offset."""
         height, width = images.shape[-2:]
         if self.scale != 1:
             up, down = self.scale.as_integer_ratio()
@@ -48,8 +58,10 @@ class Plain(nn.Module):
             size = [torch.sym_max(1, length) for length in size]
             rows, columns = map(resize_matrix, (height, width), size)
             images = rows @ images @ columns.T
-        logits = F.interpolate(self.model(images)["out"], (height, width), mode="bilinear")
-        return logits if self.logits else logits.argmax(1).to(torch.uint8)
+        logits, *maps = self.model(images).values()
+        logits = F.interpolate(logits, (height, width), mode="bilinear")
+        first = logits if self.logits else logits.argmax(1).to(torch.uint8)
+        return (first, torch.cat(maps, 1)) if maps else first
 
 
 def resize_matrix(length: int, wanted: int) -> torch.Tensor:
@@ -67,7 +79,7 @@ def write_onnx(plain: Plain, path: Path, facts: dict[str, str]) -> Runner:
     import onnx
 
     program = traced(plain)
-    names = {"input_names": ["images"], "output_names": ["logits" if plain.logits else "labels"]}
+    names = {"input_names": ["images"], "output_names": plain.names}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about its own internals
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -85,7 +97,7 @@ def open_onnx(path: Path) -> Runner:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(None, {"images": images.numpy()})[0]
+    return lambda images: session.run(None, {"images": images.numpy()})
 
 
 def halve(path: Path) -> Runner:
@@ -103,7 +115,14 @@ def write_pt2(plain: Plain, path: Path, facts: dict[str, str]) -> Runner:
     path.write_bytes(content.getbuffer())
     with path.open("rb") as file:
         network = torch.export.load(file).module()
-    return torch.inference_mode()(lambda images: network(images).numpy())
+
+    @torch.inference_mode()
+    def run(images: torch.Tensor) -> list[np.ndarray]:
+        outputs = network(images)
+        several = isinstance(outputs, tuple)
+        return [x.numpy() for x in (outputs if several else [outputs])]
+
+    return run
 
 
 def traced(plain: Plain) -> torch.export.ExportedProgram:
@@ -117,7 +136,7 @@ def traced(plain: Plain) -> torch.export.ExportedProgram:
 class Compared(NamedTuple):
     """One way of predicting, on some images."""
 
-    same: float  # share of pixels with predict.py's class
+    same: float  # share of pixels with predict.py's class or segment
     milliseconds: float  # median of the images
     miou: float
 
@@ -126,12 +145,20 @@ def compare(
     runners: dict[str, Runner], predictor: Predictor, samples: list[Sample], classes: LabelTable
 ) -> dict[str, Compared]:
     """Results of predict.py, then of each file."""
+    task = predictor.task
 
-    def run(runner: Runner, image: np.ndarray) -> np.ndarray:
-        result = runner(normalize(torch.tensor(image)[None]))[0]
-        return (result.argmax(0) if result.ndim == 3 else result).astype(np.uint8)
+    def run(runner: Runner, image: np.ndarray) -> Prediction:
+        first, *maps = (output[0] for output in runner(normalize(torch.tensor(image)[None])))
+        train_ids = (first.argmax(0) if first.ndim == 3 else first).astype(np.uint8)
+        return panoptic.grouped(train_ids, maps[0], classes) if maps else train_ids
 
-    sides = {"predict.py": predictor.train_ids}
+    def agreeing(one: Prediction, other: Prediction) -> int:
+        """Pixels; segments may have other numbers."""
+        if task.segments is None:
+            return int((one == other).sum())
+        return int(joint_pixels(task.segments(one), task.segments(other)).max(1).sum())
+
+    sides = {"predict.py": predictor.predict}
     sides |= {name: partial(run, runner) for name, runner in runners.items()}
     rows: dict[str, list[tuple]] = {name: [] for name in sides}
     for sample in progress(len(samples), samples, unit="image", label="compare"):
@@ -140,8 +167,8 @@ def compare(
             begin = time.perf_counter()
             predictions.append(side(sample["image"]))
             seconds = time.perf_counter() - begin
-            same = (predictions[-1] == predictions[0]).sum()
-            rows[name].append((same, seconds, semantic_count(sample, predictions[-1], classes)))
+            same = agreeing(predictions[0], predictions[-1])
+            rows[name].append((same, seconds, task.count(sample, predictions[-1], classes)))
     results, pixels = {}, sum(sample["label"].size for sample in samples)
     for name, columns in rows.items():
         same, seconds, counts = zip(*columns, strict=True)

@@ -1,4 +1,4 @@
-"""Predict logits and train ids of images: whole or in windows, at one scale or several."""
+"""Predict images: whole or in windows, at one scale or several."""
 
 import copy
 import math
@@ -13,12 +13,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from evaluation.task import TASKS, Prediction, Task
+from evaluation.transfer import to_device
 from model.layers import fold
 from model.normalize import normalize
 from model.ops.bilinear import setting
 from model.ops.upsample_argmax import upsample_argmax
 from model.ops.upsample_confidence import upsample_confidence
 from utils.base.errors import UserError, out_of_memory, warn
+from utils.data.label_table import LabelTable
 from utils.training.distributed import autocast
 from utils.training.replay import Replay
 
@@ -37,36 +40,6 @@ def inference_copy(model: nn.Module, amp: torch.dtype | None = None) -> nn.Modul
     return network.to(memory_format=torch.channels_last)
 
 
-def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Copy of a uint8 array on the device; a copy to a GPU is asynchronous."""
-    if device.type != "cuda":
-        return torch.tensor(array)
-    return pinned(array).to(device, non_blocking=True)
-
-
-def pinned(array: np.ndarray) -> torch.Tensor:
-    """Copy of a uint8 array in pinned memory, which a GPU reads without the CPU."""
-    host = torch.empty(array.shape, dtype=torch.uint8, pin_memory=True)
-    host.numpy()[...] = array
-    return host
-
-
-def to_host(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
-    """Start a copy to the host; the returned function waits for the result, in any thread."""
-    if tensor.device.type != "cuda":
-        return tensor.numpy
-    host = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
-    copied = torch.cuda.Event(blocking=True)  # else waiting threads would spin
-    copied.record(torch.cuda.current_stream(tensor.device))
-
-    def arrived() -> np.ndarray:
-        with torch.cuda.device(tensor.device):  # a new thread uses GPU 0
-            copied.synchronize()
-        return host.numpy()
-
-    return arrived
-
-
 @torch.inference_mode()
 def predict_logits(
     model: nn.Module,
@@ -79,6 +52,7 @@ def predict_logits(
     stride: tuple[int, int] | None = None,
 ) -> torch.Tensor:
     """(N,H,W,3) uint8 RGB -> (N,K,h,w) logits; upsample_argmax(logits, size) gives the train ids.
+    A network with several outputs, at one scale: all of them, one after the other, (N,C,h,w).
 
     One scale, no flip: (h,w) is the size of the model's output or, with crop, of the scaled image.
     Else the result is the logarithm of the mean probability over scales and flips, (N,K,*size).
@@ -92,13 +66,17 @@ def predict_logits(
         scaled = rescale(normalized, scale)
         for mirrored in mirrors:
             seen = scaled.flip(3) if mirrored else scaled
-            logits = window_logits(model, seen, crop, stride) if crop else model(seen)["out"]
+            logits = window_logits(model, seen, crop, stride) if crop else joined(model(seen))
             if len(scales) * len(mirrors) == 1:
                 return logits
             logits = logits.flip(3) if mirrored else logits
             full = F.interpolate(logits.float(), size, mode="bilinear")
             mean = mean + full.softmax(1) / (len(scales) * len(mirrors))
     return mean.clamp_min(torch.finfo(mean.dtype).tiny).log()  # exp is 0 for gaps above 103
+
+
+def joined(outputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([*outputs.values()], 1) if len(outputs) > 1 else outputs["out"]
 
 
 def window_logits(
@@ -130,10 +108,11 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
 class Predictor:
     """Predicts single images with a trained network.
 
-    `model`, on `device`, does not change: a copy in evaluation mode predicts. amp: dtype of
-    autocast, None for float32. windows_if_needed: predict an image that does not fit into memory in
-    windows, which changes results slightly; without it such an image is an error, because a score
-    must not silently use another protocol. options: those of predict_logits.
+    `model`, on `device`, does not change: a copy in evaluation mode predicts. classes: needed for
+    segments, which cannot be averaged over scales, mirrored images and windows: UserError. amp:
+    dtype of autocast, None for float32. windows_if_needed: predict an image that does not fit into
+    memory in windows, which changes results slightly; without it such an image is an error, because
+    a score must not silently use another protocol. options: those of predict_logits.
     """
 
     SMALLEST = 128  # pixels of the smallest window's side
@@ -145,22 +124,34 @@ class Predictor:
         model: nn.Module,
         *,
         device: torch.device,
+        task: Task = TASKS["semantic"],
+        classes: LabelTable | None = None,
         amp: torch.dtype | None = None,
         windows_if_needed: bool = False,
         **options: Any,
     ) -> None:
+        averaged = options.get("flip") or options.get("crop") or len(options.get("scales", ())) > 1
+        if task.instances and averaged:
+            what = "--flip, --crop and several --scales average predictions, but not segments"
+            raise UserError(f"{what}. Leave them out; give one of --scales or --eval_scales")
+        self.task, self.classes = task, classes
         self.model, self.device, self.amp = inference_copy(model, amp), device, amp
-        self.windows_if_needed, self.options = windows_if_needed, options
+        self.windows_if_needed, self.options = windows_if_needed and not task.instances, options
         self.first: tuple | None = None  # shape and result size of the first image
         self.replay = Replay() if device.type == "cuda" else None  # for images of that shape
 
     def train_ids(self, image: np.ndarray, *, size: tuple[int, int] | None = None) -> np.ndarray:
         """(H,W,3) uint8 RGB -> (H,W) uint8 train ids, or train ids of `size`."""
+        return self.task.train_ids(self.predict(image, size=size))
+
+    def predict(self, image: np.ndarray, *, size: tuple[int, int] | None = None) -> Prediction:
+        """(H,W,3) uint8 RGB -> prediction, (H,W) or of `size`."""
         size = size or image.shape[:2]
         if self.windows_if_needed and math.prod(image.shape[:2]) > self.MOST:
             whole = self.in_tiles(self.train_ids, image)
             return cv2.resize(whole, size[::-1], interpolation=cv2.INTER_NEAREST)
-        return upsample_argmax(self.logits(image, size=size), size)[0].numpy(force=True)
+        found = self.task.predict(self.logits(image, size=size), size).numpy(force=True)
+        return self.task.finish(found, size, self.classes)
 
     def with_confidence(self, image: np.ndarray) -> np.ndarray:
         """(H,W,3) uint8 RGB -> (H,W,2) uint8: train ids, and 255 times their probability."""
@@ -190,7 +181,7 @@ class Predictor:
         return result
 
     def logits(self, image: np.ndarray, *, size: tuple[int, int]) -> torch.Tensor:
-        """predict_logits of one image; UserError if it does not fit into memory."""
+        """predict_logits of an image; UserError if it does not fit into memory."""
         if math.prod(image.shape[:2]) > self.MOST:
             what = f"an image of {image.shape[0]}x{image.shape[1]}: too large to score"
             raise UserError(f"{what}. Cut it into parts of at most {self.MOST:,} pixels")
@@ -224,7 +215,8 @@ class Predictor:
         crop = self.options.get("crop") or size
         what = f"an image of {size[0]}x{size[1]}"
         if not self.windows_if_needed or max(crop) <= self.SMALLEST:
-            advice = "Give --crop for windows, or smaller --scales (--eval_scales of train.py)"
+            advice = "Give " if self.task.instances else "Give --crop for windows, or "
+            advice += "smaller --scales (--eval_scales of train.py)"
             what += f", predicted {crop[0]}x{crop[1]} at once"
             raise UserError(f"out of memory with {what}. {advice}")
         height, width = (-(-side // 64) * 32 for side in crop)

@@ -1,7 +1,7 @@
 """Scores of the predictions for a data set, computed from its counts."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import reduce
 from operator import add
 
@@ -30,7 +30,17 @@ class Scores:
     frequency_weighted_iou: float
     kappa: float  # Cohen's
     counts: Counts = field(repr=False)
-    loss: float | None = None
+    loss: float | None
+
+    @property
+    def best(self) -> float:
+        """The score that decides which checkpoint is the best."""
+        return self.miou
+
+    @property
+    def curve(self) -> dict[str, float]:
+        """The scores in metrics.csv."""
+        return {"miou": self.miou}
 
     def plain(self) -> dict[str, object]:
         """JSON-safe values; nan becomes None."""
@@ -40,7 +50,8 @@ class Scores:
                 return {name: safe(number) for name, number in value.items()}
             return None if value is None or np.isnan(value) else float(value)
 
-        return {name: safe(value) for name, value in vars(self).items() if name != "counts"}
+        own = {x.name: getattr(self, x.name) for x in fields(Scores) if x.name != "counts"}
+        return {name: safe(value) for name, value in own.items()}
 
     def table(self) -> str:
         """The official scorer's table: IoU and nIoU of classes and categories, then the means."""

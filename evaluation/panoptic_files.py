@@ -1,14 +1,16 @@
-"""Reads segments: predictions and truth in COCO's panoptic format, and Cityscapes' instance ids.
+"""Reads and writes segments: COCO's panoptic format; also reads Cityscapes' instance ids.
 
 The format: a JSON file and, in the folder of the same name, an RGB PNG per image with segment ids
 R + 256 G + 65536 B; 0 is void (cocodataset.org, format-data).
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from threading import local
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,12 +18,12 @@ import numpy as np
 from evaluation.panoptic_quality import Category, PanopticCounts, Segments, count_segments
 from utils.base.errors import UserError
 from utils.base.find import find
-from utils.base.paths import read_bytes
+from utils.base.paths import make_folder, read_bytes, write_json
 from utils.base.progress import progress
 from utils.base.threads import read_ahead
 from utils.data.cityscapes import find_files, first_folder
 from utils.data.class_weights import histogram
-from utils.data.image_files import decode, png_header, read_ids
+from utils.data.image_files import decode, png_header, read_ids, write_png
 from utils.data.label_table import CITYSCAPES, INVALID, LabelTable, ids_of_instances
 
 DAMAGED = "Replace the damaged file"
@@ -153,6 +155,39 @@ def read_segments(
         what = f"segment ids {some(absent)} of the JSON file have no pixels"
         raise UserError(f"{path}: {what}. Leave them out of segments_info")
     return Segments(places, categories, crowd)
+
+
+class SegmentWriter:
+    """Writes predictions in COCO's panoptic format: folder/panoptic/*.png, folder/panoptic.json.
+
+    Ids as in Cityscapes: id of the class for stuff, 1000 times that plus 1, 2, ... for things.
+    """
+
+    def __init__(self, folder: Path, classes: LabelTable) -> None:
+        self.path, self.classes = folder / "panoptic.json", classes
+        self.images: dict[str, dict[str, Any]] = {}  # entries of the JSON file
+
+    def add(self, name: str, segments: Segments) -> None:
+        """Write the PNG file of an image; any thread may call this."""
+        ids = self.classes.ids[segments.categories].astype(int).tolist()
+        numbers, seen = [0], Counter()
+        for label in ids:
+            seen[label] += 1
+            thing = label in self.classes.instance_sizes
+            numbers.append(1000 * label + seen[label] if thing else label)
+        colors = np.array(numbers, "<u4").view(np.uint8).reshape(-1, 4)[:, :3]
+        file = f"{name}_panoptic.png"
+        path = self.path.with_suffix("") / file
+        make_folder(path.parent)
+        write_png(path, colors[segments.numbers])
+        areas = histogram(segments.numbers)[1:]
+        rows = zip(numbers[1:], ids, areas.tolist(), strict=False)
+        own = [{"id": x, "category_id": y, "area": area, "iscrowd": 0} for x, y, area in rows]
+        self.images[name] = {"image_id": name, "file_name": file, "segments_info": own}
+
+    def finish(self, images: dict[str, dict[str, Any]]) -> None:
+        """Write the JSON file for the entries of all processes."""
+        write_json(self.path, {"annotations": [images[name] for name in sorted(images)]})
 
 
 def some(numbers: np.ndarray) -> str:

@@ -30,7 +30,7 @@ from evaluation.counts import Counts
 from evaluation.metrics import Scores, mean_of_present
 from evaluation.object_size import SIZES, count_by_size
 from evaluation.plots import plot_confusion
-from evaluation.task import Sample
+from evaluation.task import Prediction, Sample
 from evaluation.trained import ScoringOptions, Trained
 from evaluation.visualize import legend, sheet_row, titles
 from utils.base.errors import UserError, run_command
@@ -80,20 +80,20 @@ class Result:
 
 def score(trained: Trained, dataset: Dataset, *, keep: int) -> Result:
     """Evaluate a checkpoint; `keep`: number of worst images to keep."""
-    classes = dataset.classes
+    classes, task = dataset.classes, trained.task
     confusions, worst, lock = {}, [], Lock()
     calibration = Calibration()
     by_size = np.zeros((classes.num_classes, len(SIZES), 3), np.int64)
 
-    def add(sample: Sample, counts: Counts, prediction: np.ndarray) -> None:
+    def add(sample: Sample, counts: Counts, prediction: Prediction) -> None:
         name = sample["name"]
         iou = float(ImageCounts.of([counts.confusion], classes).miou())
-        sizes = count_by_size(sample, prediction, classes)
+        sizes = count_by_size(sample, task.train_ids(prediction), classes)
         with lock:
             confusions[name] = counts.confusion
             by_size[...] += sizes
             if np.isfinite(iou) and sum(other <= iou for other, *_ in worst) < keep:
-                worst.append((iou, name, sheet_row(sample, prediction, classes)))
+                worst.append((iou, name, sheet_row(sample, prediction, classes, task)))
                 worst.sort(key=lambda entry: entry[:2])
                 del worst[keep:]
 

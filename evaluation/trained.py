@@ -88,7 +88,13 @@ def load_model(path: Path, *, output_stride: int | None = None) -> tuple[nn.Modu
     averaged, weights = state.pop("ema", None), state.pop("model")
     with torch.device("meta"):  # skips the random initialization
         network = build_model(**state["network"])
-    network.load_state_dict(averaged or weights, assign=True)
+    try:
+        network.load_state_dict(averaged or weights, assign=True)
+    except RuntimeError as error:
+        if output_stride is None:
+            raise
+        what = f"its weights do not fit --output_stride {output_stride}"
+        raise UserError(f"{path}: {what}. Leave --output_stride out") from error
     return network.eval(), state
 
 
@@ -160,8 +166,9 @@ class Trained:
         return TASKS[model_class(self.state["network"]["name"]).task]
 
     def predictor(self, *, windows_if_needed: bool = False) -> Predictor:
-        how = self.options | {"amp": self.amp, "windows_if_needed": windows_if_needed}
-        return Predictor(self.model, device=self.world.device, **how)
+        how = {"amp": self.amp, "windows_if_needed": windows_if_needed, "task": self.task}
+        how |= {"classes": self.classes, "device": self.world.device}
+        return Predictor(self.model, **how, **self.options)
 
     def evaluate(self, dataset: Dataset, **more: Any) -> Scores:
         """Scores of this network under the command's options; more: others of evaluate()."""
@@ -173,7 +180,8 @@ class Trained:
 
     def dataset(self, split: str) -> Dataset:
         """The labelled images of a split; UserError if they have other classes or no labels."""
-        dataset = build_dataset(self.dataset_name, self.root, split)
+        instances = self.task.instances
+        dataset = build_dataset(self.dataset_name, self.root, split, instances=instances)
         self.require_classes(dataset.classes)
         if not dataset.has_labels:
             raise UserError(f"{self.root}: the {split} split has no public labels. Use --split val")

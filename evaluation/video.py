@@ -128,10 +128,13 @@ def write_video(
     if first is None:
         return 0
     predicted = (
-        (frame, predictor.train_ids(frame, size=panel_size(frame.shape[:2])))
+        (frame, predictor.predict(frame, size=panel_size(frame.shape[:2])))
         for frame in chain([first], frames)
     )
-    drawn = read_ahead(lambda pair: panels(*pair, classes), predicted, workers=1)
+    paint = predictor.task.paint
+    drawn = read_ahead(
+        lambda pair: panels(pair[0], paint(pair[1], classes), classes), predicted, workers=1
+    )
     height, width = panel_size(first.shape[:2])
     with (
         open_video(path, size=(2 * height, 2 * width), rate=rate) as write,

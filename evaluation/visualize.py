@@ -1,13 +1,13 @@
 """Pictures of predictions: overlays, error maps, contact sheets."""
 
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image
 
 from evaluation.counts import Counts
+from evaluation.task import Prediction, Sample, Task
 from utils.base.paths import make_folder, whole
 from utils.data.dataset import Dataset
 from utils.data.image_files import write_png
@@ -31,9 +31,9 @@ def save_as_ids(path: Path, train_ids: np.ndarray, classes: LabelTable) -> None:
         indexed.save(temporary, "PNG")
 
 
-def overlay(image: np.ndarray, train_ids: np.ndarray, classes: LabelTable) -> np.ndarray:
-    """(H,W,3) RGB, (H,W) train ids -> (H,W,3): 0.35 image + 0.65 class colour."""
-    return cv2.addWeighted(image, 0.35, classes.draw(train_ids), 0.65, 0)
+def overlay(image: np.ndarray, painted: np.ndarray) -> np.ndarray:
+    """(H,W,3) RGB image and colours of its classes -> (H,W,3): 0.35 image + 0.65 colour."""
+    return cv2.addWeighted(image, 0.35, painted, 0.65, 0)
 
 
 def error_map(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
@@ -47,16 +47,16 @@ def error_map(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
 class ContactSheet:
     """One picture of image, truth, prediction and error for images spread over a data set."""
 
-    def __init__(self, dataset: Dataset, *, images: int = 4) -> None:
-        self.classes = dataset.classes
+    def __init__(self, dataset: Dataset, task: Task, *, images: int = 4) -> None:
+        self.classes, self.task = dataset.classes, task
         indices = np.linspace(0, len(dataset) - 1, images).round().astype(int).tolist()
         self.wanted = list(dict.fromkeys(dataset.names[index] for index in indices))
         self.rows: dict[str, np.ndarray] = {}
 
-    def add(self, sample: dict[str, Any], _counts: Counts, prediction: np.ndarray) -> None:
+    def add(self, sample: Sample, _counts: Counts, prediction: Prediction) -> None:
         """on_image callback of evaluate(): keep the images of the sheet."""
         if sample["name"] in self.wanted:
-            self.rows[sample["name"]] = sheet_row(sample, prediction, self.classes)
+            self.rows[sample["name"]] = sheet_row(sample, prediction, self.classes, self.task)
 
     def save(self, path: Path) -> None:
         """Write titles, one row per image, and the legend of the classes."""
@@ -66,10 +66,13 @@ class ContactSheet:
         write_png(path, np.vstack([titles(), *rows, below]))
 
 
-def sheet_row(sample: dict[str, Any], prediction: np.ndarray, classes: LabelTable) -> np.ndarray:
-    """Sample and predicted train ids -> one row with the four pictures of SHEET_TITLES."""
-    image, truth = sample["image"], sample["label"]
-    pictures = (image, classes.draw(truth), classes.draw(prediction), error_map(truth, prediction))
+def sheet_row(
+    sample: Sample, prediction: Prediction, classes: LabelTable, task: Task
+) -> np.ndarray:
+    """Sample and prediction -> one row with the four pictures of SHEET_TITLES."""
+    image, truth = sample["image"], task.paint(task.truth(sample, classes), classes)
+    errors = error_map(sample["label"], task.train_ids(prediction))
+    pictures = (image, truth, task.paint(prediction, classes), errors)
     height = round(SHEET_WIDTH * image.shape[0] / image.shape[1])
     size = (SHEET_WIDTH, min(max(1, height), TALLEST))
     return np.hstack([cv2.resize(x, size, interpolation=cv2.INTER_AREA) for x in pictures])
@@ -109,12 +112,12 @@ def panel_size(size: tuple[int, int]) -> tuple[int, int]:
     return tuple(max(2, 2 * round(length * factor / 2)) for length in size)
 
 
-def panels(image: np.ndarray, train_ids: np.ndarray, classes: LabelTable) -> np.ndarray:
-    """(H,W,3) RGB, (h,w) train ids -> (2h,2w,3): image, prediction, overlay, legend."""
-    height, width = train_ids.shape
+def panels(image: np.ndarray, painted: np.ndarray, classes: LabelTable) -> np.ndarray:
+    """(H,W,3) RGB, (h,w,3) colours -> (2h,2w,3): image, prediction, overlay, legend."""
+    height, width = painted.shape[:2]
     small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    above = np.hstack([small, classes.draw(train_ids)])
-    below = overlay(small, train_ids, classes), legend(classes, width=width, height=height)
+    above = np.hstack([small, painted])
+    below = overlay(small, painted), legend(classes, width=width, height=height)
     return np.vstack([above, np.hstack(below)])
 
 

@@ -1,4 +1,5 @@
-"""Segmentation networks: `model(normalized images) -> {"out": logits at the model's stride}`.
+"""Segmentation networks: `model(normalized images) -> {"out": logits at the model's stride}`, and
+more maps of the same size for a panoptic network.
 
 To add an architecture, write a file with its class and add it to MODELS. Checkpoints store the
 keyword-only options of its constructor: never rename an option, and give new options a default.
@@ -16,6 +17,7 @@ from model.deeplabv3plus import DeepLabV3Plus
 from model.fcn import FCN
 from model.fcn_vgg import FCN8s, FCN16s, FCN32s
 from model.fpn import FPN
+from model.panoptic_deeplab import PanopticDeepLab
 from model.psanet import PSANet
 from model.pspnet import PSPNet
 from model.resnet import RESNETS
@@ -35,6 +37,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "segnet": SegNet,
     "deconvnet": DeconvNet,
     "unet": UNet,
+    "panoptic_deeplab": PanopticDeepLab,
 }
 
 

@@ -9,8 +9,9 @@ from model.layers import Separable, conv_norm_relu
 class ImagePooling(nn.Sequential):
     """Global average -> 1x1 -> expanded over the map. BatchNorm needs N >= 2 here in training."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(nn.AdaptiveAvgPool2d(1), *conv_norm_relu(inputs, outputs))
+    def __init__(self, inputs: int, outputs: int, *, norm: bool = True) -> None:
+        conv, batch_norm, relu = conv_norm_relu(inputs, outputs)
+        super().__init__(nn.AdaptiveAvgPool2d(1), conv, *[batch_norm] * norm, relu)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N,C,h,w) -> (N,C',h,w), constant over h and w."""
@@ -31,8 +32,10 @@ class ASPP(nn.Module):
         project_kernel: int = 1,
         dropout: float = 0.1,
         separable: Separable = False,
+        pool_norm: bool = True,
     ) -> None:
-        """separable: the 3x3 convolutions, see conv_norm_relu."""
+        """separable: the 3x3 convolutions, see conv_norm_relu. pool_norm: BatchNorm after image
+        pooling."""
         super().__init__()
         atrous = [
             nn.Sequential(*conv_norm_relu(inputs, channels, 3, rate, separable=separable))
@@ -42,7 +45,7 @@ class ASPP(nn.Module):
             [
                 nn.Sequential(*conv_norm_relu(inputs, channels)),
                 *atrous,
-                ImagePooling(inputs, channels),
+                ImagePooling(inputs, channels, norm=pool_norm),
             ]
         )
         self.project = nn.Sequential(

@@ -6,7 +6,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model.ops.upsample_cross_entropy import hard_pixels, upsample_cross_entropy, valid_classes
+from model.ops.upsample_cross_entropy import (
+    hard_pixels,
+    hardest_pixels,
+    upsample_cross_entropy,
+    valid_classes,
+)
 
 AUX_WEIGHT = 0.4  # weight of the auxiliary head's loss (PSPNet, arXiv 1612.01105, section 3.3)
 
@@ -144,3 +149,65 @@ def lovasz_softmax(
     losses = (errors * jaccard.diff(dim=1, prepend=jaccard.new_zeros(len(jaccard), 1))).sum(1)
     present = total[:, 0] > 0
     return (losses * present).sum() / present.sum().clamp_min(1)
+
+
+class PanopticDeepLabLoss(nn.Module):
+    """Losses of Panoptic-DeepLab (arXiv 1911.10194, section 3.2): semantic cross entropy of the
+    hardest pixels, 200 times the squared error of the heat, and the L1 error of the offsets.
+
+    Each is a mean over its pixels of one image, then over the images.
+    """
+
+    SMALL = 3.0  # weight of the pixels of small instances in the cross entropy
+    HEAT = 200.0
+
+    def __init__(
+        self,
+        *,
+        class_weights: torch.Tensor | None = None,
+        hardest: float = 0.2,
+        offset_weight: float = 0.01,
+    ) -> None:
+        """class_weights: (K,) float32; scaled here to a mean of 1. hardest: share of the pixels of
+        an image that the cross entropy counts, those with the highest loss."""
+        super().__init__()
+        self.hardest, self.offset_weight = hardest, offset_weight
+        scaled = None if class_weights is None else class_weights / class_weights.mean()
+        self.register_buffer("class_weights", scaled, persistent=False)
+        self.register_buffer("final_weights", class_weights, persistent=False)
+
+    def forward(
+        self, outputs: dict[str, torch.Tensor], targets: Mapping[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """{"out", "center", "offset"}, {"label", "region", "heat", "offset"} of N crops ->
+        (loss_sum, weight_sum), the number of pixels. region: 0 for pixels without heat, 1 for
+        stuff, 2 for things, 3 for small things (utils/data/instance_targets.py)."""
+        labels, region = targets["label"], targets["region"]
+        count, pixels = len(labels), labels[0].numel()
+        logits = outputs["out"]
+        weights = 1 + (self.SMALL - 1) * (region == 3)
+        hard = labels
+        if self.hardest < 1:
+            hard = hardest_pixels(logits.detach(), labels, weights, share=self.hardest)
+        how = {"class_weights": self.class_weights, "pixel_weights": weights}
+        semantic = upsample_cross_entropy(logits, hard, **how)[0] / int(self.hardest * pixels)
+
+        size = labels.shape[-2:]
+        heat, offset = (
+            F.interpolate(outputs[name].float(), size, mode="bilinear")
+            for name in ("center", "offset")
+        )
+        heat_error = (heat[:, 0] - targets["heat"]).square()
+        scales = (full / small for full, small in zip(size, logits.shape[-2:], strict=True))
+        sides = zip(offset.unbind(1), scales, targets["offset"].unbind(1), strict=True)
+        offset_error = sum((found * scale - true).abs() for found, scale, true in sides) / 2
+        losses = (
+            (self.HEAT, heat_error, region > 0),
+            (self.offset_weight, offset_error, region > 1),
+        )
+        instance = sum(
+            factor * ((values * mask).sum((1, 2)) / mask.sum((1, 2)).clamp_min(1)).sum()
+            for factor, values, mask in losses
+        )
+        weight_sum = torch.full_like(instance, count * pixels)
+        return pixels * (semantic + instance), weight_sum

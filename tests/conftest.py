@@ -1,6 +1,7 @@
 """What every test shares: threads, random numbers, one preprocessed tree, the order of files."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from helpers import preprocess, write_cityscapes
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # of every command; its threads would wait by spinning
 torch.set_num_threads(1)  # tests run beside each other; one thread also fixes the bits
+# A shell starts programs in the background with Ctrl-C ignored, and commands would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 LONG = ("kill", "resume", "commands", "benchmarks", "doctor", "distributed", "export", "predict")

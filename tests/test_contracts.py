@@ -27,6 +27,7 @@ from utils.data.prepare import pack_split, weigh
 from utils.training.network import network_options
 
 K, SIZE = 5, (64, 96)
+CHANNELS = {"semantic": {"out": K}, "panoptic": {"out": K, "center": 1, "offset": 2}}
 HEAVY = ("fcn32s", "fcn16s", "fcn8s", "deconvnet")  # 134 and 252 million parameters
 ALL = [pytest.param(x, marks=pytest.mark.slow if x in HEAVY else ()) for x in MODELS]
 NAMES = [name for name in data_set_names() if name != "custom"]
@@ -65,13 +66,15 @@ class TestModels:
         ):
             for mode in (True, False):
                 outputs = model.train(mode)(images)
-                assert set(outputs) <= ({"out", "aux"} if mode else {"out"})
-                for logits in outputs.values():
+                channels = CHANNELS[model.task]
+                assert set(outputs) <= ({*channels, "aux"} if mode else {*channels})
+                for output, logits in outputs.items():
                     strides = [
                         full / small
                         for full, small in zip(images.shape[2:], logits.shape[2:], strict=True)
                     ]
-                    assert logits.shape[:2] == (2, K) and logits.isfinite().all()
+                    assert logits.shape[:2] == (2, channels.get(output, K))
+                    assert logits.isfinite().all()
                     assert max(strides) < 2 * min(strides) and 0.9 <= min(strides) < 33
 
     @pytest.mark.parametrize("norm", ["bn", "gn_ws"])

@@ -45,12 +45,15 @@ class PreprocessConfig:
     pack: bool = False
     """Also write the train and val images into packed files: training then reads the same pixels
     without decoding. They take as much disk space as uncompressed images."""
+    instances: bool = False
+    """With --pack true: also pack the instance ids of train, which panoptic networks learn from."""
     check: bool = False
     """Only look for faults: read every file and list those that are missing, are damaged, have a
     wrong size, or contain undefined ids."""
 
     def __post_init__(self) -> None:
         check(self, "workers", lambda workers: workers >= 1, "at least 1")
+        check(self, "instances", lambda wanted: self.pack or not wanted, "given with --pack true")
 
 
 def main() -> None:
@@ -66,7 +69,8 @@ def main() -> None:
             weigh(build_dataset(name, root, "train", packed=False), root, workers=config.workers)
         if config.pack:
             for split in ("train", "val"):
-                pack_split(build_dataset(name, root, split, packed=False), root, split, **options)
+                how = {"packed": False, "instances": config.instances}
+                pack_split(build_dataset(name, root, split, **how), root, split, **options)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from helpers import REPOSITORY, Command, fails, run, tiny, train
 
+from benchmarks.measure import SEMANTIC
 from benchmarks.table import PAGES
-from model import MODELS
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 SMALL = "--root {made}/synthetic --rounds 1"
@@ -21,7 +21,7 @@ SIZE = "--crop 64 64 --size 64 64 --batch 2"
 VARIANTS = "baseline 'trained at 16, evaluated at 8' 'class weights, photometric' '4 minutes'"
 VARIANTS += " 'FPN, 3000 steps'"
 HEAVY = ("fcn32s", "fcn16s", "fcn8s", "deconvnet")
-LIGHT = [name for name in MODELS if name not in HEAVY]
+LIGHT = [name for name in SEMANTIC if name not in HEAVY]
 RUNS = {  # command, what it prints
     "argmax and loss": (
         f"bench_ops.py {SMALL} {WRITES} {SIZE} --checkpoints {{made}}/logs/run missing",
@@ -73,6 +73,14 @@ RUNS = {  # command, what it prints
     "score without a peer": (
         f"bench_score.py {SMALL} --predictions {{made}}/predictions",
         ["| ours, in memory |", "torchmetrics left out:"],
+    ),
+    "panoptic quality": (
+        f"bench_panoptic.py {SMALL} --encoder resnet18",
+        ["| ours, two PNG files |", "| forward pass and segments |"],
+    ),
+    "panoptic demo": (
+        f"panoptic_demo.py --root {{made}}/synthetic {WRITES} --seeds 0 --steps 1",
+        ["components things", "| 2 |"],
     ),
     "conversion": (f"bench_preprocess.py {SMALL}", ["| conversion |", "3 images, pixels and"]),
 }

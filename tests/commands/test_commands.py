@@ -122,7 +122,8 @@ def test_scoring_with_pictures_decodes_each_file_once(cityscapes_root, tmp_path)
     pictures = tmp_path / "model_eval_val"
     assert len(list(pictures.glob("*_overlayed.png"))) == 3
     ids = tmp_path / "model_eval_val_for_metrics" / f"{dataset.names[1]}_pred_label_img.png"
-    drawn = overlay(dataset.image(1), CITYSCAPES.id_to_train[read_ids(ids, np.uint8)], CITYSCAPES)
+    painted = CITYSCAPES.draw(CITYSCAPES.id_to_train[read_ids(ids, np.uint8)])
+    drawn = overlay(dataset.image(1), painted)
     assert np.array_equal(read_image(pictures / f"{dataset.names[1]}_overlayed.png"), drawn)
 
 

@@ -84,7 +84,7 @@ def execute(root: Path, script: str, *arguments: str) -> str:
 @pytest.mark.parametrize(
     "page",
     ["predict", "submit", "export", "compare", "reproduce", "score", "robustness", "training",
-     "README", "published_checkpoints"],
+     "panoptic", "README", "published_checkpoints"],
 )  # fmt: skip
 def test_the_commands_of_a_page_run_as_written(project, page):
     path = REPOSITORY / "docs" / f"{page}.md"

@@ -10,8 +10,8 @@ from helpers import assert_same_bits, exact_rows, fails, final_state, run, tiny,
 from PIL import Image
 
 from datasets import build_dataset, find_data_set
+from evaluation import semantic
 from evaluation.metrics import compute_scores
-from evaluation.task import semantic_count
 from utils.data.label_table import CITYSCAPES, IGNORE
 from utils.training.checkpoint import step_files
 
@@ -227,7 +227,7 @@ def test_a_cityscapes_training_with_bdd100k_resumes_and_is_scored_on_acdc(
         label = build_dataset("acdc", tmp_path / "acdc", "val")[index]["label"]
         path = next((tmp_path / "model_eval_val_for_metrics").glob(f"G{index}_*.png"))
         predicted = np.asarray(Image.open(path))
-        one = semantic_count({"label": label}, predicted, find_data_set("acdc", None).classes)
+        one = semantic.count({"label": label}, predicted, find_data_set("acdc", None).classes)
         expected = compute_scores(one, find_data_set("acdc", None).classes).miou
         assert scores["groups"][name] == pytest.approx(expected, rel=1e-12)
     done = run("evaluation/eval_on_val_for_metrics.py", *on, "--dataset", "ade20k",

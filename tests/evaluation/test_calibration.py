@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from evaluation import semantic
 from evaluation.calibration import Calibration, plot_reliability
 from evaluation.metrics import compute_scores
 from evaluation.object_size import count_by_size
-from evaluation.task import semantic_count
 from model.ops.upsample_confidence import upsample_confidence
 from utils.data.label_table import CITYSCAPES, IGNORE, VOC
 
@@ -31,7 +31,7 @@ def test_the_errors_are_those_of_a_plain_reference_over_15_bins():
         label = rng.choice([0, 1, 2, 3, 4, IGNORE], (64, 128)).astype(np.uint8)
         full = F.interpolate(logits, (64, 128), mode="bilinear")[0].softmax(0)
         confidence, predicted = full.max(0)
-        calibration.add({"label": label}, logits, predicted.to(torch.uint8))
+        calibration.add({"label": label}, logits)
         known = label != IGNORE
         seen.append((confidence.numpy()[known], predicted.numpy()[known], label[known]))
     confidence, predicted, truth = (np.concatenate(part) for part in zip(*seen, strict=True))
@@ -60,7 +60,7 @@ def test_a_calibrated_network_has_error_0_and_an_overconfident_one_the_known_err
     logits = torch.zeros(1, 2, 5, 10)
     logits[:, 0] = sharpness * np.log(3)  # e^log(3) / (1 + e^log(3)) = 0.75
     calibration = Calibration()
-    calibration.add({"label": label}, logits, torch.zeros(40, 100, dtype=torch.uint8))
+    calibration.add({"label": label}, logits)
     claimed = 3**sharpness / (1 + 3**sharpness)  # 0.75, 0.9
     assert calibration.error() == pytest.approx(claimed - 0.75, abs=1e-6)
     picture = BytesIO()
@@ -95,7 +95,7 @@ def test_the_sizes_of_objects_add_up_to_the_class(classes):
         if classes.instance_sizes:
             sample["instance"] = truth
         total = total + count_by_size(sample, predicted, classes)
-        counts.append(semantic_count(sample, predicted, classes))
+        counts.append(semantic.count(sample, predicted, classes))
     scores = compute_scores(type(counts[0]).total(counts), classes)
     hits, union, objects = np.moveaxis(total.sum(1), 1, 0)
     things = objects > 0
@@ -119,6 +119,5 @@ def test_a_network_that_predicts_void_is_wrong_there():
     """fregu856's has an output more than Cityscapes has classes."""
     calibration, logits = Calibration(), torch.zeros(1, 3, 2, 2)
     logits[:, 2] = 5.0
-    predicted = torch.full((16, 16), 2, dtype=torch.uint8)
-    calibration.add({"label": np.zeros((16, 16), np.uint8)}, logits, predicted)
+    calibration.add({"label": np.zeros((16, 16), np.uint8)}, logits)
     assert calibration.error() == pytest.approx(float(logits.softmax(1).max()), abs=1e-6)

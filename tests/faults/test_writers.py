@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from datasets import build_dataset, find_data_set
 from evaluation.plots import plot_confusion
 from evaluation.submission import write_submission
+from evaluation.task import TASKS
 from evaluation.video import open_video
 from evaluation.visualize import ContactSheet, save_as_ids
 from utils.base.errors import DiskError, UserError
@@ -50,7 +51,7 @@ def palette(path: Path) -> None:
 
 
 def contact_sheet(path: Path, dataset) -> None:
-    sheet = ContactSheet(dataset)
+    sheet = ContactSheet(dataset, TASKS["semantic"])
     sheet.add(dataset[0], None, dataset[0]["label"])
     sheet.save(path)
 

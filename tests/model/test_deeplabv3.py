@@ -200,7 +200,10 @@ class WithoutOptions(torch.nn.Module):
         ({"model": "deeplab"}, "--model deeplab: unknown architecture. Give one of deeplabv3"),
         ({"batch_size": 1}, "--batch_size must be at least 2 for deeplabv3.*--norm gn or gn_ws"),
         ({"model": "small", "aux": True}, "--aux: for deeplabv3, .*pspnet only. Leave it out"),
-        ({"model": "small", "backbone": "resnet50"}, "--backbone: for deeplabv3, .*deconvnet only"),
+        (
+            {"model": "small", "backbone": "resnet50"},
+            "--backbone: for deeplabv3, .*panoptic_deeplab only",
+        ),
         ({"model": "small", "backbone_weights": "r18.pth"}, "--backbone_weights: for deeplabv3"),
         ({"model": "small", "multi_grid": (1, 2, 4)}, "--multi_grid: for deeplabv3, .*pspnet only"),
     ],

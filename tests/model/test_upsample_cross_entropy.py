@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from model.ops import bilinear
 from model.ops.upsample_cross_entropy import (
     hard_pixels,
+    hardest_pixels,
     upsample_cross_entropy,
     upsample_cross_entropy_reference,
 )
@@ -39,15 +40,19 @@ def with_gradient(op, logits, labels, **options):
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("class_weights", [None, WEIGHTS.double()], ids=["plain", "weighted"])
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weighted_pixels", [False, True])
 @pytest.mark.parametrize("small, large", SIZES)
 def test_loss_and_gradient_are_the_reference_s(
-    small, large, label_smoothing, class_weights, align_corners
+    small, large, weighted_pixels, label_smoothing, class_weights, align_corners
 ):
     logits, labels = logits_and_labels(small, large, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    pixel_weights = 3 * torch.rand(labels.shape, generator=generator, dtype=torch.float64)
     options = {
         "class_weights": class_weights,
         "label_smoothing": label_smoothing,
         "align_corners": align_corners,
+        "pixel_weights": pixel_weights if weighted_pixels else None,
     }
     found = with_gradient(upsample_cross_entropy, logits, labels, **options)
     expected = with_gradient(upsample_cross_entropy_reference, logits, labels, **options)
@@ -234,6 +239,20 @@ def test_hard_pixels_are_those_of_low_probability_and_the_worst(threshold, min_k
     assert sum(expected) >= min(min_kept, len(expected))
     assert (kept[labels != 255] != 255).tolist() == expected
     assert torch.equal(kept[kept != 255], labels[kept != 255])
+
+
+def test_the_hardest_pixels_of_each_image_are_kept():
+    """By weighted loss, the same number in every image; unlabelled pixels come last."""
+    logits, labels = logits_and_labels((4, 5), (30, 40))
+    labels[1, 3:] = 255  # fewer labelled pixels than the share
+    weights = 0.5 + torch.rand(labels.shape)
+    kept = hardest_pixels(logits, labels, weights, share=0.2)
+    full = F.interpolate(logits, labels.shape[1:], mode="bilinear")
+    losses = F.cross_entropy(full, labels.long(), ignore_index=255, reduction="none") * weights
+    limit = losses[0].flatten().sort(descending=True)[0][240 - 1]
+    assert torch.equal(kept[0] != 255, losses[0] >= limit) and (kept[0] != 255).sum() == 240
+    assert torch.equal(kept[1], labels[1]) and (kept[1] != 255).sum() == 80
+    assert torch.equal(kept[0][kept[0] != 255], labels[0][kept[0] != 255])
 
 
 def test_the_loss_of_hard_pixels_has_their_mean_and_gradient():

@@ -13,8 +13,8 @@ from helpers import run, tiny
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from evaluation import inference
-from evaluation.inference import to_device, to_host
+from evaluation import transfer
+from evaluation.transfer import to_device, to_host
 from utils.base import environment
 from utils.base.environment import lacks_to_build, nvidia_gpus, usual_workers, why_no_gpu
 from utils.base.errors import UserError, out_of_memory
@@ -264,7 +264,7 @@ def test_copies_to_and_from_a_gpu_are_under_way_at_once(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: "current")
     monkeypatch.setattr(torch.cuda, "device", nullcontext)
-    monkeypatch.setattr(inference, "pinned", torch.tensor)  # such memory is not there as a fake
+    monkeypatch.setattr(transfer, "pinned", torch.tensor)  # such memory is not there as a fake
     with FakeTensorMode(allow_non_fake_inputs=True):
         there = to_device(np.zeros((4, 6, 3), np.uint8), GPU.device)
         assert there.device == GPU.device and there.dtype == torch.uint8

@@ -14,12 +14,13 @@ from shutil import which
 
 import pytest
 import torch
-from helpers import REPOSITORY, forks, preprocess, run, tiny, train, write_cityscapes
+from helpers import REPOSITORY, forks, preprocess, randomize, run, tiny, train, write_cityscapes
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from datasets import build_dataset
 from evaluation.evaluate import evaluate
+from evaluation.task import TASKS
 from model import build_model
 from model.losses import SegmentationLoss
 from model.normalize import FromPixels
@@ -40,7 +41,7 @@ SLOWER = 2  # than an idle machine, where other tests run beside these
 
 
 def work(root: str, result: str) -> None:
-    """Three steps of four images with frozen norms; the network evaluated on five images."""
+    """Three steps of four images with frozen norms; two networks evaluated on five images."""
     world = distributed.start("cpu")
     distributed.require_same("options", "options", world)
     if world.size == 3:
@@ -69,10 +70,16 @@ def work(root: str, result: str) -> None:
         nn.init.normal_(next(model.buffers()))
     distributed.copy_buffers_from_main(model, world)
     scores = evaluate(model, val_set, world=world, workers=1)
+    torch.manual_seed(0)
+    segmenting = build_model("panoptic_deeplab", num_classes=19, backbone="resnet18")
+    randomize(segmenting)
+    how = {"world": world, "workers": 1, "task": TASKS["panoptic"]}
+    segments = evaluate(segmenting, val_set, **how)
     if world.is_main:
         content = {"losses": losses, "gradients": gradients, "val_loss": scores.loss}
         content["confusion"] = scores.counts.confusion.tolist()
         content["instances"] = scores.counts.instances.tolist()
+        content["panoptic"] = segments.panoptic
         with open(result, "w", encoding="utf-8") as file:
             json.dump(content, file)
     distributed.stop(world)
@@ -129,9 +136,10 @@ def test_processes_equal_one(tmp_path):
     for several in (two, three):
         assert several["confusion"] == one["confusion"]
         assert several["instances"] == one["instances"]
+        assert several["panoptic"] == one["panoptic"]  # to the bit
         assert several["val_loss"] == pytest.approx(one["val_loss"], rel=1e-6)
     assert sum(map(sum, one["confusion"])) == 5 * 64 * 128
-    assert len(one["instances"]) > 5
+    assert len(one["instances"]) > 5 and one["panoptic"]["All"]["n"] > 10
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-6)
     assert len(set(one["losses"])) == 3
     assert two["gradients"] == pytest.approx(one["gradients"], rel=1e-4)

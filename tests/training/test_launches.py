@@ -14,11 +14,12 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from evaluation.inference import Predictor
+from evaluation.task import TASKS
 from model import build_model
 from model.losses import SegmentationLoss
 from model.normalize import FromPixels
 from model.ops import bilinear
-from utils.data.batches import Batch
+from utils.data.batches import Batch, empty_targets
 from utils.training.optim import AveragedWeights, build_optimizer
 from utils.training.step import training_step
 
@@ -56,10 +57,11 @@ def meta(monkeypatch):
     bilinear.cut.cache_clear()
 
 
-def batch(count=8, size=(512, 1024), **options) -> Batch:
+def batch(count=8, size=(512, 1024), planes=("label",), **options) -> Batch:
     images = torch.zeros(count, *size, 3, dtype=torch.uint8, **options)
-    labels = torch.zeros(count, *size, dtype=torch.uint8, **options)
-    return Batch(images, {"label": labels}, [], torch.zeros(count, 3, 4, **options))
+    targets = empty_targets((count, *size), planes, **options)
+    targets = {plane: torch.zeros_like(x) for plane, x in targets.items()}
+    return Batch(images, targets, [], torch.zeros(count, 3, 4, **options))
 
 
 @pytest.mark.parametrize(
@@ -77,16 +79,19 @@ def test_launches_of_the_loss(options, what, meta):
     assert f"| {what}, forward and backward | {count} |" in RESULTS, count
 
 
-def test_a_whole_step_neither_waits_for_the_device_nor_copies(meta):
+@pytest.mark.parametrize("name", ["deeplabv3", "panoptic_deeplab"])
+def test_a_whole_step_neither_waits_for_the_device_nor_copies(name, meta):
     """Colours, hard pixels, clipping, two micro-batches, average: .item() would raise here."""
-    model = build_model("deeplabv3", num_classes=19)
+    model = build_model(name, num_classes=19)
+    task = TASKS[model.task]
     model = model.to(memory_format=torch.channels_last)
     trained, average = FromPixels(model), AveragedWeights(model, 0.99)
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, foreach=True)
-    criterion = SegmentationLoss(hard_threshold=0.7)
+    criterion = task.criterion(**({"hard_threshold": 0.7} if name == "deeplabv3" else {}))
     for step in (1, 2):
         with Launches() as launches:
-            training_step(trained, criterion, optimizer, [batch()] * 2, clip=10.0)
+            batches = [batch(planes=task.planes)] * 2
+            training_step(trained, criterion, optimizer, batches, clip=10.0)
             average.update(step)
     waiting = launches.kernels.keys() & {"_local_scalar_dense", "nonzero", "masked_select"}
     figures = f"| values that the host reads, copies between devices | {len(waiting)}, "

@@ -47,7 +47,7 @@ def test_everything_works_for_it(name, cityscapes_root, tmp_path):
     cv2.imwrite(str(photo), np.random.default_rng(0).integers(0, 256, (97, 131, 3), np.uint8))
     side = max(64, least)
     windows = ("--crop", f"[{side},{side}]", "--stride", f"[{side - 16},{side - 16}]")
-    for more in ((), windows):
+    for more in ((), windows)[: 1 if MODELS[name].task == "panoptic" else 2]:
         out = tmp_path / f"out{len(more)}"
         done = run("predict.py", photo, *whole, "--output", out, *more)
         assert done.returncode == 0, done.stderr

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import lru_cache
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from utils.data import augment
 from utils.data.augment import PLANES, SampleParams, Stream
 from utils.data.class_uniform import ClassUniform
 from utils.data.dataset import Dataset
+from utils.data.instance_targets import TARGETS, draw_targets
 
 READ_AHEAD = 2  # batches
 ATTEMPTS = 10  # most draws of a crop's window
@@ -30,7 +32,8 @@ class Batch:
     """N crops and their sources."""
 
     images: torch.Tensor  # (N,H,W,3) uint8 RGB
-    targets: dict[str, torch.Tensor]  # plane of a sample -> (N,H,W); "label" is uint8 train ids
+    # Plane of a sample -> (N,H,W), such as "label", uint8 train ids; those of TARGETS (N,...,H,W).
+    targets: dict[str, torch.Tensor]
     keys: list[Key]
     colors: torch.Tensor | None = None  # (N,3,4) float32, see color_matrix
 
@@ -75,6 +78,17 @@ def read_all_train_ids(
     """All labels in order, each (H,W) uint8 train ids; UserError for the first faulty label."""
     labels = read_ahead(dataset.train_ids, range(len(dataset)), workers=workers)
     yield from progress(len(dataset), labels, unit="image", label="labels", enabled=enabled)
+
+
+def empty_targets(
+    shape: tuple[int, int, int], planes: Iterable[str], **how: Any
+) -> dict[str, torch.Tensor]:
+    """Unfilled targets of N crops; shape: (N,H,W), how: of torch.empty."""
+    kinds = {plane: TARGETS.get(plane) or (PLANES[plane].dtype, ()) for plane in planes}
+    return {
+        plane: torch.empty(shape[0], *more, *shape[1:], dtype=dtype, **how)
+        for plane, (dtype, more) in kinds.items()
+    }
 
 
 @dataclass
@@ -126,10 +140,7 @@ class Batches:
         pinned = self.device.type == "cuda"
         shape = (self.batch_size, *self.crop)
         images = torch.empty(*shape, 3, dtype=torch.uint8, pin_memory=pinned)
-        targets = {
-            plane: torch.empty(shape, dtype=PLANES[plane].dtype, pin_memory=pinned)
-            for plane in self.planes
-        }
+        targets = empty_targets(shape, self.planes, pin_memory=pinned)
         colors = torch.empty(self.batch_size, 3, 4, pin_memory=pinned) if self.photometric else None
         batch = Batch(images, targets, self.keys(number), colors)
         return [(batch, place) for place in range(self.batch_size)]
@@ -146,8 +157,13 @@ class Batches:
         sample = self.dataset[image]
         params = self.window(key, sample["label"], pixel)
         augment.crop_plane(sample["image"], params, batch.images.numpy()[place], PLANES["image"])
-        for plane, target in batch.targets.items():
-            augment.crop_plane(sample[plane], params, target.numpy()[place], PLANES[plane])
+        targets = {plane: target.numpy()[place] for plane, target in batch.targets.items()}
+        for plane in targets.keys() - TARGETS.keys():
+            augment.crop_plane(sample[plane], params, targets[plane], PLANES[plane])
+        if drawn := {plane: targets[plane] for plane in targets.keys() & TARGETS.keys()}:
+            instances = np.empty(self.crop, np.uint16)
+            augment.crop_plane(sample["instance"], params, instances, PLANES["instance"])
+            draw_targets(instances, self.dataset.classes, **drawn)
         if batch.colors is not None:
             batch.colors[place] = torch.from_numpy(augment.color_matrix(self.seed, *key))
         return batch

@@ -76,9 +76,22 @@ class DataSet:
         option = " --pack true" if derived.suffix == ".pack" else ""
         return f"Run python utils/preprocess_data.py {place}{option}"
 
-    def files(self, root: Path, split: str) -> list[Files]:
-        """The samples of one of `splits`; UserError for missing files."""
-        return complete_files(self.find(root, split), root, split, self.hints.get(split, ""))
+    def files(self, root: Path, split: str, *, instances: bool = False) -> list[Files]:
+        """The samples of one of `splits`; UserError for missing files, also if `instances` are
+        asked for and there are none."""
+        found = self.found(root, split, instances=instances)
+        if instances and "instances" not in found:
+            what = f"{split} has no instance ids (instanceIds), which a panoptic network needs"
+            raise UserError(f"{root}: {what}. Unpack gtFine, or train another --model")
+        return complete_files(found, root, split, self.hints.get(split, ""))
+
+    def found(self, root: Path, split: str, *, instances: bool) -> FoundFiles:
+        """The result of find, with the published instance ids if `instances` are asked for."""
+        found = self.find(root, split)
+        if instances and self.downloaded is not None:
+            more = self.downloaded(root, split)
+            found |= {kind: more[kind] for kind in ("instances",) if kind in more}
+        return found
 
 
 class Dataset(Protocol):

@@ -50,15 +50,17 @@ class LabelTable:
 
     def plain(self) -> dict[str, Any]:
         """The fields that predictions need, for a checkpoint; from_plain is the inverse."""
-        kept = {name: getattr(self, name) for name in ("num_ids", "palette", "meaning")}
+        names = ("num_ids", "palette", "meaning", "instance_sizes")
+        kept = {name: getattr(self, name) for name in names}
         return {"names": list(self.names), **kept} | {x: getattr(self, x).tolist() for x in ARRAYS}
 
     @classmethod
     def from_plain(cls, content: dict[str, Any]) -> "LabelTable":
-        """A table without categories, instances and colours of label files."""
+        """A table without categories and colours of label files."""
         arrays = {name: np.array(content[name], np.uint8) for name in ARRAYS}
-        names = tuple(content["names"])
-        return cls(names, **arrays, num_ids=content["num_ids"], palette=content["palette"])
+        kept = {name: content[name] for name in ("num_ids", "palette")}
+        kept["instance_sizes"] = content.get("instance_sizes", {})  # older checkpoints: none
+        return cls(tuple(content["names"]), **arrays, **kept)
 
     def difference(self, names: Sequence[str], plain: dict[str, Any] | None) -> str:
         """How this table differs from that of a checkpoint, "" if it does not. plain: None for an

@@ -185,7 +185,8 @@ class PackedDataset(Dataset):
         """UserError if the split must be packed again; see require_unchanged."""
         advice, sources = data_set.prepare_again(root, self.path), []
         with suppress(NoImages):  # the image files may have been deleted
-            found = data_set.find(root, split)
+            instances = "instance" in self.layout.planes
+            found = data_set.found(root, split, instances=instances)
             sources = [path for paths in found.values() for path in paths.values()]
             if self.names != [*found["image"]]:
                 what = "has other images than the data set, or in another order"

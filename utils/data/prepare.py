@@ -73,7 +73,9 @@ def pack_split(dataset: Dataset, root: Path, split: str, *, workers: int, overwr
         for files, size in zip(dataset.files, sizes, strict=True):
             bytes_of = {x: noted[x][0] for x in (sources.name_below(root, y) for y in files.paths)}
             images.append({"name": files.name, "size": list(size), "sources": bytes_of})
-        planes = ["image", "label" if dataset.files[0].instances is None else "instance"]
+        first, planes = dataset.files[0], ["image"]
+        planes += ["label"] if first.train_ids or first.instances is None else []
+        planes += ["instance"] if first.instances else []
         classes = list(dataset.classes.names)
         layout = Layout({"classes": classes, "planes": planes, "images": images})
         with suppress(UserError):  # missing or damaged

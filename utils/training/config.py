@@ -169,6 +169,12 @@ class Config:
     """Weight of a Dice loss added to the cross entropy."""
     lovasz: float = 0.0
     """Weight of a Lovasz-softmax loss added to the cross entropy."""
+    hardest: float = 0.2
+    """Panoptic networks: the share of an image's pixels, those with the highest loss, that the
+    cross entropy counts. 1 for a short training: it learns large areas sooner."""
+    offset_weight: float = 0.01
+    """Panoptic networks: weight of the error of the offsets, in pixels of the crop. Images at a
+    quarter of their size have offsets of a quarter."""
     class_uniform: float = 0.0
     """Share of crops that contain a class drawn with equal probabilities, instead of coming from
     the next image; 0.5 shows rare classes often."""
@@ -203,14 +209,19 @@ class Config:
         check(self, counts, lambda x: x >= 0, "at least 0")
         counts = "steps eval_every save_every log_every patience batch_size accumulate fine_repeats"
         check(self, counts, lambda value: value >= 1, "at least 1")
-        rates = "epochs base_lr power head_lr_factor clip_grad"
+        rates = "epochs base_lr power head_lr_factor clip_grad offset_weight"
         check(self, rates, lambda value: 0 < value < float("inf"), "a number above 0")
         rates = "min_lr weight_decay class_weight_power focal dice lovasz"
         check(self, rates, lambda value: 0 <= value < float("inf"), "a number of at least 0")
         check(self, "min_lr", lambda value: value <= self.base_lr, "at most base_lr")
         check(self, "ema", lambda decay: 0 < decay < 1, "between 0 and 1")
         check(self, "label_smoothing", lambda share: 0 <= share < 1, "at least 0, below 1")
-        check(self, "hard_threshold max_class_share", lambda x: 0 < x <= 1, "above 0, at most 1")
+        check(
+            self,
+            "hard_threshold max_class_share hardest",
+            lambda x: 0 < x <= 1,
+            "above 0, at most 1",
+        )
         check(self, "class_uniform class_weights_from", lambda x: 0 <= x <= 1, "between 0 and 1")
         check(self, "bn_momentum", lambda m: 0 < min(m) <= max(m) <= 1, "two shares, 0 to 1")
         check(self, "crop", lambda size: min(size) >= 16, "two sizes of at least 16 pixels")

@@ -28,7 +28,7 @@ except ImportError:  # Windows
 
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "cityscapesscripts")
 COLUMNS = ("step", "epoch", "loss", "lr", "images_per_second", "data_wait", "val_loss", "miou")
-COLUMNS += ("memory_gib", "gpu_utilization", "gpu_temperature")  # empty if unknown
+COLUMNS += ("memory_gib", "gpu_utilization", "gpu_temperature", "pq")  # empty if unknown
 
 
 class RunLogger:

@@ -6,11 +6,11 @@ from typing import Any
 
 from utils.base.paths import whole
 
-PANELS = {"loss": ("loss", "val_loss"), "mIoU": ("miou",), "learning rate": ("lr",)}
+PANELS = {"loss": ("loss", "val_loss"), "score": ("miou", "pq"), "learning rate": ("lr",)}
 
 
 def plot_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Rows of metrics.csv -> a PNG with loss, mIoU and learning rate over the steps."""
+    """Rows of metrics.csv -> a PNG with loss, scores and learning rate over the steps."""
     from matplotlib.figure import Figure  # slow, so only here; no display, no globals
 
     figure = Figure(figsize=(15, 4))
@@ -23,7 +23,7 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 axis.plot(*zip(*points, strict=True), label=name, marker=marker, markersize=3)
         axis.set(title=title, xlabel="step", xlim=(0, None))
         axis.grid(alpha=0.3)
-        if title == "mIoU":
+        if title == "score":
             axis.set_ylim(0, 1)
         if axis.lines:
             axis.legend()

@@ -59,7 +59,7 @@ class Run:
     loss_steps: int = 0  # number of these steps
     images_per_step: int = 0
     step: int = 0
-    best_miou: float = -1.0
+    best_miou: float = -1.0  # of the task's measure; the name is stored in checkpoints
     best_step: int = 0
     stale: int = 0  # evaluations since the best one
     pending: dict[str, float] | None = None  # metrics of a step whose evaluation was interrupted
@@ -84,10 +84,10 @@ class Run:
         row, self.pending = self.pending, None
         return row
 
-    def note(self, miou: float) -> None:
-        """Update the best mIoU and the number of evaluations since."""
-        if miou > self.best_miou:
-            self.best_miou, self.best_step, self.stale = miou, self.step, 0
+    def note(self, score: float) -> None:
+        """Update the best score and the number of evaluations since."""
+        if score > self.best_miou:
+            self.best_miou, self.best_step, self.stale = score, self.step, 0
         else:
             self.stale += 1
 
