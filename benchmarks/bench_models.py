@@ -59,7 +59,7 @@ def speed(name: str, rounds: int, images: int, *, training: bool, **options: str
 
 def main() -> None:
     given = measure.options(
-        __doc__, models=tuple(MODELS), encoder="resnet50", rounds=3, results=measure.RESULTS
+        __doc__, models=measure.SEMANTIC, encoder="resnet50", rounds=3, results=measure.RESULTS
     )
     torch.backends.cudnn.benchmark = True
     measure.one_thread()

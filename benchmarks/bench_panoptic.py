@@ -1,16 +1,21 @@
-"""Compare panoptic quality with cityscapesScripts and torchmetrics, all sides in one run.
+"""Compare panoptic quality with cityscapesScripts and torchmetrics; time and memory of segments.
 
     python benchmarks/bench_panoptic.py [--root SYNTHETIC_SET]
 
 Predictions are made from the truth of the synthetic val set: shifted by 3 rows and 5 columns, 15 %
 of the things void, 15 % of another class. Measures process CPU time of one thread per 1024x2048
-image. The official scorer decodes its files again for every call; in memory it gets their arrays.
+image; set RAYON_NUM_THREADS=1 for hotcoco. hotcoco and torchmetrics are left out if they are not
+installed. The official scorer decodes its files again for every call; in memory it gets their
+arrays.
 """
 
 import contextlib
 import io
+import json
 import sys
 import tempfile
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,8 +28,13 @@ from cityscapesscripts.evaluation import evalPanopticSemanticLabeling as officia
 
 from benchmarks import measure
 from benchmarks.render import Rows, table, times
+from evaluation import panoptic
+from evaluation.grouping import group
+from evaluation.inference import Predictor
 from evaluation.panoptic_files import categories_of, of_instances, read_instances, read_segments
 from evaluation.panoptic_quality import TP, Segments, count_segments, panoptic_results
+from evaluation.task import TASKS
+from model import build_model
 from utils.base.errors import run_command
 from utils.data.cityscapes import find_files
 from utils.data.image_files import read_ids, write_png
@@ -56,6 +66,26 @@ def entry(segments: Segments, path: Path) -> dict:
         for number, (kind, crowd, area) in enumerate(rows, 1)
     ]
     return {"image_id": path.stem, "file_name": path.name, "segments_info": infos}
+
+
+def hotcoco(
+    pairs: list[list[dict]], names: dict[int, dict], places: list[Path]
+) -> tuple[dict, Callable[[int], object]]:
+    """Its result for all images, and its call for one image."""
+    from hotcoco.panoptic import pq_compute
+
+    def files(chosen: list[list[dict]], name: str) -> list[Path]:
+        kinds = [{"id": key, **kind} for key, kind in names.items()]
+        images = [{"id": image["image_id"]} for image, _ in chosen]
+        written = [place.with_name(f"{name}_{place.name}.json") for place in places]
+        for path, annotations in zip(written, zip(*chosen, strict=True), strict=True):
+            common = {"images": images, "categories": kinds}
+            path.write_text(json.dumps({**common, "annotations": annotations}))
+        return written
+
+    single = [files([pair], pair[0]["image_id"]) for pair in pairs]
+    whole = pq_compute(*files(pairs, "all"), *places)
+    return whole, lambda number: pq_compute(*single[number % len(pairs)], *places)
 
 
 def per_image(paths: list[Path], folder: Path, rounds: int) -> tuple[Rows, dict[str, float]]:
@@ -105,6 +135,9 @@ def per_image(paths: list[Path], folder: Path, rounds: int) -> tuple[Rows, dict[
     counts = type(found[0]).total(found)
     scores["ours"] = panoptic_results(counts, CATEGORIES)["All"]["pq"]
     assert [x.tp for x in (total[i] for i in names)] == counts.quality[:, TP].tolist()
+    if measure.optional_peer("hotcoco"):
+        whole, sides["hotcoco, two PNG files"] = hotcoco(pairs, names, places)
+        scores["hotcoco"] = whole["All"]["pq"]
     if torchmetrics := measure.optional_peer("torchmetrics"):
         things = {place for place, x in enumerate(CATEGORIES) if x.thing}
         void = 19  # torchmetrics' void is a category it does not know
@@ -130,8 +163,45 @@ def per_image(paths: list[Path], folder: Path, rounds: int) -> tuple[Rows, dict[
     return rows, scores
 
 
+def dense_scene() -> tuple[np.ndarray, np.ndarray]:
+    """(1024,2048) train ids and (3,256,512) maps: 200 instances on 15 % of the pixels."""
+    train_ids, maps = np.zeros((1024, 2048), np.uint8), np.zeros((3, 256, 512), np.float32)
+    for number, (y, x) in enumerate(product(range(10, 256, 25), range(12, 512, 25))):
+        maps[0, y, x] = 1
+        train_ids[4 * y - 20 : 4 * y + 20, 4 * x - 20 : 4 * x + 20] = 11 + number % 8
+    maps[0] = cv2.GaussianBlur(maps[0], (0, 0), 2)
+    maps[0] /= maps[0].max()
+    return train_ids, maps
+
+
+def prediction(rounds: int, backbone: str) -> Rows:
+    """Time of the grouping, and memory of a whole prediction against that of the network alone."""
+    train_ids, maps = dense_scene()
+    things = np.array([category.thing for category in CATEGORIES])
+    how = {"device": measure.CPU, "task": TASKS["panoptic"], "classes": CITYSCAPES}
+    model = build_model("panoptic_deeplab", num_classes=19, backbone=backbone)
+    predictor, image = Predictor(model, **how), np.zeros((1024, 2048, 3), np.uint8)
+    logits = torch.zeros(1, 19, 256, 512)
+    logits[0, 0] = 1
+    outputs = torch.cat([logits, torch.from_numpy(maps)[None]], 1)[0].numpy()
+    sides: measure.Sides = {
+        "classes, then segments": lambda _: panoptic.finish(outputs, train_ids.shape, CITYSCAPES),
+        "segments, 200 centers, 15 % things": lambda _: group(
+            train_ids, maps[0], maps[1:], things=things
+        ),
+    }
+    seconds = measure.median_seconds(sides, 5 * rounds)
+    rows = [["1024x2048", "ms", "MiB"]]
+    rows += [[name, f"{1e3 * value:.0f}", ""] for name, value in seconds.items()]
+    works = {
+        f"forward pass, {backbone}": lambda: predictor.logits(image, size=image.shape[:2]),
+        "forward pass and segments": lambda: predictor.predict(image),
+    }
+    return rows + [[name, "", f"{measure.extra_mib(work):.0f}"] for name, work in works.items()]
+
+
 def main() -> None:
-    given = measure.options(__doc__, root=measure.SYNTHETIC, rounds=2)
+    given = measure.options(__doc__, root=measure.SYNTHETIC, rounds=2, encoder="resnet50")
     measure.one_thread()
     paths = [*find_files(given.root, "val", "instances").values()]
     with tempfile.TemporaryDirectory() as folder:
@@ -139,6 +209,7 @@ def main() -> None:
     print(f"{measure.machine(measure.CPU)}, {len(paths)} images, {given.rounds} rounds")
     print("PQ: " + ", ".join(f"{name} {100 * pq:.6f}" for name, pq in scores.items()) + "\n")
     print(table(rows))
+    print(table(prediction(given.rounds, given.encoder)))
 
 
 if __name__ == "__main__":

@@ -24,12 +24,14 @@ from tqdm import trange
 
 from benchmarks.render import figure_rows, table
 from evaluation.official import official_scorer
+from model import MODELS
 from utils.base.environment import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 from utils.base.paths import REPOSITORY, make_folder, write_json
 from utils.data.label_table import IGNORE
 from utils.training.logger import describe_environment
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
+SEMANTIC = tuple(name for name in MODELS if MODELS[name].task == "semantic")
 SYNTHETIC = REPOSITORY / "data" / "synthetic"
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless")
 CPU = torch.device("cpu")

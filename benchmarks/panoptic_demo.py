@@ -1,0 +1,124 @@
+"""Train the panoptic demo with several seeds, and overfit four scenes; docs/panoptic.md shows both.
+
+    python benchmarks/panoptic_demo.py [--root SYNTHETIC_SET] [--seeds 0 1 2] [--steps 2]
+
+The demo's segments are compared with the same network's classes alone, whose connected components
+are the instances: of several smallest areas, the one with the best PQ on these very images.
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
+
+import cv2
+import numpy as np
+
+from benchmarks import measure
+from datasets import build_dataset, listed
+from evaluation.panoptic_files import categories_of, of_instances
+from evaluation.panoptic_quality import (
+    PanopticCounts,
+    Segments,
+    count_segments,
+    panoptic_results,
+)
+from evaluation.trained import PredictionOptions, Trained
+from utils.base.errors import run_command
+from utils.base.paths import REPOSITORY
+from utils.data.dataset import Dataset
+from utils.data.label_table import CITYSCAPES
+
+CONFIG = REPOSITORY / "configs" / "synthetic" / "panoptic_demo.yaml"
+CATEGORIES = categories_of(CITYSCAPES)
+THINGS = np.array([category.thing for category in CATEGORIES])
+AREAS = (0, 250, 500, 1000, 2000, 4000)  # pixels of the smallest component
+OVERFIT = (
+    "--steps",
+    "300",
+    "--crop",
+    "[256,512]",
+    "--scale",
+    "[0.25,0.25]",
+    "--flip",
+    "false",
+    "--eval_every",
+    "300",
+)
+OVERFIT += ("--class_uniform", "0")
+
+
+def train(root: Path, logs: Path, name: str, *more: str) -> tuple[Trained, float]:
+    """A run of the demo's config, and its seconds."""
+    command = [sys.executable, REPOSITORY / "train.py", "--config", CONFIG, "--data_root", root]
+    command += ["--log_root", logs, "--run_name", name, "--overwrite", "true", *more]
+    begin = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    seconds = time.perf_counter() - begin
+    return Trained.open(PredictionOptions(checkpoint=name, log_root=logs)), seconds
+
+
+def components(train_ids: np.ndarray, smallest: int) -> Segments:
+    """Connected pixels of a class of things are an instance; stuff as in evaluation/grouping.py."""
+    numbers, kinds = np.zeros(train_ids.shape, np.uint16), []
+    for kind, thing in enumerate(THINGS):
+        mask = (train_ids == kind).astype(np.uint8)
+        places = [mask > 0]
+        if thing:
+            _, own, stats, _ = cv2.connectedComponentsWithStats(mask)
+            large = np.flatnonzero(stats[1:, cv2.CC_STAT_AREA] >= max(1, smallest)) + 1
+            places = [own == number for number in large]
+        for place in places:
+            if place.sum() >= (1 if thing else 2048):
+                kinds.append(kind)
+                numbers[place] = len(kinds)
+    return Segments(numbers, np.array(kinds, np.int64), np.zeros(len(kinds), bool))
+
+
+def qualities(trained: Trained, dataset: Dataset) -> dict[str, float]:
+    """mIoU and PQ of a network, and PQ of its classes' components."""
+    counts: dict[int, list[PanopticCounts]] = {area: [] for area in AREAS}
+
+    def add(sample: dict, _counts: object, prediction: object) -> None:
+        truth = of_instances(sample["instance"], CITYSCAPES)
+        for area in AREAS:
+            found = components(prediction.train_ids, area)
+            counts[area].append(count_segments(truth, found, len(CATEGORIES)))
+
+    scores = trained.evaluate(dataset, on_image=add)
+    peers = [panoptic_results(PanopticCounts.total(x), CATEGORIES) for x in counts.values()]
+    best = max(peers, key=lambda x: x["Things"]["pq"])
+    found = {"miou": scores.miou, "pq": scores.best, "things": scores.panoptic["Things"]["pq"]}
+    return found | {"components_pq": best["All"]["pq"], "components_things": best["Things"]["pq"]}
+
+
+def main() -> None:
+    given = measure.options(
+        __doc__, root=measure.SYNTHETIC, seeds=(0, 1, 2), steps=0, results=measure.RESULTS
+    )
+    steps = ["--steps", str(given.steps), "--eval_every", str(given.steps)] if given.steps else []
+    rows: list[dict] = []
+    with tempfile.TemporaryDirectory() as folder:
+        logs = Path(folder)
+        for seed in given.seeds:
+            options = ["--seed", str(seed), *steps]
+            trained, seconds = train(given.root, logs, f"seed{seed}", *options)
+            dataset = build_dataset("synthetic", given.root, "val", instances=True)
+            rows.append({"seed": seed, "seconds": round(seconds), **qualities(trained, dataset)})
+            measure.record(given.results, "panoptic_demo", rows)
+        whole = build_dataset("synthetic", given.root, "train", instances=True)
+        names = whole.names[:: max(1, len(whole) // 4)]
+        four = Path(folder) / "four.txt"
+        four.write_text("\n".join(names))
+        options = ["--train_list", str(four), *OVERFIT, *steps]
+        trained, seconds = train(given.root, logs, "four", *options)
+        scores = qualities(trained, listed(whole, four))
+        row = {"images": len(names), "seconds": round(seconds), **scores}
+        measure.record(given.results, "panoptic_overfit", [row])
+
+
+if __name__ == "__main__":
+    run_command(main)
