@@ -76,11 +76,12 @@ def hotcoco(
 
     def files(chosen: list[list[dict]], name: str) -> list[Path]:
         kinds = [{"id": key, **kind} for key, kind in names.items()]
-        images = [{"id": image["image_id"]} for image, _ in chosen]
+        images = [{"id": number} for number in range(len(chosen))]  # it takes numbers only
         written = [place.with_name(f"{name}_{place.name}.json") for place in places]
-        for path, annotations in zip(written, zip(*chosen, strict=True), strict=True):
+        for path, entries in zip(written, zip(*chosen, strict=True), strict=True):
+            annotations = [{**x, "image_id": number} for number, x in enumerate(entries)]
             common = {"images": images, "categories": kinds}
-            path.write_text(json.dumps({**common, "annotations": annotations}))
+            path.write_text(json.dumps({**common, "annotations": annotations}, default=int))
         return written
 
     single = [files([pair], pair[0]["image_id"]) for pair in pairs]
