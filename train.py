@@ -154,7 +154,7 @@ def set_up(folder: Path, checkpoint: Path | None, config: Config, world: World) 
     run = build_run(config, train_set.classes, world, state)
     amp = run.amp_dtype(world)
     if config.find_batch_size:
-        config = find_batch_size(config, run.model, criterion, task.planes, amp, world)
+        config = find_batch_size(config, run.model, criterion, amp, world)
     run.images_per_step = config.batch_size * config.accumulate * world.size
     total = config.steps
     if config.epochs is not None:
@@ -230,7 +230,7 @@ def build_batches(
     batches = Batches(
         train_set,
         **chosen(config, names),
-        planes=task.planes,
+        planes=task.criterion.planes,
         class_uniform=class_uniform,
         device=world.device,
         rank=world.rank,
@@ -357,7 +357,8 @@ def update(
     log.show(row)
     slow = row["data_wait"] > SLOW_DATA and isinstance(job.train_set, SegmentationDataset)
     if slow and not log.hinted:
-        log.say(f"{row['data_wait']:.0%} of the time is waiting for data. {PACK_HINT}", error=True)
+        hint = f"{PACK_HINT}{' --instances true' if job.task.instances else ''}"
+        log.say(f"{row['data_wait']:.0%} of the time is waiting for data. {hint}", error=True)
         log.hinted = True
     return row
 

@@ -43,13 +43,14 @@ def evaluate(
     """Scores over the whole split, at the size of the labels; every image counts exactly once.
 
     `model`, on world.device, does not change: a copy in evaluation mode predicts. Each process
-    predicts every size-th image; the processes add up integers, so the scores do not depend on
-    their number. `workers` threads read ahead; as many threads count and call on_image(sample,
-    counts, prediction), in any order. on_logits(sample, logits) is called in order, with logits on
-    the device. amp: dtype of autocast, None for float32. border: width in pixels of the zone for
-    boundary IoU, 0 for none. bar: the caller's progress line, updated instead of an own one. stop:
-    checked after every image; the result is None if a stop was requested. options: those of
-    predict_logits. UserError if an image does not fit into memory.
+    predicts every size-th image; the processes add up integers, or numbers in the order of the
+    images, so the scores do not depend on their number. `workers` threads read ahead; as many
+    threads count and call on_image(sample, counts, prediction), in any order. on_logits(sample,
+    logits) is called in order, with logits on the device. amp: dtype of autocast, None for float32.
+    border: width in pixels of the zone for boundary IoU, 0 for none. bar: the caller's progress
+    line, updated instead of an own one. stop: checked after every image; the result is None if a
+    stop was requested. options: those of predict_logits. UserError if an image does not fit into
+    memory.
     """
     classes = dataset.classes
     own = {"task": task, "classes": classes, "amp": amp}

@@ -18,7 +18,6 @@ from evaluation.panoptic_quality import Segments
 from evaluation.semantic import Sample
 from model.losses import PanopticDeepLabLoss, SegmentationLoss
 from model.ops.upsample_argmax import upsample_argmax
-from utils.data.instance_targets import TARGETS
 from utils.data.label_table import LabelTable
 from utils.training.distributed import World
 
@@ -30,9 +29,9 @@ class Task:
     """One kind of segmentation. Outputs: (1,C,h,w), all maps of a network, logits first."""
 
     measure: str  # the score that decides which checkpoint is the best
-    planes: tuple[str, ...]  # of a training sample, besides its image, that the criterion needs
-    # Options -> criterion; criterion(outputs, targets) returns (loss_sum, weight_sum).
-    criterion: Callable[..., nn.Module]
+    # criterion(**options)(outputs, targets) returns (loss_sum, weight_sum). Its `planes` are those
+    # of a training sample, besides the image, that it needs.
+    criterion: type[nn.Module]
     logits: Callable[[torch.Tensor], torch.Tensor]  # outputs -> those of the classes, (1,K,h,w)
     # Outputs, size -> what the host needs of an image, (...), computed on the outputs' device.
     predict: Callable[[torch.Tensor, tuple[int, int]], torch.Tensor]
@@ -57,7 +56,6 @@ class Task:
 TASKS = {
     "semantic": Task(
         measure="mIoU",
-        planes=("label",),
         criterion=SegmentationLoss,
         logits=lambda outputs: outputs,
         predict=lambda outputs, size: upsample_argmax(outputs, size)[0],
@@ -72,7 +70,6 @@ TASKS = {
     ),
     "panoptic": Task(
         measure="PQ",
-        planes=("label", *TARGETS),
         criterion=PanopticDeepLabLoss,
         logits=panoptic.logits,
         predict=lambda outputs, _size: outputs[0].float(),

@@ -20,6 +20,8 @@ class SegmentationLoss(nn.Module):
     """Cross entropy of the upsampled logits, plus that of the auxiliary head, plus dice_loss and
     lovasz_softmax of the main head."""
 
+    planes = ("label",)  # targets that it needs
+
     def __init__(
         self,
         *,
@@ -158,6 +160,7 @@ class PanopticDeepLabLoss(nn.Module):
     Each is a mean over its pixels of one image, then over the images.
     """
 
+    planes = ("label", "region", "heat", "offset")
     SMALL = 3.0  # weight of the pixels of small instances in the cross entropy
     HEAT = 200.0
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from shutil import which
 
@@ -22,7 +23,7 @@ from datasets import build_dataset
 from evaluation.evaluate import evaluate
 from evaluation.task import TASKS
 from model import build_model
-from model.losses import SegmentationLoss
+from model.losses import PanopticDeepLabLoss, SegmentationLoss
 from model.normalize import FromPixels
 from utils.base.errors import UserError
 from utils.data.batches import Batches
@@ -75,11 +76,21 @@ def work(root: str, result: str) -> None:
     randomize(segmenting)
     how = {"world": world, "workers": 1, "task": TASKS["panoptic"]}
     segments = evaluate(segmenting, val_set, **how)
+    parallel = FromPixels(segmenting.eval())  # without dropout, and with frozen statistics
+    if world.size > 1:
+        parallel = DistributedDataParallel(parallel)
+    batch = next(replace(
+        batches, dataset=build_dataset("cityscapes", root, "train", instances=True),
+        planes=PanopticDeepLabLoss.planes,
+    ).run(0, 1))  # fmt: skip
+    optimizer = build_optimizer(segmenting, "sgd", base_lr=0.0, weight_decay=0.0)
+    loss = training_step(parallel, PanopticDeepLabLoss(), optimizer, [batch]).item()
+    norms = [p.grad.double().norm().item() for p in segmenting.parameters()]
     if world.is_main:
         content = {"losses": losses, "gradients": gradients, "val_loss": scores.loss}
         content["confusion"] = scores.counts.confusion.tolist()
         content["instances"] = scores.counts.instances.tolist()
-        content["panoptic"] = segments.panoptic
+        content |= {"panoptic": segments.panoptic, "panoptic_step": [loss, *norms]}
         with open(result, "w", encoding="utf-8") as file:
             json.dump(content, file)
     distributed.stop(world)
@@ -142,6 +153,7 @@ def test_processes_equal_one(tmp_path):
     assert len(one["instances"]) > 5 and one["panoptic"]["All"]["n"] > 10
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-6)
     assert len(set(one["losses"])) == 3
+    assert two["panoptic_step"] == pytest.approx(one["panoptic_step"], rel=1e-4, abs=1e-6)
     assert two["gradients"] == pytest.approx(one["gradients"], rel=1e-4)
 
 

@@ -90,7 +90,7 @@ def test_a_whole_step_neither_waits_for_the_device_nor_copies(name, meta):
     criterion = task.criterion(**({"hard_threshold": 0.7} if name == "deeplabv3" else {}))
     for step in (1, 2):
         with Launches() as launches:
-            batches = [batch(planes=task.planes)] * 2
+            batches = [batch(planes=criterion.planes)] * 2
             training_step(trained, criterion, optimizer, batches, clip=10.0)
             average.update(step)
     waiting = launches.kernels.keys() & {"_local_scalar_dense", "nonzero", "masked_select"}

@@ -179,7 +179,7 @@ def fitting(config: Config, limit: int | None = None) -> tuple[int, int]:
         most = pages * resource.getpagesize() + limit
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
     model = build_model("deeplabv3", num_classes=19, output_stride=32)
-    found = find_batch_size(config, model, SegmentationLoss(), ("label",), None, CPU)
+    found = find_batch_size(config, model, SegmentationLoss(), None, CPU)
     return found.batch_size, found.accumulate
 
 

@@ -18,12 +18,7 @@ from utils.training.step import add_gradients
 
 
 def find_batch_size(
-    config: Config,
-    model: nn.Module,
-    criterion: nn.Module,
-    planes: tuple[str, ...],
-    amp: torch.dtype | None,
-    world: World,
+    config: Config, model: nn.Module, criterion: nn.Module, amp: torch.dtype | None, world: World
 ) -> Config:
     """`config` with the largest batch_size that fits in every process; accumulate keeps the number
     of images of a step. UserError if not even the smallest one fits."""
@@ -32,7 +27,7 @@ def find_batch_size(
     sizes = [size for size in range(images, 0, -1) if images % size == 0 and size >= least]
     for size in sizes:
         fitting = replace(config, batch_size=size, accumulate=images // size)
-        fit = fits(fitting, model, criterion, planes, amp, world)
+        fit = fits(fitting, model, criterion, amp, world)
         gc.collect()  # tensors of the trial, which a caught error and its traceback also held
         if world.on_gpu:
             torch.cuda.empty_cache()
@@ -45,12 +40,7 @@ def find_batch_size(
 
 
 def fits(
-    config: Config,
-    model: nn.Module,
-    criterion: nn.Module,
-    planes: tuple[str, ...],
-    amp: torch.dtype | None,
-    world: World,
+    config: Config, model: nn.Module, criterion: nn.Module, amp: torch.dtype | None, world: World
 ) -> bool:
     """Whether a step of a copy of the model with one micro-batch fits into memory."""
     shape = (config.batch_size, *config.largest_crop())
@@ -58,7 +48,7 @@ def fits(
         trial = copy.deepcopy(model)
         optimizer = build_optimizer(trial, config.optimizer, base_lr=0.0, weight_decay=0.0)
         images = torch.zeros(*shape, 3, dtype=torch.uint8, device=world.device)
-        targets = empty_targets(shape, planes, device=world.device)
+        targets = empty_targets(shape, criterion.planes, device=world.device)
         batch = Batch(images, {plane: x.zero_() for plane, x in targets.items()}, [])
         how = {"pixels": images.numel() // 3, "amp": amp, "scaler": None}
         add_gradients(FromPixels(trial), criterion, batch, **how)
