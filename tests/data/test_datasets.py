@@ -362,10 +362,10 @@ def test_a_chunk_that_claims_two_gigabytes_is_refused_at_once(read, tmp_path):
     place = content.index(b"IDAT") - 4
     content[place] |= 0x7F
     path.write_bytes(content)
-    begin = time.monotonic()
+    begin = time.process_time()
     with pytest.raises(UserError, match="not a whole PNG"):
         read(path)
-    assert time.monotonic() - begin < 0.5
+    assert time.process_time() - begin < 0.5
 
 
 def write_coarse(root: Path) -> Path:

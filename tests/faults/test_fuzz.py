@@ -165,7 +165,7 @@ def test_a_config_that_unfolds_without_end_is_refused(tmp_path):
         lines.append(f"{one}: &{one} [{', '.join([f'*{other}'] * 9)}]")
     path = tmp_path / "bomb.yaml"
     path.write_text("\n".join(lines))
-    begin = time.monotonic()
-    with pytest.raises(UserError):
+    begin = time.process_time()  # not a clock on the wall: the machine may be busy
+    with pytest.raises(UserError, match="has aliases"):
         parse(Config, "", ["--config", str(path)])
-    assert time.monotonic() - begin < 1
+    assert time.process_time() - begin < 2
