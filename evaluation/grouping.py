@@ -10,9 +10,6 @@ from evaluation.panoptic_quality import Segments
 from utils.data.class_weights import histogram
 
 THRESHOLD = 0.1  # least heat of a center
-# A center is the maximum of a square of this side, in pixels of the maps: 13 pixels at stride 4, as
-# in deeplab2 for output stride 32; the authors take 7.
-WINDOW = 3.25
 MOST = 200  # centers
 STUFF_AREA = 2048  # pixels in the image; stuff classes with fewer become void
 AT_ONCE = 1 << 11  # pixels whose distances to all centers are computed together
@@ -28,17 +25,16 @@ def group(
 ) -> Segments:
     """(H,W) uint8 train ids, (h,w) and (2,h,w) float32 maps of the network -> segments.
 
-    things: (K,) bool. offset: y and x, in pixels of the maps. A pixel of a thing belongs to the
-    center that is nearest to the pixel plus its offset; most pixels of the instance decide its
-    class. Without a center all things are void.
+    things: (K,) bool. heat: 0 except at centers. offset: y and x, in pixels of the maps. A pixel
+    of a thing belongs to the center that is nearest to the pixel plus its offset; most pixels of
+    the instance decide its class. Without a center all things are void.
     """
     size, classes = train_ids.shape, len(things)
-    window = round(WINDOW * size[0] / heat.shape[0]) | 1  # odd
-    centers = find_centers(resized(heat, size), window)
+    scales = [full / small for full, small in zip(size, heat.shape, strict=True)]
+    centers = find_centers(heat, scales)
     is_thing = np.zeros(256, bool)
     is_thing[:classes] = things & (len(centers) > 0)
     places = np.nonzero(is_thing[train_ids])
-    scales = [full / small for full, small in zip(size, heat.shape, strict=True)]
     maps = zip(places, offset, scales, strict=True)
     targets = np.stack([x + scale * resized(part, size)[places] for x, part, scale in maps], 1)
     own = nearest(targets, centers)
@@ -58,14 +54,13 @@ def group(
     return Segments(numbers, categories, np.zeros(len(categories), bool))
 
 
-def find_centers(heat: np.ndarray, window: int) -> np.ndarray:
-    """(H,W) float32 -> (n,2) float32 y and x; the highest come first. Adjacent pixels with the same
-    heat are one center."""
-    highest = cv2.dilate(heat, np.ones((window, window), np.uint8))
-    peaks = ((heat == highest) & (heat > THRESHOLD)).astype(np.uint8)
-    centers = cv2.connectedComponentsWithStats(peaks)[3][1:, ::-1]
+def find_centers(heat: np.ndarray, scales: list[float]) -> np.ndarray:
+    """(h,w) float32 -> (n,2) float32 y and x, times `scales`; the highest come first. Adjacent
+    pixels are one center: they have the same heat."""
+    centers = cv2.connectedComponentsWithStats((heat > THRESHOLD).astype(np.uint8))[3][1:, ::-1]
     heights = heat[tuple(np.rint(centers).astype(int).T)]
-    return centers[np.argsort(-heights, kind="stable")[:MOST]].astype(np.float32)
+    highest = centers[np.argsort(-heights, kind="stable")[:MOST]]
+    return ((highest + 0.5) * scales - 0.5).astype(np.float32)
 
 
 def nearest(points: np.ndarray, centers: np.ndarray) -> np.ndarray:

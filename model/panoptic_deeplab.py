@@ -25,11 +25,14 @@ class PanopticDeepLab(nn.Module):
         output_stride: int = 32,
         norm: Norm = "bn",
         separable: bool = False,
+        center_window: int = 3,
         backbone_weights: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         """output_stride: 32 as in the authors' ResNet-50, with one more decoder level, 16 or 8.
-        separable: ASPP's 3x3 convolutions. Checkpoints store all options."""
+        separable: ASPP's 3x3 convolutions. center_window: side, odd, in pixels of the maps, of the
+        square in which a center is the highest. Checkpoints store all options."""
         super().__init__()
+        self.center_window = center_window
         self.backbone = build_encoder(
             backbone, output_stride=output_stride, norm=norm, weights=backbone_weights
         )
@@ -46,13 +49,14 @@ class PanopticDeepLab(nn.Module):
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """(N,3,H,W) normalized -> {"out": (N,K,H/4,W/4) logits, "center": (N,1,H/4,W/4) heat,
-        1 at a center, "offset": (N,2,H/4,W/4) y and x from each pixel of an instance to its center,
-        in pixels of these maps}."""
+        1 at a center, in evaluation mode 0 elsewhere, "offset": (N,2,H/4,W/4) y and x from each
+        pixel of an instance to its center, in pixels of these maps}."""
         features = self.backbone(images)
         instances = self.instance_decoder(features)
+        center = self.center(instances)
         return {
             "out": self.classifier(self.semantic_decoder(features)),
-            "center": self.center(instances),
+            "center": center if self.training else peaks(center, self.center_window),
             "offset": self.offset(instances),
         }
 
@@ -92,6 +96,11 @@ class Decoder(nn.Module):
             x = F.interpolate(x, stage.shape[-2:], mode="bilinear")
             x = fuse(torch.cat([x, project(stage)], 1))
         return x
+
+
+def peaks(heat: torch.Tensor, window: int) -> torch.Tensor:
+    """(N,1,h,w) -> the same where it is the highest of the square around it, else 0."""
+    return heat * (heat == F.max_pool2d(heat, window, 1, window // 2))
 
 
 def head(inputs: int, width: int, outputs: int) -> nn.Sequential:

@@ -19,6 +19,7 @@ from evaluation.panoptic_files import categories_of, of_instances, read_format
 from evaluation.panoptic_quality import Segments
 from evaluation.task import TASKS
 from model import build_model
+from model.panoptic_deeplab import peaks
 from utils.base.errors import UserError
 from utils.data.batches import empty_targets
 from utils.data.instance_targets import TARGETS, draw_targets
@@ -36,6 +37,10 @@ def scenes(tmp_path_factory):
     return build_dataset("synthetic", root, "val", instances=True)
 
 
+def highest(heat: np.ndarray, window: int) -> np.ndarray:
+    return peaks(torch.from_numpy(heat)[None, None], window)[0, 0].numpy()
+
+
 def oracle(sample: dict, *, stuff_area: int) -> panoptic.Prediction:
     """The prediction of a network that has learned everything, and predicts no class for void and
     for groups of things without instance ids."""
@@ -45,9 +50,8 @@ def oracle(sample: dict, *, stuff_area: int) -> panoptic.Prediction:
     draw_targets(instances, CITYSCAPES, **targets)
     train_ids = np.where(targets["region"] > 0, label, IGNORE).astype(np.uint8)
     how = {"things": THINGS, "stuff_area": stuff_area}
-    return panoptic.Prediction(
-        train_ids, group(train_ids, targets["heat"], targets["offset"], **how)
-    )
+    heat = highest(targets["heat"], 13)
+    return panoptic.Prediction(train_ids, group(train_ids, heat, targets["offset"], **how))
 
 
 def quality(scenes, stuff_area: int) -> dict:
@@ -72,15 +76,13 @@ def test_an_oracle_finds_every_segment(scenes):
 def naive(train_ids, heat, offset, stuff_area):
     """The published rules, one pixel and one center at a time; small sizes only."""
     height, width = train_ids.shape
-    full = cv2.resize(heat, (width, height), interpolation=cv2.INTER_LINEAR)  # stride 4
     scales = height / heat.shape[0], width / heat.shape[1]
     moves = [cv2.resize(x, (width, height)) * s for x, s in zip(offset, scales, strict=True)]
     centers = []
-    for y in range(height):
-        for x in range(width):
-            window = full[max(0, y - 6) : y + 7, max(0, x - 6) : x + 7]
-            if full[y, x] > 0.1 and full[y, x] == window.max():
-                centers.append((-full[y, x], y, x))
+    for y, x in np.ndindex(heat.shape):
+        window = heat[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2]
+        if heat[y, x] > 0.1 and heat[y, x] == window.max():
+            centers.append((-heat[y, x], 4 * y + 1.5, 4 * x + 1.5))
     centers = [(y, x) for _, y, x in sorted(centers)[:200]]
     members = {number: [] for number in range(len(centers))}
     for y, x in zip(*np.nonzero((train_ids < 19) & THINGS[train_ids.clip(max=18)]), strict=True):
@@ -104,10 +106,9 @@ def test_segments_are_those_of_the_published_rules(seed):
     rng = np.random.default_rng(seed)
     small = rng.integers(0, 21, (6, 8)).astype(np.uint8)  # 19 and 20 are no classes
     train_ids = cv2.resize(small, (56, 36), interpolation=cv2.INTER_NEAREST)
-    heat = np.zeros((9, 14), np.float32)  # at the border, bilinear values repeat
-    heat[1:-1, 1:-1] = rng.normal(0.0, 0.3, (7, 12))
+    heat = rng.normal(0.0, 0.3, (9, 14)).astype(np.float32)
     offset = rng.normal(0, 2, (2, 9, 14)).astype(np.float32)
-    found = group(train_ids, heat, offset, things=THINGS, stuff_area=30)
+    found = group(train_ids, highest(heat, 3), offset, things=THINGS, stuff_area=30)
     sets = {
         (int(category), frozenset(zip(*np.nonzero(found.numbers == number + 1), strict=True)))
         for number, category in enumerate(found.categories)
@@ -128,10 +129,10 @@ def test_without_a_center_all_things_are_void_and_stuff_stays():
 def test_a_plateau_is_one_center_and_the_highest_200_are_kept():
     heat = np.zeros((64, 64), np.float32)
     heat[10:14, 20:26] = 0.5  # as in bfloat16, where neighbours can be equal
-    assert find_centers(heat, 13).tolist() == [[11.5, 22.5]]
+    assert find_centers(highest(heat, 13), [1, 1]).tolist() == [[11.5, 22.5]]
     heat = np.zeros((200, 200), np.float32)
     heat[4::9, 4::9] = np.random.default_rng(0).uniform(0.2, 1, (22, 22))
-    centers = find_centers(heat, 7)
+    centers = find_centers(highest(heat, 7), [1, 1])
     values = heat[tuple(centers.astype(int).T)]
     assert len(centers) == 200 and (np.diff(values) <= 0).all()
     assert values.min() == np.sort(heat.ravel())[-200]
@@ -146,7 +147,7 @@ def test_grouping_is_fast_and_its_memory_does_not_grow_with_the_centers():
             heat[y, x], number = 1.0, number + 1
             train_ids[4 * y - 20 : 4 * y + 20, 4 * x - 20 : 4 * x + 20] = 11 + number % 8
     heat = cv2.GaussianBlur(heat, (0, 0), 2)
-    heat /= heat.max()
+    heat = highest(heat / heat.max(), 3)
     offset = np.zeros((2, 256, 512), np.float32)
     assert 0.14 < (train_ids > 10).mean() < 0.17
     group(train_ids[:64], heat[:16], offset[:, :16], things=THINGS)

@@ -96,6 +96,8 @@ def restated(model, images, rates, wrong=False):
     for head, x in heads:
         layers = Weights(head)
         found.append(layers.conv(layers.separable(x), norm=False))
+    wide = F.pad(found[1], (1, 1, 1, 1), value=-torch.inf).unfold(2, 3, 1).unfold(3, 3, 1)
+    found[1] = torch.where(found[1] == wide.amax((4, 5)), found[1], 0.0)
     return found
 
 

@@ -81,6 +81,9 @@ class Config:
     """Depthwise separable 3x3 convolutions in ASPP and decoder, with a third of the arithmetic."""
     attention: Literal["both", "collect", "distribute"] = "both"
     """What the attention of PSANet does with features: collect, distribute or both."""
+    center_window: int = 3
+    """Side, odd, in pixels of the maps at stride 4, of the square in which the center of an
+    instance must be the highest (panoptic_deeplab). Larger for larger things."""
     backbone_weights: str | None = "imagenet"
     """'imagenet' (torchvision's weights, downloaded to pretrained_models/ if missing), a file with
     a ResNet state_dict, or null for random weights."""
@@ -226,6 +229,7 @@ class Config:
         check(self, "bn_momentum", lambda m: 0 < min(m) <= max(m) <= 1, "two shares, 0 to 1")
         check(self, "crop", lambda size: min(size) >= 16, "two sizes of at least 16 pixels")
         check(self, "multi_grid", lambda grid: min(grid) >= 1, "three factors of at least 1")
+        check(self, "center_window", lambda side: side >= 1 and side % 2, "odd")
         check(self, "scale", lambda s: 0.01 <= s[0] <= s[1] <= 100, "two factors, smaller first")
         check(self, "eval_scales", valid_scales, "one or more factors between 0.01 and 100")
         ends = [0.0, *(stage.get("until", 1.0) for stage in self.stages or [Stage()])]

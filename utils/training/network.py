@@ -17,7 +17,7 @@ from utils.training.config import Config
 from utils.training.published import PRETRAINED
 
 NETWORK_OPTIONS = ("backbone", "output_stride", "norm", "multi_grid", "aux", "separable")
-NETWORK_OPTIONS += ("attention",)
+NETWORK_OPTIONS += ("attention", "center_window")
 
 
 def network_options(config: Config, num_classes: int) -> dict[str, Any]:
