@@ -11,7 +11,7 @@ import numpy as np
 
 from utils.base.errors import UserError
 from utils.base.paths import read_names, resolve_data_folder, to_path
-from utils.data import cityscapes, coco, voc
+from utils.data import cityscapes, coco, coco_panoptic, voc
 from utils.data.dataset import DataSet, Dataset, Files, converted_labels
 from utils.data.described import described_data_set, described_names
 from utils.data.image_files import image_size, read_image, read_label
@@ -26,6 +26,7 @@ DATASETS: dict[str, DataSet] = {
     "voc": voc.DATA_SET,
     "coco": coco.COCO,
     "coco_2014": coco.COCO_2014,
+    "coco_panoptic": coco_panoptic.COCO_PANOPTIC,
 }
 
 

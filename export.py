@@ -65,6 +65,9 @@ def main() -> None:
         needed = " ".join(ONNX_PACKAGES)
         raise UserError(f"export.py: {missing[0]} is missing. pip install {needed}")
     trained = Trained.open(config)
+    if getattr(trained.model, "dynamic", False):
+        what = f"{trained.state['network']['name']} has no ONNX or pt2 form (torchvision's NMS"
+        raise UserError(f"export.py: {what}, deformable convolution). Export another network")
     scales = trained.options["scales"]
     if len(scales) > 1 or config.flip or config.crop:
         raise UserError("export.py: predicts at one scale. Give one --scales, no --flip, no --crop")

@@ -72,7 +72,8 @@ from utils.training.run import (
 from utils.training.step import training_step
 
 LOSS_OPTIONS = (
-    "label_smoothing hard_threshold hard_min_kept focal dice lovasz hardest offset_weight"
+    "label_smoothing hard_threshold hard_min_kept focal dice lovasz hardest offset_weight "
+    "semantic_weight panoptic_weight"
 )
 STAGED = "crop scale batch_size"  # what a stage may change
 SLOW_DATA = 0.2  # share of the time spent waiting for data above which PACK_HINT is printed
@@ -168,8 +169,10 @@ def set_up(folder: Path, checkpoint: Path | None, config: Config, world: World) 
         power=config.power,
         floor=config.min_lr / config.base_lr,
         schedule=config.schedule,
+        milestones=config.milestones,
     )
-    compiled = world.use_compile(config.compile, sync_bn=config.sync_bn and world.size > 1)
+    wanted = False if getattr(run.model, "dynamic", False) else config.compile
+    compiled = world.use_compile(wanted, sync_bn=config.sync_bn and world.size > 1)
     if compiled and world.is_main:
         print("the first step compiles the network, for a minute or more", file=sys.stderr)
     if run.step < config.freeze_encoder_steps:

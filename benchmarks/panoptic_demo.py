@@ -1,6 +1,7 @@
-"""Train the panoptic demo with several seeds, and overfit four scenes; docs/panoptic.md shows both.
+"""Train a panoptic demo with several seeds, and overfit four scenes; docs/panoptic.md shows both.
 
     python benchmarks/panoptic_demo.py [--root SYNTHETIC_SET] [--seeds 0 1 2] [--steps 2]
+    python benchmarks/panoptic_demo.py --config upsnet_demo --seeds 0 --by_heart 150
 
 The demo's segments are compared with the same network's classes alone, whose connected components
 are the instances: all of them, and those of the smallest area with the best PQ on these images.
@@ -32,17 +33,17 @@ from utils.base.paths import REPOSITORY
 from utils.data.dataset import Dataset
 from utils.data.label_table import CITYSCAPES
 
-CONFIG = REPOSITORY / "configs" / "synthetic" / "panoptic_demo.yaml"
+CONFIGS = REPOSITORY / "configs" / "synthetic"
 CATEGORIES = categories_of(CITYSCAPES)
 THINGS = np.array([category.thing for category in CATEGORIES])
 AREAS = (0, 250, 500, 1000, 2000, 4000)  # pixels of the smallest component
-OVERFIT = ("--steps", "300", "--eval_every", "300", "--crop", "[256,512]", "--flip", "false")
+OVERFIT = ("--batch_size", "2", "--crop", "[256,512]", "--flip", "false")
 OVERFIT += ("--scale", "[0.25,0.25]", "--class_uniform", "0")
 
 
-def train(root: Path, logs: Path, name: str, *more: str) -> tuple[Trained, float]:
+def train(config: Path, root: Path, logs: Path, name: str, *more: str) -> tuple[Trained, float]:
     """A run of the demo's config, and its seconds."""
-    command = [sys.executable, REPOSITORY / "train.py", "--config", CONFIG, "--data_root", root]
+    command = [sys.executable, REPOSITORY / "train.py", "--config", config, "--data_root", root]
     command += ["--log_root", logs, "--run_name", name, "--overwrite", "true", *more]
     begin = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -81,32 +82,38 @@ def qualities(trained: Trained, dataset: Dataset) -> dict[str, float]:
     totals = (PanopticCounts.total(x) for x in counts.values())
     peers = [panoptic_results(x, CATEGORIES)["Things"]["pq"] for x in totals]
     found = {"miou": scores.miou, "pq": scores.best, "things": scores.panoptic["Things"]["pq"]}
-    return found | {"components_things": peers[0], "best_components_things": max(peers)}
+    found |= {"components_things": peers[0], "best_components_things": max(peers)}
+    detection = scores.plain().get("detection", {})
+    return found | {f"{kind[:-1]}_ap": values["ap"] for kind, values in detection.items()}
 
 
 def main() -> None:
     given = measure.options(
-        __doc__, root=measure.SYNTHETIC, seeds=(0, 1, 2), steps=0, results=measure.RESULTS
-    )
+        __doc__, config="panoptic_demo", root=measure.SYNTHETIC, seeds=(0, 1, 2), steps=0,
+        by_heart=300, results=measure.RESULTS,
+    )  # fmt: skip
+    config, name = CONFIGS / f"{given.config}.yaml", given.config.removesuffix("_demo")
     steps = ["--steps", str(given.steps), "--eval_every", str(given.steps)] if given.steps else []
     rows: list[dict] = []
     with tempfile.TemporaryDirectory() as folder:
         logs = Path(folder)
         for seed in given.seeds:
             options = ["--seed", str(seed), *steps]
-            trained, seconds = train(given.root, logs, f"seed{seed}", *options)
+            trained, seconds = train(config, given.root, logs, f"seed{seed}", *options)
             dataset = build_dataset("synthetic", given.root, "val", instances=True)
             rows.append({"seed": seed, "seconds": round(seconds), **qualities(trained, dataset)})
-            measure.record(given.results, "panoptic_demo", rows)
+            measure.record(given.results, f"{name}_demo", rows)
         whole = build_dataset("synthetic", given.root, "train", instances=True)
         names = whole.names[:: max(1, len(whole) // 4)]
         four = Path(folder) / "four.txt"
         four.write_text("\n".join(names))
-        options = ["--train_list", str(four), *OVERFIT, *steps]
-        trained, seconds = train(given.root, logs, "four", *options)
+        options = ["--train_list", str(four), *OVERFIT]
+        for option in ("--steps", "--eval_every"):
+            options += [option, str(given.steps or given.by_heart)]
+        trained, seconds = train(config, given.root, logs, "four", *options)
         scores = qualities(trained, listed(whole, four))
         row = {"images": len(names), "seconds": round(seconds), **scores}
-        measure.record(given.results, "panoptic_overfit", [row])
+        measure.record(given.results, f"{name}_overfit", [row])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from utils.data.class_weights import histogram
-from utils.data.label_table import LabelTable, ids_of_instances
+from utils.data.label_table import LabelTable
 
 CELLS = 1 << 16  # a 16-bit number encodes a pixel's (truth, prediction)
 ID, SIZE, HITS, CATEGORY_HITS = range(4)  # columns of Counts.instances
@@ -67,7 +67,7 @@ def likely_numbers(classes: LabelTable) -> np.ndarray:
     """All ids, and as many instance ids of each class with instances as one histogram can hold."""
     things = sorted({x for group in classes.instance_categories.values() for x in group})
     each = (CELLS // classes.num_ids - 1 - classes.num_ids) // max(len(things), 1)
-    instances = [1000 * number + np.arange(each) for number in things]
+    instances = [classes.instance_base * number + np.arange(each) for number in things]
     return np.concatenate([np.arange(classes.num_ids), *instances])
 
 
@@ -84,7 +84,7 @@ def count_pixels(
     if prediction.max() >= num_ids:
         raise ValueError(f"id {prediction.max()}, ids are 0 to {num_ids - 1}")
     numbers, joint = joint_counts(truth, prediction, num_ids, likely_numbers(classes))
-    ids = ids_of_instances(numbers.astype(np.uint16)).ravel()
+    ids = classes.to_plain_ids(numbers.astype(np.uint16)).ravel()
     if ids.max() >= num_ids:
         raise ValueError(f"undefined ids {numbers[ids >= num_ids].tolist()[:5]}")
     confusion = np.zeros((num_ids, num_ids), np.int64)
@@ -93,13 +93,13 @@ def count_pixels(
     related = np.zeros((num_ids, num_ids), bool)
     for group in classes.instance_categories.values():
         related[np.ix_(group, group)] = True
-    counted = (numbers > 1000) & np.isin(ids, list(classes.instance_sizes))
+    counted = (numbers > classes.instance_base) & np.isin(ids, list(classes.instance_sizes))
     ids, joint = ids[counted].astype(np.int64), joint[counted]
     hits = joint[np.arange(len(ids)), ids]
     instances = np.stack([ids, joint.sum(1), hits, (joint * related[ids]).sum(1)], 1)
     zones = np.zeros((num_ids, 2), np.int64)
     if border:
-        truth = ids_of_instances(truth.astype(np.uint16))
+        truth = classes.to_plain_ids(truth.astype(np.uint16))
         zones = border_counts(truth, prediction, classes, border)
     return Counts(confusion, instances, zones)
 

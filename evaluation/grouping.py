@@ -11,7 +11,6 @@ from utils.data.class_weights import histogram
 
 THRESHOLD = 0.1  # least heat of a center
 MOST = 200  # centers
-STUFF_AREA = 2048  # pixels in the image; stuff classes with fewer become void
 AT_ONCE = 1 << 11  # pixels whose distances to all centers are computed together
 
 
@@ -21,13 +20,14 @@ def group(
     offset: np.ndarray,
     *,
     things: np.ndarray,
-    stuff_area: int = STUFF_AREA,
+    stuff_area: int = 2048,
 ) -> Segments:
     """(H,W) uint8 train ids, (h,w) and (2,h,w) float32 maps of the network -> segments.
 
-    things: (K,) bool. heat: 0 except at centers. offset: y and x, in pixels of the maps. A pixel
-    of a thing belongs to the center that is nearest to the pixel plus its offset; most pixels of
-    the instance decide its class. Without a center all things are void.
+    things: (K,) bool. stuff_area: stuff with fewer pixels becomes void. heat: 0 except at centers.
+    offset: y and x, in pixels of the maps. A pixel of a thing belongs to the center that is nearest
+    to the pixel plus its offset; most pixels of the instance decide its class. Without a center all
+    things are void.
     """
     size, classes = train_ids.shape, len(things)
     scales = [full / small for full, small in zip(size, heat.shape, strict=True)]

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from evaluation.task import TASKS, Prediction, Task
-from evaluation.transfer import to_device
+from evaluation.transfer import to_device, to_host
 from model.layers import fold
 from model.normalize import normalize
 from model.ops.bilinear import setting
@@ -34,8 +34,10 @@ def inference_copy(model: nn.Module, amp: torch.dtype | None = None) -> nn.Modul
     """
     network = copy.deepcopy(model).eval().requires_grad_(False)
     fold(network)
-    for module in network.modules():
-        if amp is not None and isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+    exact = tuple(getattr(network, "full_precision", ()))
+    for name, module in network.named_modules():
+        rounds = isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))
+        if amp is not None and rounds and not name.startswith(exact):
             module.to(amp)
     return network.to(memory_format=torch.channels_last)
 
@@ -75,7 +77,10 @@ def predict_logits(
     return mean.clamp_min(torch.finfo(mean.dtype).tiny).log()  # exp is 0 for gaps above 103
 
 
-def joined(outputs: dict[str, torch.Tensor]) -> torch.Tensor:
+def joined(outputs: dict) -> torch.Tensor | dict:
+    """All maps; a network that detects instances has other outputs too, and keeps its dict."""
+    if "detections" in outputs:
+        return outputs
     return torch.cat([*outputs.values()], 1) if len(outputs) > 1 else outputs["out"]
 
 
@@ -138,7 +143,8 @@ class Predictor:
         self.model, self.device, self.amp = inference_copy(model, amp), device, amp
         self.windows_if_needed, self.options = windows_if_needed and not task.instances, options
         self.first: tuple | None = None  # shape and result size of the first image
-        self.replay = Replay() if device.type == "cuda" else None  # for images of that shape
+        graphs = device.type == "cuda" and not getattr(model, "dynamic", False)
+        self.replay = Replay() if graphs else None  # for images of that shape
 
     def train_ids(self, image: np.ndarray, *, size: tuple[int, int] | None = None) -> np.ndarray:
         """(H,W,3) uint8 RGB -> (H,W) uint8 train ids, or train ids of `size`."""
@@ -150,7 +156,7 @@ class Predictor:
         if self.windows_if_needed and math.prod(image.shape[:2]) > self.MOST:
             whole = self.in_tiles(self.train_ids, image)
             return cv2.resize(whole, size[::-1], interpolation=cv2.INTER_NEAREST)
-        found = self.task.predict(self.logits(image, size=size), size).numpy(force=True)
+        found = to_host(self.task.predict(self.logits(image, size=size), size))()
         return self.task.finish(found, size, self.classes)
 
     def with_confidence(self, image: np.ndarray) -> np.ndarray:

@@ -43,15 +43,9 @@ class Scores:
         return {"miou": self.miou}
 
     def plain(self) -> dict[str, object]:
-        """JSON-safe values; nan becomes None."""
-
-        def safe(value: object) -> object:
-            if isinstance(value, dict):
-                return {name: safe(number) for name, number in value.items()}
-            return None if value is None or np.isnan(value) else float(value)
-
+        """JSON-safe values."""
         own = {x.name: getattr(self, x.name) for x in fields(Scores) if x.name != "counts"}
-        return {name: safe(value) for name, value in own.items()}
+        return json_safe(own)
 
     def table(self) -> str:
         """The official scorer's table: IoU and nIoU of classes and categories, then the means."""
@@ -81,6 +75,13 @@ class Scores:
         rows = [line(name, value, instance_ious[name]) for name, value in ious.items()]
         rows += [rule, line("Score Average", *averages), rule]
         return "\n".join([f"{kind:<17}IoU" + "      nIoU" * both, rule, *rows])
+
+
+def json_safe(value: object) -> object:
+    """Numbers, perhaps in dicts, as floats; nan becomes None."""
+    if isinstance(value, dict):
+        return {name: json_safe(number) for name, number in value.items()}
+    return None if value is None or np.isnan(value) else float(value)
 
 
 def compute_scores(counts: Counts, classes: LabelTable, *, loss: float | None = None) -> Scores:

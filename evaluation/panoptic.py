@@ -77,8 +77,8 @@ def finish(outputs: np.ndarray, size: tuple[int, int], classes: LabelTable) -> P
 
 def grouped(train_ids: np.ndarray, maps: np.ndarray, classes: LabelTable) -> Prediction:
     """(H,W) train ids, (3,h,w) heat and offset -> prediction."""
-    things = np.isin(classes.ids, [*classes.instance_sizes])
-    return Prediction(train_ids, group(train_ids, maps[0], maps[1:], things=things))
+    how = {"things": classes.is_thing, "stuff_area": classes.stuff_area}
+    return Prediction(train_ids, group(train_ids, maps[0], maps[1:], **how))
 
 
 def truth(sample: Sample, classes: LabelTable) -> Prediction:
@@ -121,7 +121,7 @@ def paint(prediction: Prediction, classes: LabelTable) -> np.ndarray:
     table = np.full(1 << 16, IGNORE, np.uint8)
     table[1 : 1 + len(categories)] = categories
     picture = classes.draw(cv2.LUT(numbers, table))
-    things = np.isin(classes.ids[categories], [*classes.instance_sizes])
+    things = classes.is_thing[categories]
     table = np.zeros(1 << 16, np.uint16)
     table[1 : 1 + len(categories)] = np.where(things, np.arange(1, 1 + len(categories)), 0)
     things = cv2.LUT(numbers, table)

@@ -24,7 +24,7 @@ from utils.base.threads import read_ahead
 from utils.data.cityscapes import find_files, first_folder
 from utils.data.class_weights import histogram
 from utils.data.image_files import decode, png_header, read_ids, write_png
-from utils.data.label_table import CITYSCAPES, INVALID, LabelTable, ids_of_instances
+from utils.data.label_table import CITYSCAPES, INVALID, LabelTable
 
 DAMAGED = "Replace the damaged file"
 RGB = 2  # colour type, PNG specification section 11.2.2
@@ -60,14 +60,14 @@ def of_instances(instances: np.ndarray, classes: LabelTable) -> Segments:
     """(H,W) uint16 instance ids -> segments, as csCreatePanopticImgs makes them: ignored classes
     are void, a group of things without instance ids is a crowd. ValueError for undefined ids."""
     numbers = np.flatnonzero(histogram(instances)).astype(np.uint16)
-    ids = ids_of_instances(numbers).ravel()
+    ids = classes.to_plain_ids(numbers).ravel()
     train_ids = classes.id_to_train[ids]
     if (train_ids == INVALID).any():
         raise ValueError(f"undefined ids {some(numbers[train_ids == INVALID])}")
     kept = train_ids < classes.num_classes
     table = np.zeros(1 << 16, np.uint16)
     table[numbers[kept]] = np.arange(1, kept.sum() + 1)
-    crowd = (numbers < 1000) & np.isin(ids, [*classes.instance_sizes])
+    crowd = (numbers < classes.instance_base) & np.isin(ids, [*classes.instance_sizes])
     return Segments(cv2.LUT(instances, table), train_ids[kept].astype(np.int64), crowd[kept])
 
 
@@ -183,7 +183,8 @@ class SegmentWriter:
         areas = histogram(segments.numbers)[1:]
         rows = zip(numbers[1:], ids, areas.tolist(), strict=False)
         own = [{"id": x, "category_id": y, "area": area, "iscrowd": 0} for x, y, area in rows]
-        self.images[name] = {"image_id": name, "file_name": file, "segments_info": own}
+        number = int(name) if name.isdecimal() else name  # as in COCO's truth
+        self.images[name] = {"image_id": number, "file_name": file, "segments_info": own}
 
     def finish(self, images: dict[str, dict[str, Any]]) -> None:
         """Write the JSON file for the entries of all processes."""

@@ -11,32 +11,34 @@ import numpy as np
 import torch
 from torch import nn
 
-from evaluation import panoptic, semantic
+from evaluation import detected, panoptic, semantic
 from evaluation.counts import Counts
 from evaluation.metrics import Scores, compute_scores
 from evaluation.panoptic_quality import Segments
 from evaluation.semantic import Sample
-from model.losses import PanopticDeepLabLoss, SegmentationLoss
+from model.losses import PanopticDeepLabLoss, SegmentationLoss, UPSNetLoss
 from model.ops.upsample_argmax import upsample_argmax
 from utils.data.label_table import LabelTable
 from utils.training.distributed import World
 
-Prediction = Any  # semantic: (H,W) uint8 train ids; panoptic: a panoptic.Prediction
+# semantic: (H,W) uint8 train ids; panoptic: a panoptic.Prediction or detected.Prediction
+Prediction = Any
 
 
 @dataclass(frozen=True)
 class Task:
-    """One kind of segmentation. Outputs: (1,C,h,w), all maps of a network, logits first."""
+    """One kind of segmentation. Outputs: (1,C,h,w), all maps of a network, logits first; of a
+    network that detects instances its dict."""
 
     measure: str  # the score that decides which checkpoint is the best
     # criterion(**options)(outputs, targets) returns (loss_sum, weight_sum). Its `planes` are those
     # of a training sample, besides the image, that it needs.
     criterion: type[nn.Module]
-    logits: Callable[[torch.Tensor], torch.Tensor]  # outputs -> those of the classes, (1,K,h,w)
-    # Outputs, size -> what the host needs of an image, (...), computed on the outputs' device.
-    predict: Callable[[torch.Tensor, tuple[int, int]], torch.Tensor]
-    # That as an array, size, label table -> prediction; runs in any thread.
-    finish: Callable[[np.ndarray, tuple[int, int], LabelTable], Prediction]
+    logits: Callable[[Any], torch.Tensor]  # outputs -> those of the classes, (1,K,h,w)
+    # Outputs, size -> what the host needs of an image, (...) or a dict, on the outputs' device.
+    predict: Callable[[Any, tuple[int, int]], torch.Tensor | dict[str, torch.Tensor]]
+    # That in arrays, size, label table -> prediction; runs in any thread.
+    finish: Callable[[Any, tuple[int, int], LabelTable], Prediction]
     train_ids: Callable[[Prediction], np.ndarray]  # -> (H,W) uint8
     segments: Callable[[Prediction], Segments] | None  # None: semantic
     truth: Callable[[Sample, LabelTable], Prediction]  # what a perfect network would predict
@@ -80,6 +82,20 @@ TASKS = {
         count=panoptic.count,
         total=panoptic.total,
         scores=panoptic.scores,
+        paint=panoptic.paint,
+    ),
+    "panoptic_boxes": Task(
+        measure="PQ",
+        criterion=UPSNetLoss,
+        logits=lambda outputs: outputs["out"],
+        predict=detected.predict,
+        finish=detected.finish,
+        train_ids=lambda prediction: prediction.train_ids,
+        segments=lambda prediction: prediction.segments,
+        truth=detected.truth,
+        count=detected.count,
+        total=detected.total,
+        scores=detected.scores,
         paint=panoptic.paint,
     ),
 }

@@ -1,6 +1,7 @@
 """Copies between the host and a device."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +21,12 @@ def pinned(array: np.ndarray) -> torch.Tensor:
     return host
 
 
-def to_host(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
-    """Start a copy to the host; the returned function waits for the result, in any thread."""
+def to_host(tensor: torch.Tensor | dict[str, torch.Tensor]) -> Callable[[], Any]:
+    """Start a copy to the host; the returned function waits for the array, or the arrays by name,
+    in any thread."""
+    if isinstance(tensor, dict):
+        copies = {name: to_host(value) for name, value in tensor.items()}
+        return lambda: {name: copy() for name, copy in copies.items()}
     if tensor.device.type != "cuda":
         return tensor.numpy
     host = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)

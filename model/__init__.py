@@ -17,7 +17,8 @@ from model.deeplabv3plus import DeepLabV3Plus
 from model.fcn import FCN
 from model.fcn_vgg import FCN8s, FCN16s, FCN32s
 from model.fpn import FPN
-from model.panoptic_deeplab import PanopticDeepLab
+from model.panoptic.panoptic_deeplab import PanopticDeepLab
+from model.panoptic.upsnet import UPSNet
 from model.psanet import PSANet
 from model.pspnet import PSPNet
 from model.resnet import RESNETS
@@ -38,6 +39,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "deconvnet": DeconvNet,
     "unet": UNet,
     "panoptic_deeplab": PanopticDeepLab,
+    "upsnet": UPSNet,
 }
 
 

@@ -21,6 +21,7 @@ class SegmentationLoss(nn.Module):
     lovasz_softmax of the main head."""
 
     planes = ("label",)  # targets that it needs
+    network_targets = False  # whether the network needs them too
 
     def __init__(
         self,
@@ -161,6 +162,7 @@ class PanopticDeepLabLoss(nn.Module):
     """
 
     planes = ("label", "region", "heat", "offset")
+    network_targets = False
     SMALL = 3.0  # weight of the pixels of small instances in the cross entropy
     HEAT = 200.0
 
@@ -214,3 +216,37 @@ class PanopticDeepLabLoss(nn.Module):
         )
         weight_sum = torch.full_like(instance, count * pixels)
         return pixels * (semantic + instance), weight_sum
+
+
+class UPSNetLoss(nn.Module):
+    """Sum of UPSNet's losses (arXiv 1901.03784, section 3.2), each a mean over a micro-batch."""
+
+    planes = ("label", "thing")
+    network_targets = True
+    ROI = 0.2  # weight of the RoI loss beside the semantic one
+
+    def __init__(
+        self,
+        *,
+        class_weights: torch.Tensor | None = None,
+        semantic_weight: float = 1.0,
+        panoptic_weight: float = 0.5,
+    ) -> None:
+        """class_weights: (K,) float32, of the semantic cross entropy."""
+        super().__init__()
+        self.register_buffer("final_weights", class_weights, persistent=False)
+        self.semantic_weight, self.panoptic_weight = semantic_weight, panoptic_weight
+
+    def forward(
+        self, outputs: dict[str, torch.Tensor], targets: Mapping[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Outputs of UPSNet in training mode, {"label": (N,H,W)} -> (loss_sum, N)."""
+        labels = targets["label"]
+        how = {"class_weights": self.final_weights}
+        loss_sum, weight_sum = upsample_cross_entropy(outputs["out"], labels, **how)
+        semantic = loss_sum / weight_sum.clamp_min(torch.finfo(weight_sum.dtype).tiny)
+        if "roi" in outputs:
+            semantic = semantic + self.ROI * outputs["roi"]
+        loss = outputs["instances"] + self.semantic_weight * semantic
+        loss = loss + self.panoptic_weight * outputs["panoptic"]
+        return len(labels) * loss, torch.full_like(loss, len(labels))

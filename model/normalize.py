@@ -39,8 +39,13 @@ class FromPixels(nn.Module):
         self.network = network
         torch.compiler.assume_constant_result(channel_statistics)  # slow import, so not at the top
 
-    def forward(self, images: torch.Tensor, colors: torch.Tensor | None = None) -> dict:
-        """(N,H,W,3) uint8[, (N,3,4) colors of distort()] -> output of the network."""
+    def forward(
+        self,
+        images: torch.Tensor,
+        colors: torch.Tensor | None = None,
+        targets: dict[str, torch.Tensor] | None = None,
+    ) -> dict:
+        """(N,H,W,3) uint8[, (N,3,4) colors of distort()][, the network's targets] -> its output."""
         with torch.autocast(images.device.type, enabled=False):
             normalized = normalize(images if colors is None else distort(images, colors))
-        return self.network(normalized)
+        return self.network(normalized, *([targets] if targets else []))

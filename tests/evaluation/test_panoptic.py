@@ -19,10 +19,10 @@ from evaluation.panoptic_files import categories_of, of_instances, read_format
 from evaluation.panoptic_quality import Segments
 from evaluation.task import TASKS
 from model import build_model
-from model.panoptic_deeplab import peaks
+from model.panoptic.panoptic_deeplab import peaks
 from utils.base.errors import UserError
 from utils.data.batches import empty_targets
-from utils.data.instance_targets import TARGETS, draw_targets
+from utils.data.instance_targets import draw_targets
 from utils.data.label_table import CITYSCAPES, IGNORE
 from utils.data.synthetic import generate
 
@@ -45,7 +45,7 @@ def oracle(sample: dict, *, stuff_area: int) -> panoptic.Prediction:
     """The prediction of a network that has learned everything, and predicts no class for void and
     for groups of things without instance ids."""
     instances, label = sample["instance"], sample["label"]
-    batch = empty_targets((1, *instances.shape), TARGETS)
+    batch = empty_targets((1, *instances.shape), ("region", "heat", "offset"))
     targets = {name: x[0].numpy() for name, x in batch.items()}
     draw_targets(instances, CITYSCAPES, **targets)
     train_ids = np.where(targets["region"] > 0, label, IGNORE).astype(np.uint8)

@@ -19,7 +19,7 @@ from utils.data import augment
 from utils.data.augment import PLANES, SampleParams, Stream
 from utils.data.class_uniform import ClassUniform
 from utils.data.dataset import Dataset
-from utils.data.instance_targets import TARGETS, draw_targets
+from utils.data.instance_targets import TARGETS, draw_numbers, draw_targets
 
 READ_AHEAD = 2  # batches
 ATTEMPTS = 10  # most draws of a crop's window
@@ -163,7 +163,10 @@ class Batches:
         if drawn := {plane: targets[plane] for plane in targets.keys() & TARGETS.keys()}:
             instances = np.empty(self.crop, np.uint16)
             augment.crop_plane(sample["instance"], params, instances, PLANES["instance"])
-            draw_targets(instances, self.dataset.classes, **drawn)
+            if "thing" in drawn:
+                draw_numbers(instances, self.dataset.classes, thing=drawn.pop("thing"))
+            if drawn:
+                draw_targets(instances, self.dataset.classes, **drawn)
         if batch.colors is not None:
             batch.colors[place] = torch.from_numpy(augment.color_matrix(self.seed, *key))
         return batch

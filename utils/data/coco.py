@@ -14,6 +14,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from pycocotools import mask
 
 from utils.base.errors import UserError
 from utils.base.find import find_named
@@ -140,11 +141,6 @@ def require_drawable(objects: Objects, size: tuple[int, int]) -> None:
 
 def draw(objects: Objects, size: tuple[int, int]) -> np.ndarray:
     """(H,W) uint8 train ids: the class where one instance lies, IGNORE where several do, else 0."""
-    try:
-        from pycocotools import mask  # only COCO needs it
-    except ImportError as error:
-        what = "COCO's masks need pycocotools. Type pip install pycocotools"
-        raise UserError(f"utils/preprocess_data.py: {what}") from error
     require_drawable(objects, size)
     label = np.zeros(size[::-1], np.uint8)  # transposed: COCO's masks run down the columns
     for train_id, segmentation in objects:

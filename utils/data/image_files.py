@@ -200,7 +200,7 @@ def to_train_ids(ids: np.ndarray, classes: LabelTable, path: Path) -> np.ndarray
     UserError for undefined ids.
     """
     if ids.dtype == np.uint16:
-        ids = ids_of_instances(ids)
+        ids = classes.to_plain_ids(ids)
     train_ids = cv2.LUT(ids, classes.id_to_train)
     if (train_ids == INVALID).any():
         unknown = ", ".join(map(str, np.unique(ids[train_ids == INVALID])))

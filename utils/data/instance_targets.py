@@ -5,7 +5,7 @@ import numpy as np
 import torch
 
 from utils.data.class_weights import histogram
-from utils.data.label_table import INVALID, LabelTable, ids_of_instances
+from utils.data.label_table import INVALID, LabelTable
 
 NOTHING, STUFF, THING, SMALL_THING = range(4)  # values of "region"
 SIGMA, RADIUS = 8, 25  # deviation of the heat around a center, 3 of them and one pixel
@@ -15,6 +15,7 @@ TARGETS: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
     "region": (torch.uint8, ()),
     "heat": (torch.float32, ()),
     "offset": (torch.float32, (2,)),
+    "thing": (torch.int16, ()),
 }
 
 
@@ -24,6 +25,16 @@ def kernel() -> np.ndarray:
 
 
 KERNEL = kernel()
+
+
+def draw_numbers(instances: np.ndarray, classes: LabelTable, thing: np.ndarray) -> None:
+    """(h,w) uint16 instance ids -> fill thing (h,w) int16: 1, 2, ... for the instances, else 0."""
+    numbers = np.flatnonzero(histogram(instances)).astype(np.uint16)
+    things = np.isin(classes.to_plain_ids(numbers).ravel(), [*classes.instance_sizes])
+    counted = numbers[things & (numbers >= classes.instance_base)]
+    table = np.zeros(1 << 16, np.int16)
+    table[counted] = np.arange(1, len(counted) + 1)
+    cv2.LUT(instances, table, thing)
 
 
 def draw_targets(
@@ -42,9 +53,9 @@ def draw_targets(
     """
     pixels = histogram(instances)
     numbers = np.flatnonzero(pixels).astype(np.uint16)
-    ids = ids_of_instances(numbers).ravel()
+    ids = classes.to_plain_ids(numbers).ravel()
     things = np.isin(ids, [*classes.instance_sizes])
-    counted = things & (numbers >= 1000)
+    counted = things & (numbers >= classes.instance_base)
     table = np.zeros(1 << 16, np.uint8)
     table[numbers[(classes.id_to_train[ids] < INVALID) & ~things]] = STUFF
     table[numbers[counted]] = np.where(pixels[numbers[counted]] < SMALL, SMALL_THING, THING)

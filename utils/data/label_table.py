@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import zip_longest
 from typing import Any
 
@@ -40,6 +41,8 @@ class LabelTable:
     instance_categories: dict[str, tuple[int, ...]] = field(default_factory=dict)  # name -> ids
     palette: bool = False  # the label files are PNGs with a palette
     color_to_train: np.ndarray | None = None  # (2^24,) uint8: RGB of a label file -> train id
+    instance_base: int = 1000  # an instance id is this times its id plus 0, 1, ...
+    stuff_area: int = 2048  # pixels in an image; predicted stuff with fewer becomes void
     release: str = ""  # the download that holds the label files, for messages
 
     @property
@@ -50,7 +53,7 @@ class LabelTable:
 
     def plain(self) -> dict[str, Any]:
         """The fields that predictions need, for a checkpoint; from_plain is the inverse."""
-        names = ("num_ids", "palette", "meaning", "instance_sizes")
+        names = ("num_ids", "palette", "meaning", "instance_sizes", "stuff_area")
         kept = {name: getattr(self, name) for name in names}
         return {"names": list(self.names), **kept} | {x: getattr(self, x).tolist() for x in ARRAYS}
 
@@ -59,7 +62,8 @@ class LabelTable:
         """A table without categories and colours of label files."""
         arrays = {name: np.array(content[name], np.uint8) for name in ARRAYS}
         kept = {name: content[name] for name in ("num_ids", "palette")}
-        kept["instance_sizes"] = content.get("instance_sizes", {})  # older checkpoints: none
+        for name in ("instance_sizes", "stuff_area"):  # older checkpoints have none
+            kept |= {name: content[name]} if name in content else {}
         return cls(tuple(content["names"]), **arrays, **kept)
 
     def difference(self, names: Sequence[str], plain: dict[str, Any] | None) -> str:
@@ -89,6 +93,15 @@ class LabelTable:
         table[: self.num_classes] = self.ids
         return cv2.LUT(train_ids, table)
 
+    def to_plain_ids(self, instances: np.ndarray) -> np.ndarray:
+        """uint16 instance ids -> uint8 ids, same shape."""
+        return ids_of_instances(instances, self.instance_base)
+
+    @property
+    def is_thing(self) -> np.ndarray:
+        """(K,) bool: the classes whose instances have ids."""
+        return np.isin(self.ids, [*self.instance_sizes])
+
     def without_instances(self) -> "LabelTable":
         """The table for labels without instance ids: scores then omit nIoU."""
         return replace(self, instance_sizes={}, instance_categories={})
@@ -107,9 +120,15 @@ def voc_palette() -> np.ndarray:
     return (bits << 7 - np.arange(8)[:, None]).sum(1).astype(np.uint8)
 
 
-def ids_of_instances(instances: np.ndarray) -> np.ndarray:
-    """Cityscapes instance ids, uint16 (id * 1000 + k, or a plain id) -> uint8 ids, same shape."""
-    return cv2.LUT(instances, ID_OF_INSTANCE)
+def ids_of_instances(instances: np.ndarray, base: int = 1000) -> np.ndarray:
+    """Instance ids, uint16 (id * base + k, or a plain id) -> uint8 ids, same shape."""
+    return cv2.LUT(instances, id_of_instance(base))
+
+
+@cache
+def id_of_instance(base: int) -> np.ndarray:
+    numbers = np.arange(1 << 16)
+    return np.uint8(np.where(numbers < base, numbers.clip(max=255), numbers // base))
 
 
 def _cityscapes() -> LabelTable:
@@ -135,8 +154,6 @@ def _cityscapes() -> LabelTable:
     )
 
 
-_NUMBERS = np.arange(1 << 16)
-ID_OF_INSTANCE = np.uint8(np.where(_NUMBERS < 1000, _NUMBERS.clip(max=255), _NUMBERS // 1000))
 CITYSCAPES = _cityscapes()
 VOC_IDS = np.arange(len(VOC_NAMES), dtype=np.uint8)
 VOC = LabelTable(

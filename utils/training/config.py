@@ -84,6 +84,12 @@ class Config:
     center_window: int = 3
     """Side, odd, in pixels of the maps at stride 4, of the square in which the center of an
     instance must be the highest (panoptic_deeplab). Larger for larger things."""
+    deformable: bool = False
+    """Deformable 3x3 convolutions in the last three stages of a ResNet (upsnet)."""
+    semantic_layers: int = 2
+    """Layers of the semantic head (upsnet): 2 for Cityscapes, 3 for COCO."""
+    roi_loss: bool = False
+    """Train the classes of the pixels in the true boxes too (upsnet), as on COCO."""
     backbone_weights: str | None = "imagenet"
     """'imagenet' (torchvision's weights, downloaded to pretrained_models/ if missing), a file with
     a ResNet state_dict, or null for random weights."""
@@ -122,8 +128,10 @@ class Config:
     min_lr: float = 1e-4
     """Learning rate at the last step."""
     schedule: Literal["poly", "linear", "cosine", "onecycle", "step", "exponential"] = "poly"
-    """Curve of the learning rate from base_lr to min_lr. step: a tenth after each third; onecycle:
-    rises for 30 % of the steps, then falls."""
+    """Curve of the learning rate from base_lr to min_lr. step: a tenth after each of
+    --milestones; onecycle: rises for 30 % of the steps, then falls."""
+    milestones: tuple[float, ...] = (1 / 3, 2 / 3)
+    """With --schedule step: shares of the steps after which the rate falls to a tenth."""
     power: float = 0.9
     """Exponent of the polynomial decay of the learning rate."""
     warmup_steps: int = 500
@@ -178,6 +186,10 @@ class Config:
     offset_weight: float = 0.01
     """Panoptic networks: weight of the error of the offsets, in pixels of the crop. Images at a
     quarter of their size have offsets of a quarter."""
+    semantic_weight: float = 1.0
+    """Weight of the loss of all pixels' classes (upsnet)."""
+    panoptic_weight: float = 0.5
+    """Weight of the loss of the head that joins classes and instances (upsnet)."""
     class_uniform: float = 0.0
     """Share of crops that contain a class drawn with equal probabilities, instead of coming from
     the next image; 0.5 shows rare classes often."""
@@ -213,6 +225,7 @@ class Config:
         counts = "steps eval_every save_every log_every patience batch_size accumulate fine_repeats"
         check(self, counts, lambda value: value >= 1, "at least 1")
         rates = "epochs base_lr power head_lr_factor clip_grad offset_weight"
+        rates += " semantic_weight panoptic_weight"
         check(self, rates, lambda value: 0 < value < float("inf"), "a number above 0")
         rates = "min_lr weight_decay class_weight_power focal dice lovasz"
         check(self, rates, lambda value: 0 <= value < float("inf"), "a number of at least 0")
@@ -229,6 +242,7 @@ class Config:
         check(self, "bn_momentum", lambda m: 0 < min(m) <= max(m) <= 1, "two shares, 0 to 1")
         check(self, "crop", lambda size: min(size) >= 16, "two sizes of at least 16 pixels")
         check(self, "multi_grid", lambda grid: min(grid) >= 1, "three factors of at least 1")
+        check(self, "semantic_layers", lambda x: x >= 1, "at least 1")
         check(self, "center_window", lambda side: side >= 1 and side % 2, "odd")
         check(self, "scale", lambda s: 0.01 <= s[0] <= s[1] <= 100, "two factors, smaller first")
         check(self, "eval_scales", valid_scales, "one or more factors between 0.01 and 100")
@@ -245,6 +259,8 @@ class Config:
         for name in ("class_weight_power", "class_weights_from"):
             given = self.class_weights or getattr(self, name) == getattr(Config, name)
             check(self, name, lambda _, given=given: given, "left out with --class_weights false")
+        between = "shares between 0 and 1"
+        check(self, "milestones", lambda x: all(0 < share < 1 for share in x), between)
         floor = self.schedule != "exponential" or self.min_lr > 0
         check(self, "min_lr", lambda _: floor, "above 0 with --schedule exponential")
         check(self, "run_name", re.compile(r"\w[\w.+-]*").fullmatch, "letters, digits, _.+-")

@@ -17,10 +17,10 @@ from utils.training.config import Config
 from utils.training.published import PRETRAINED
 
 NETWORK_OPTIONS = ("backbone", "output_stride", "norm", "multi_grid", "aux", "separable")
-NETWORK_OPTIONS += ("attention", "center_window")
+NETWORK_OPTIONS += ("attention", "center_window", "deformable", "semantic_layers", "roi_loss")
 
 
-def network_options(config: Config, num_classes: int) -> dict[str, Any]:
+def network_options(config: Config, num_classes: int, things: Sequence[int] = ()) -> dict[str, Any]:
     """Arguments of build_model: the NETWORK_OPTIONS that the architecture's constructor has.
     UserError for a given option that it does not have, and if --batch_size is too small for it."""
     if config.model not in MODELS:
@@ -36,6 +36,8 @@ def network_options(config: Config, num_classes: int) -> dict[str, Any]:
                 raise UserError(f"--{name}: for {', '.join(owners)} only. Leave it out")
         elif name in NETWORK_OPTIONS:
             network[name] = list(value) if isinstance(value, tuple) else value
+    if "things" in taken:
+        network["things"] = [*things]
     if "backbone" not in network and config.freeze_encoder_steps:
         owners = [model for model in MODELS if "backbone" in option_names(model)]
         raise UserError(f"--freeze_encoder_steps: for {', '.join(owners)} only. Leave it out")
@@ -44,6 +46,9 @@ def network_options(config: Config, num_classes: int) -> dict[str, Any]:
             what = f"--backbone {config.backbone}: not an encoder of {config.model}"
             raise UserError(f"{what}. Give one of {', '.join(own)}")
         network["backbone"] = own[0]
+    if config.compile and getattr(MODELS[config.model], "dynamic", False):
+        what = "shapes depend on the data, which torch.compile cannot use"
+        raise UserError(f"--compile true: not for {config.model}, whose {what}. Leave it out")
     least = getattr(MODELS[config.model], "smallest_image", 1)
     if min(side for _, part in config.parts() for side in part.crop) < least:
         raise UserError(f"--crop must be at least {least} high and wide for {config.model}")
@@ -102,6 +107,14 @@ def imagenet_file(backbone: str, norm: str) -> Path:
     return path
 
 
+# COCO's panoptic names for classes of Cityscapes that it does not have under the same name.
+ALIASES = {
+    "sidewalk": "pavement-merged", "building": "building-other-merged", "wall": "wall-other-merged",
+    "fence": "fence-merged", "vegetation": "tree-merged", "terrain": "grass-merged",
+    "sky": "sky-other-merged", "rider": "person",
+}  # fmt: skip
+
+
 def take_over(
     model: nn.Module, path: Path, network: Mapping[str, Any], classes: Sequence[str]
 ) -> str:
@@ -109,7 +122,7 @@ def take_over(
 
     Prefers averaged weights. Also accepts a plain state_dict and files of other projects, whose
     tensors it renames. From a checkpoint with other classes it loads the rows of each class of the
-    same name.
+    same name, or of the one in ALIASES.
     """
     content, own = read_tensors(path), model.state_dict()
     content = content if isinstance(content, dict) else {}
@@ -117,15 +130,24 @@ def take_over(
     stored = content.get("ema") or (content.get("model", {}) if ours else renamed(content))
     weights = {key.removeprefix("network."): value for key, value in stored.items()}
     before = content.get("classes", classes) if ours else classes
-    common = [name for name in classes if name in before]
+    sources = {name: name if name in before else ALIASES.get(name) for name in classes}
+    common = [name for name in classes if sources[name] in before]
     if [*before] != [*classes]:
-        here, there = ([*map(names.index, common)] for names in ([*classes], [*before]))
         with torch.device("meta"):  # only tensors with a row per class get another shape
             other = build_model(**{**network, "num_classes": len(classes) + 1}).state_dict()
+        things = [classes[x] for x in network.get("things", ())]
+        things_before = [before[x] for x in content.get("network", {}).get("things", ())]
         for name in weights.keys() & other.keys():
-            rows = own[name].shape != other[name].shape
+            rows, rows_before = [*classes], [*before]
+            if own[name].shape == other[name].shape:
+                rows = model.thing_rows(name, things) if things else []
+                rows_before = model.thing_rows(name, things_before) if things else []
             if rows and weights[name].shape[1:] == own[name].shape[1:]:
-                own[name][here] = weights[name][there].to(own[name].dtype)
+                shared = [x for x in rows if sources.get(x, x) in rows_before]
+                here = [rows.index(x) for x in shared]
+                there = [rows_before.index(sources.get(x, x)) for x in shared]
+                old = weights[name].reshape(len(rows_before), -1)[there]
+                own[name].view(len(rows), -1)[here] = old.to(own[name].dtype)
                 weights[name] = own[name]
     shapes = {name: getattr(value, "shape", None) for name, value in weights.items()}
     fitting = {name: weights[name] for name in own if shapes.get(name) == own[name].shape}

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -119,15 +119,22 @@ def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
 
 
 def lr_factor(
-    step: int, *, total: int, warmup: int, power: float, floor: float, schedule: str = "poly"
+    step: int,
+    *,
+    total: int,
+    warmup: int,
+    power: float,
+    floor: float,
+    schedule: str = "poly",
+    milestones: Sequence[float] = (1 / 3, 2 / 3),
 ) -> float:
     """Factor on the base learning rate at `step` in 0..total-1, from 1 to `floor`, times a linear
     rise over the first `warmup` steps.
 
     poly: polynomial decay (DeepLabV2, arXiv 1606.00915, section 4.1.1); linear: poly of power 1;
-    cosine: half a period (SGDR, arXiv 1608.03983, equation 5); step: a tenth after each third of
-    the training; exponential: the same factor at every step; onecycle: from 1/25 up to 1, then
-    down, both along a cosine (arXiv 1708.07120, as PyTorch's OneCycleLR).
+    cosine: half a period (SGDR, arXiv 1608.03983, equation 5); step: a tenth after each of the
+    `milestones`, shares of the training; exponential: the same factor at every step; onecycle: from
+    1/25 up to 1, then down, both along a cosine (arXiv 1708.07120, as PyTorch's OneCycleLR).
     """
     done = min(1.0, step / total)
     if schedule == "exponential":
@@ -139,7 +146,7 @@ def lr_factor(
             "poly": (1 - done) ** power,
             "linear": 1 - done,
             "cosine": half_cosine(done),
-            "step": 0.1 ** int(3 * done),
+            "step": 0.1 ** sum(done >= milestone for milestone in milestones),
             "onecycle": half_cosine((done - RISE) / (1 - RISE)),
         }[schedule]
         decayed = floor + (1 - floor) * shape

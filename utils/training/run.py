@@ -288,7 +288,8 @@ def build_run(
     if state and (what := classes.difference(state["classes"], state.get("label_table"))):
         advice = "Restore the data set's description, or start a new run with --init_from"
         raise UserError(f"{config.data_root}: {what}. {advice}")
-    network = network_options(config, classes.num_classes)
+    things = classes.is_thing.nonzero()[0].tolist()
+    network = network_options(config, classes.num_classes, things)
     pretrained = state is None and config.init_from is None
     weights = pretrained_weights(config, network) if pretrained else {}
     model = build_model(**network, **weights)

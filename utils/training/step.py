@@ -75,7 +75,8 @@ def add_gradients(
 ) -> torch.Tensor:
     """Add the gradients of a micro-batch's loss_sum / pixels; returns loss_sum and weight_sum."""
     with autocast(batch.images.device, amp):
-        outputs = model(batch.images, batch.colors)
+        known = [batch.targets] if criterion.network_targets else []
+        outputs = model(batch.images, batch.colors, *known)
     loss_sum, weight_sum = criterion(outputs, batch.targets)
     part = loss_sum / pixels
     (scaler.scale(part) if scaler else part).backward()

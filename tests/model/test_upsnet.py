@@ -1,0 +1,140 @@
+"""UPSNet: its layers, its losses, and what it learns from."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import randomize
+from torchvision.models.detection import maskrcnn_resnet50_fpn
+
+from model import build_model
+from model.losses import UPSNetLoss
+from model.normalize import FromPixels
+from model.panoptic.joining import join
+from model.panoptic.upsnet import DeformConv2d
+
+K, THINGS = 19, [*range(11, 19)]
+
+
+def network(**options):
+    options = {"backbone": "resnet18", "things": THINGS, "num_classes": K} | options
+    return build_model("upsnet", **options)
+
+
+def targets(size=(96, 128), *, count: int = 2) -> dict[str, torch.Tensor]:
+    """Crops; the last one has no instance."""
+    label = torch.zeros(count, *size, dtype=torch.uint8)
+    thing = torch.zeros(count, *size, dtype=torch.int16)
+    for number in range(count - 1):
+        label[number, 10:60, 20:80], thing[number, 10:60, 20:80] = 13, 1
+        label[number, 50:90, 70:120], thing[number, 50:90, 70:120] = 11, 2
+        label[number, 0, 0], thing[number, 0, 0] = 18, 3  # one pixel
+        label[number, :8, 60:], label[number, 80:, :40] = 12, 255  # a group, and void
+    return {"label": label, "thing": thing}
+
+
+def test_its_parameters_follow_from_the_layers():
+    """Mask R-CNN's, without its own classes, and the semantic head."""
+    with torch.device("meta"):
+        count = sum(p.numel() for p in network(backbone="resnet50").parameters())
+        peer = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=9)
+    theirs = sum(p.numel() for p in peer.parameters())
+    deformable = 256 * 128 * 9 + 128 + 256 * 18 * 9 + 18 + 128 * 128 * 9 + 128 + 128 * 18 * 9 + 18
+    assert count == theirs + deformable + 512 * K + K == 44_527_804
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_every_parameter_learns_also_without_an_instance(count):
+    torch.manual_seed(0)
+    model, known = network(roi_loss=True, semantic_layers=3), targets(count=count)
+    outputs = model(torch.randn(count, 3, 96, 128), known)
+    loss_sum, weight = UPSNetLoss()(outputs, known)
+    loss_sum.backward()
+    assert weight == count and loss_sum.isfinite()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+    if count > 1:
+        dead = {n for n, p in model.named_parameters() if not p.grad.any()}
+        assert dead == set()
+
+
+def test_targets_are_boxes_masks_and_classes_of_the_instances():
+    known = targets()
+    found = network().instances(known["thing"][0], known["label"][0])
+    assert found["boxes"].tolist() == [[20, 10, 80, 60], [70, 50, 120, 90], [0, 0, 1, 1]]
+    assert found["labels"].tolist() == [3, 1, 8]
+    assert torch.equal(found["masks"][1] > 0, known["thing"][0] == 2)
+    assert len(network().instances(known["thing"][1], known["label"][1])["boxes"]) == 0
+
+
+def test_the_panoptic_loss_is_that_of_the_joined_logits():
+    """Cross entropy over stuff, kept instances and unknown; the targets by a loop over pixels."""
+    torch.manual_seed(0)
+    model, known = network(), targets(count=2)
+    label, thing = known["label"][0], known["thing"][0]
+    pyramid = {str(n): torch.randn(1, 256, 24 >> n, 32 >> n) for n in range(4)}
+    logits, true = torch.randn(1, K, 24, 32), model.instances(thing, label)
+    torch.manual_seed(0)
+    keep = torch.rand(3) < 0.7
+    assert keep.tolist() == [True, False, True]
+    boxes, labels = true["boxes"][keep], true["labels"][keep]
+    features = model.heads.mask_roi_pool(pyramid, [boxes], [(96, 128)])
+    masks = model.heads.mask_predictor(model.heads.mask_head(features))
+    masks = masks[[0, 1], labels]
+    classes = torch.tensor(THINGS)[labels - 1]
+    is_thing = torch.tensor([number in THINGS for number in range(K)])
+    joined = join(logits[0], boxes / 4, classes, masks, is_thing)
+    losses = []
+    for y, x in np.ndindex(24, 32):
+        at, number = label[4 * y + 2, 4 * x + 2].item(), thing[4 * y + 2, 4 * x + 2].item()
+        if number:
+            channel = {1: 11, 2: 13, 3: 12}[number]
+        elif at in THINGS or at == 255:
+            continue
+        else:
+            channel = at
+        losses.append(-joined[:, y, x].log_softmax(0)[channel])
+    torch.manual_seed(0)
+    found = model.panoptic_loss(pyramid, logits, label[None], thing[None], [true])
+    torch.testing.assert_close(found, torch.stack(losses).mean())
+
+
+def test_deformable_convolutions_begin_as_usual_ones():
+    how = {"backbone": "resnet50", "norm": "bn"}
+    plain, deformable = (network(deformable=x, **how).backbone.eval() for x in (False, True))
+    assert sum(isinstance(x, DeformConv2d) for x in deformable.modules()) == 13
+    randomize(plain)
+    missing = deformable.load_state_dict(plain.state_dict(), strict=False).missing_keys
+    assert all(".offset." in name for name in missing)
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        pairs = [*zip(plain(images), deformable(images), strict=True)]
+        for one, other in pairs:
+            assert (one - other).abs().max() <= 1e-4 * one.std()
+        deformable.layer3[0].conv2.offset.bias.fill_(0.5)
+        assert (deformable(images)[-1] - pairs[-1][0]).abs().max() > 1e-3 * pairs[-1][0].std()
+    with pytest.raises(ValueError, match="need a ResNet without"):
+        network(deformable=True, backbone="efficientnet_b0")
+
+
+@pytest.mark.parametrize("size", [(96, 128), (101, 135)])
+def test_predictions_of_any_size_lie_within_the_image(size):
+    torch.manual_seed(0)
+    model = network().eval()
+    randomize(model)
+    with torch.inference_mode():
+        outputs = model(torch.randn(2, 3, *size))
+    assert outputs["out"].shape == (2, K, -(-size[0] // 4), -(-size[1] // 4))
+    assert len(outputs["detections"]) == 2
+    for found in outputs["detections"]:
+        assert len(found["boxes"]) == len(found["masks"]) <= 100
+        assert (found["boxes"] >= 0).all() and (found["boxes"] <= 1).all()
+        assert (found["scores"].diff() <= 0).all()
+        assert torch.isin(found["classes"], torch.tensor(THINGS)).all()
+    assert outputs["is_thing"].nonzero()[:, 0].tolist() == THINGS
+
+
+def test_the_step_gives_the_network_its_targets():
+    torch.manual_seed(0)
+    known = targets()
+    pixels = torch.randint(0, 256, (2, 96, 128, 3), dtype=torch.uint8)
+    outputs = FromPixels(network())(pixels, None, known)
+    assert {"out", "instances", "panoptic"} == {*outputs}
