@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import preprocess, randomize, tiny, write_cityscapes
+from helpers import preprocess, randomize, tiny, write_cityscapes, write_coco_panoptic
 from PIL import Image
 from torch import nn
 
@@ -27,7 +27,9 @@ from utils.data.prepare import pack_split, weigh
 from utils.training.network import network_options
 
 K, SIZE = 5, (64, 96)
+THINGS = (3, 4)
 CHANNELS = {"semantic": {"out": K}, "panoptic": {"out": K, "center": 1, "offset": 2}}
+CHANNELS["panoptic_boxes"] = {"out": K}  # and other outputs than maps
 HEAVY = ("fcn32s", "fcn16s", "fcn8s", "deconvnet")  # 134 and 252 million parameters
 ALL = [pytest.param(x, marks=pytest.mark.slow if x in HEAVY else ()) for x in MODELS]
 NAMES = [name for name in data_set_names() if name != "custom"]
@@ -42,7 +44,24 @@ def network(name: str, **changes) -> dict:
     """build_model's options as a training stores them, for the smallest network."""
     changes |= {"model": name, "output_stride": 8, "batch_size": 2, "crop": size_of(name)}
     config = tiny(Path("data"), Path("logs"), **changes)
-    return json.loads(json.dumps(network_options(config, K)))
+    return json.loads(json.dumps(network_options(config, K, THINGS)))
+
+
+def run(model: nn.Module, images: torch.Tensor) -> dict:
+    """The network's outputs, in training with the targets that it needs."""
+    if not model.training or not TASKS[model.task].criterion.network_targets:
+        return model(images)
+    label = torch.zeros(len(images), *images.shape[2:], dtype=torch.uint8)
+    thing = torch.zeros(label.shape, dtype=torch.int16)
+    for number, (top, left) in enumerate(((4, 8), (20, 40)), 1):
+        part = (slice(None), slice(top, top + 36), slice(left, left + 40))
+        label[part], thing[part] = THINGS[number - 1], number
+    return model(images, {"label": label, "thing": thing})
+
+
+def maps(model: nn.Module, outputs: dict) -> dict[str, torch.Tensor]:
+    """Those outputs that are maps of the image."""
+    return {name: x for name, x in outputs.items() if name in (*CHANNELS[model.task], "aux")}
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -65,9 +84,10 @@ class TestModels:
             torch.rand(2, 3, *(side + 1 for side in size_of(name))),
         ):
             for mode in (True, False):
-                outputs = model.train(mode)(images)
-                channels = CHANNELS[model.task]
-                assert set(outputs) <= ({*channels, "aux"} if mode else {*channels})
+                outputs, channels = run(model.train(mode), images), CHANNELS[model.task]
+                if not getattr(model, "dynamic", False):
+                    assert set(outputs) <= ({*channels, "aux"} if mode else {*channels})
+                outputs = maps(model, outputs)
                 for output, logits in outputs.items():
                     strides = [
                         full / small
@@ -83,15 +103,16 @@ class TestModels:
         model = build_model(**network(name, norm=norm)).to(memory_format=torch.channels_last)
         wrong, inputs = [], torch.rand(2, 3, *size_of(name)).to(memory_format=torch.channels_last)
         for where, module in model.named_modules():
-            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            heads = where.startswith(tuple(getattr(model, "full_precision", ())))  # boxes' features
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and not heads:
 
                 def look(_module, args, _output, where=where):
                     if not args[0].is_contiguous(memory_format=torch.channels_last):
                         wrong.append(where)
 
                 module.register_forward_hook(look)
-        model.train()(inputs)
-        model.eval()(inputs)
+        run(model.train(), inputs)
+        run(model.eval(), inputs)
         assert not wrong
 
     def test_every_parameter_learns_also_after_an_evaluation(self, name):
@@ -100,9 +121,8 @@ class TestModels:
         with torch.inference_mode():
             model(torch.rand(2, 3, *size_of(name)))
         model.train()
-        sum(
-            logits.square().mean() for logits in model(torch.rand(2, 3, *size_of(name))).values()
-        ).backward()
+        outputs = run(model, torch.rand(2, 3, *size_of(name)))
+        sum(logits.square().mean() for logits in outputs.values()).backward()
         idle = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
         assert not idle
 
@@ -129,6 +149,8 @@ class TestModels:
     @pytest.mark.slow
     def test_it_compiles_as_one_graph(self, name):
         """train.py compiles on a GPU; a graph that breaks there is slower."""
+        if getattr(MODELS[name], "dynamic", False):
+            pytest.skip("not compiled")
         torch._dynamo.reset()
         model = build_model(**network(name)).train()
         for module in model.modules():
@@ -227,6 +249,9 @@ def tree(request, tmp_path_factory) -> tuple[str, Path]:
         preprocess(write_cityscapes(root))
     elif name == "voc":
         write_voc(root, rng)
+    elif name == "coco_panoptic":
+        write_coco_panoptic(root, rng)
+        find_data_set(name, root).prepare(root, workers=1, overwrite=False)
     elif name in ("coco", "coco_2014"):
         write_coco(root, 2014 if name == "coco_2014" else 2017, rng)
         find_data_set(name, root).prepare(root, workers=1, overwrite=False)

@@ -18,12 +18,14 @@ def deform_conv(
     """(N,C,H,W), (N,2kk,H',W') y and x of each tap in pixels, (C',C,k,k) -> (N,C',H',W')."""
     if x.device.type == "cpu":
         columns = sampled(x, offset, weight.shape[-1], (stride, padding, dilation))
-        found = (weight.flatten(1) @ columns).unflatten(2, offset.shape[-2:])
-        return found if bias is None else found + bias[:, None, None]
+        found = columns.mT @ weight.flatten(1).mT  # channels last
+        found = found if bias is None else found + bias
+        return found.unflatten(1, offset.shape[-2:]).permute(0, 3, 1, 2)
     from torchvision.ops import deform_conv2d  # takes seconds
 
     how = {"stride": stride, "padding": padding, "dilation": dilation}
-    return deform_conv2d(x, offset, weight, bias, **how)
+    found = deform_conv2d(x, offset, weight, bias, **how)
+    return found.contiguous(memory_format=torch.channels_last)
 
 
 def sampled(
@@ -34,8 +36,8 @@ def sampled(
     tap = torch.arange(side**2)[:, None, None]
     down, right = offset.unflatten(1, (-1, 2)).unbind(2)  # (N,kk,H',W')
     y = down + stride * torch.arange(down.shape[2])[:, None] - padding + dilation * (tap // side)
-    x_ = right + stride * torch.arange(down.shape[3]) - padding + dilation * (tap % side)
+    across = right + stride * torch.arange(down.shape[3]) - padding + dilation * (tap % side)
     height, width = x.shape[-2:]
-    places = torch.stack([(2 * x_ + 1) / width - 1, (2 * y + 1) / height - 1], -1).flatten(1, 2)
-    found = F.grid_sample(x, places.to(x.dtype), align_corners=False)
+    places = [(2 * across + 1) / width - 1, (2 * y + 1) / height - 1]  # -1 and 1: the edges
+    found = F.grid_sample(x, torch.stack(places, -1).flatten(1, 2), align_corners=False)
     return found.unflatten(2, (side**2, -1)).flatten(3).flatten(1, 2)

@@ -2,60 +2,20 @@
 
 import json
 
-import cv2
 import numpy as np
 import pytest
-from helpers import fails, run
+from helpers import CAR, PERSON, fails, run, write_coco_panoptic
 
 from datasets import build_dataset, find_data_set
 from utils.base.errors import UserError
 from utils.data.coco_panoptic import BASE, CLASSES
 from utils.data.label_table import IGNORE
 
-PERSON, CAR, ROAD, SKY = 1, 3, 149, 187
-SIZE = (72, 96)
-
-
-def write_tree(root, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Three train and two val images with segments; returns ids of classes by image name."""
-    truth = {}
-    (root / "annotations").mkdir(parents=True)
-    for split, numbers in (("train", (1, 2, 3)), ("val", (4, 5))):
-        folder = root / "annotations" / f"panoptic_{split}2017"
-        (root / f"{split}2017").mkdir()
-        folder.mkdir()
-        entries = []
-        for number in numbers:
-            name = f"{number:012d}"
-            segments = np.zeros(SIZE, np.int64)
-            segments[40:], segments[:30] = 70_000 + number, 300
-            segments[45:65, 10:30], segments[20:60, 40:60] = 2**24 - 2, 5
-            segments[50:70, 70:90], segments[10:20, 80:] = 9, 1000
-            info = [(70_000 + number, ROAD, 0), (300, SKY, 0), (2**24 - 2, CAR, 0)]
-            info += [(5, PERSON, 0), (9, CAR, 0), (1000, PERSON, 1)]
-            rgb = np.stack([segments % 256, segments // 256 % 256, segments // 65536], -1)
-            cv2.imwrite(str(folder / f"{name}.png"), rgb[..., ::-1].astype(np.uint8))
-            ids = np.zeros(SIZE, np.uint8)
-            for segment, category, _ in info:
-                ids[segments == segment] = category
-            image = (ids[..., None] * np.array([1, 2, 3]) + rng.integers(0, 30, (*SIZE, 3))) % 256
-            cv2.imwrite(str(root / f"{split}2017" / f"{name}.jpg"), image.astype(np.uint8))
-            rows = [{"id": x, "category_id": y, "iscrowd": z, "area": 1} for x, y, z in info]
-            entries.append({"image_id": number, "file_name": f"{name}.png", "segments_info": rows})
-            truth[name] = ids
-        categories = [
-            {"id": x, "name": y, "isthing": int(x in CLASSES.instance_sizes)}
-            for x, y in zip(CLASSES.ids.tolist(), CLASSES.names, strict=True)
-        ]
-        content = {"annotations": entries, "categories": categories}
-        (root / "annotations" / f"panoptic_{split}2017.json").write_text(json.dumps(content))
-    return truth
-
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     root = tmp_path_factory.mktemp("coco")
-    truth = write_tree(root, np.random.default_rng(0))
+    truth = write_coco_panoptic(root, np.random.default_rng(0))
     done = run("utils/preprocess_data.py", "--dataset", "coco_panoptic", "--data_root", root)
     assert done.returncode == 0, done.stderr
     return root, truth
@@ -85,7 +45,7 @@ def test_labels_and_instances_are_those_of_the_published_files(tree):
     semantic = build_dataset("coco_panoptic", root, "train")
     assert "instance" not in semantic[0] and semantic.checked
     weights = json.loads((root / "meta" / "class_weights.json").read_text())
-    assert len(weights) == 133
+    assert len(weights["class_weights"]) == 133
 
 
 def test_upsnet_trains_and_its_segments_have_the_score_of_the_json_file(tree, tmp_path):
@@ -112,14 +72,15 @@ def test_upsnet_trains_and_its_segments_have_the_score_of_the_json_file(tree, tm
     scores = json.loads((tmp_path / "model_eval_val" / "scores.json").read_text())
     assert scores["detection"]["boxes"].keys() == {"ap", "ap50", "ap75", "per_class"}
     found = tmp_path / "model_eval_val_panoptic"
-    done = run("evaluation/score.py", "--panoptic", "true", "--predictions", found, "--truth",
-               root / "annotations" / "panoptic_val2017.json", "--json", tmp_path / "s.json")  # fmt: skip
+    truth = ("--truth", root / "annotations" / "panoptic_val2017.json")
+    score = ("evaluation/score.py", "--panoptic", "true", "--predictions", found, *truth)
+    done = run(*score, "--json", tmp_path / "s.json")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "s.json").read_text())["All"] == scores["panoptic"]["All"]
 
 
 def test_faults_of_the_files_are_one_line(tmp_path):
-    write_tree(tmp_path, np.random.default_rng(0))
+    write_coco_panoptic(tmp_path, np.random.default_rng(0))
     command = ("utils/preprocess_data.py", "--dataset", "coco_panoptic", "--data_root", tmp_path)
     with pytest.raises(UserError, match="Run python utils/preprocess_data.py"):
         build_dataset("coco_panoptic", tmp_path, "train")
