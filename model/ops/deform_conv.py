@@ -34,10 +34,11 @@ def sampled(
     """-> (N,C*side*side,H'*W'): the pixels, bilinear and 0 outside the image, under each tap."""
     stride, padding, dilation = geometry
     tap = torch.arange(side**2)[:, None, None]
-    down, right = offset.unflatten(1, (-1, 2)).unbind(2)  # (N,kk,H',W')
+    # Half precision cannot hold coordinates.
+    down, right = offset.float().unflatten(1, (-1, 2)).unbind(2)  # (N,kk,H',W')
     y = down + stride * torch.arange(down.shape[2])[:, None] - padding + dilation * (tap // side)
     across = right + stride * torch.arange(down.shape[3]) - padding + dilation * (tap % side)
     height, width = x.shape[-2:]
     places = [(2 * across + 1) / width - 1, (2 * y + 1) / height - 1]  # -1 and 1: the edges
-    found = F.grid_sample(x, torch.stack(places, -1).flatten(1, 2), align_corners=False)
+    found = F.grid_sample(x.float(), torch.stack(places, -1).flatten(1, 2), align_corners=False)
     return found.unflatten(2, (side**2, -1)).flatten(3).flatten(1, 2)

@@ -83,7 +83,7 @@ class UPSNet(nn.Module):
             nn.init.zeros_(conv.bias)
         self.classifier = nn.Conv2d(4 * WIDTH, num_classes, 1)
         self.roi_loss = roi_loss
-        self.register_buffer("things", torch.tensor([*things], dtype=torch.int64))
+        self.thing_ids = [*things]
 
     def forward(
         self, images: torch.Tensor, targets: Mapping[str, torch.Tensor] | None = None
@@ -151,9 +151,13 @@ class UPSNet(nn.Module):
     def thing_rows(name: str, things: list[str]) -> list[str]:
         """What the rows of a tensor of the state_dict stand for, several in turn for each; [] for
         tensors without a row per thing."""
-        part = name.split(".")[-2]
-        heads = ("cls_score", "bbox_pred", "mask_fcn_logits")
-        return ["background", *things] if part in heads else []
+        parts = ("cls_score", "bbox_pred", "mask_fcn_logits")
+        heads = name.startswith("heads.") and name.split(".")[-2] in parts
+        return ["background", *things] if heads else []
+
+    @property
+    def things(self) -> torch.Tensor:
+        return torch.tensor(self.thing_ids, dtype=torch.int64, device=self.classifier.weight.device)
 
     def is_thing(self) -> torch.Tensor:
         """(K,) bool."""
@@ -189,12 +193,13 @@ class UPSNet(nn.Module):
         places = [x["labels"][keep] for x, keep in zip(true, kept, strict=True)]
         features = self.heads.mask_roi_pool(pyramid, boxes, [labels.shape[-2:]] * len(boxes))
         masks = self.heads.mask_predictor(self.heads.mask_head(features))
-        masks = masks[torch.arange(len(masks)), torch.cat(places)].split([len(x) for x in boxes])
+        each = torch.arange(len(masks), device=masks.device)
+        masks = masks[each, torch.cat(places)].split([len(x) for x in boxes])
 
         is_thing = self.is_thing()
         stuff = torch.where(is_thing, NO_CLASS, (~is_thing).cumsum(0) - 1)
         stuff = F.pad(stuff, (0, 256 - len(stuff)), value=NO_CLASS)
-        first = len(is_thing) - len(self.things)  # channel of an instance
+        first = len(is_thing) - len(self.thing_ids)  # channel of an instance
         total = logits.sum() * 0 + masks[0].sum() * 0
         for number, keep in enumerate(kept):
             joined = join(

@@ -11,6 +11,9 @@ from model.losses import UPSNetLoss
 from model.normalize import FromPixels
 from model.panoptic.joining import join
 from model.panoptic.upsnet import DeformConv2d
+from utils.data.coco_panoptic import CLASSES as COCO
+from utils.data.label_table import CITYSCAPES
+from utils.training.network import take_over
 
 K, THINGS = 19, [*range(11, 19)]
 
@@ -138,3 +141,33 @@ def test_the_step_gives_the_network_its_targets():
     pixels = torch.randint(0, 256, (2, 96, 128, 3), dtype=torch.uint8)
     outputs = FromPixels(network())(pixels, None, known)
     assert {"out", "instances", "panoptic"} == {*outputs}
+
+
+def test_classes_of_coco_begin_those_of_cityscapes(tmp_path):
+    """Rows of the same or the nearest class in each head; the others keep their random weights."""
+    torch.manual_seed(0)
+    names, things = COCO.names, COCO.is_thing.nonzero()[0].tolist()
+    coco, city = network(num_classes=133, things=things), network()
+    own = {name: x.clone() for name, x in city.state_dict().items()}
+    content = {"format": 1, "model": coco.state_dict(), "classes": [*names]}
+    torch.save(content | {"network": {"things": things}}, tmp_path / "coco.pth")
+    options = {"name": "upsnet", "num_classes": K, "things": THINGS, "backbone": "resnet18"}
+    what = take_over(city, tmp_path / "coco.pth", options, CITYSCAPES.names)
+    assert what == "random: class pole, class traffic sign"
+    new, old = city.state_dict(), coco.state_dict()
+    pairs = {"road": "road", "fence": "fence-merged", "rider": "person", "car": "car"}
+    for here, there in pairs.items():
+        row, source = CITYSCAPES.names.index(here), names.index(there)
+        assert torch.equal(new["classifier.weight"][row], old["classifier.weight"][source])
+        if row in THINGS:
+            row, source = THINGS.index(row) + 1, things.index(source) + 1
+            for part in ("box_predictor.cls_score.bias", "mask_predictor.mask_fcn_logits.weight"):
+                assert torch.equal(new[f"heads.{part}"][row], old[f"heads.{part}"][source])
+            boxes = "heads.box_predictor.bbox_pred.weight"
+            rows, sources = (slice(4 * x, 4 * x + 4) for x in (row, source))
+            assert torch.equal(new[boxes][rows], old[boxes][sources])
+    pole = CITYSCAPES.names.index("pole")
+    assert torch.equal(new["classifier.weight"][pole], own["classifier.weight"][pole])
+    scores = "heads.box_predictor.cls_score.weight"
+    assert torch.equal(new[scores][0], old[scores][0])  # background
+    assert torch.equal(new["backbone.conv1.weight"], old["backbone.conv1.weight"])
