@@ -202,7 +202,7 @@ class WithoutOptions(torch.nn.Module):
         ({"model": "small", "aux": True}, "--aux: for deeplabv3, .*pspnet only. Leave it out"),
         (
             {"model": "small", "backbone": "resnet50"},
-            "--backbone: for deeplabv3, .*panoptic_deeplab only",
+            "--backbone: for deeplabv3, .*panoptic_deeplab, upsnet only",
         ),
         ({"model": "small", "backbone_weights": "r18.pth"}, "--backbone_weights: for deeplabv3"),
         ({"model": "small", "multi_grid": (1, 2, 4)}, "--multi_grid: for deeplabv3, .*pspnet only"),

@@ -66,6 +66,12 @@ def test_every_schedule_falls_along_its_curve(schedule):
     assert curve[300] == pytest.approx(0.01, rel=0.2)
 
 
+def test_the_steps_of_a_schedule_are_its_milestones():
+    options = {"total": 90, "warmup": 0, "power": 0.9, "floor": 0.0, "schedule": "step"}
+    curve = [lr_factor(step, milestones=(0.6667, 0.8889), **options) for step in range(90)]
+    assert curve == pytest.approx([1] * 61 + [0.1] * 20 + [0.01] * 9)
+
+
 def test_one_cycle_is_pytorch_s():
     """Except that PyTorch's curve begins and ends one step earlier."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1)

@@ -146,7 +146,7 @@ def lr_factor(
             "poly": (1 - done) ** power,
             "linear": 1 - done,
             "cosine": half_cosine(done),
-            "step": 0.1 ** sum(done >= milestone for milestone in milestones),
+            "step": 0.1 ** sum(done >= share for share in (*milestones, 1)),
             "onecycle": half_cosine((done - RISE) / (1 - RISE)),
         }[schedule]
         decayed = floor + (1 - floor) * shape
