@@ -170,8 +170,6 @@ def dense_scene() -> tuple[np.ndarray, np.ndarray]:
     for number, (y, x) in enumerate(product(range(10, 256, 25), range(12, 512, 25))):
         maps[0, y, x] = 1
         train_ids[4 * y - 20 : 4 * y + 20, 4 * x - 20 : 4 * x + 20] = 11 + number % 8
-    maps[0] = cv2.GaussianBlur(maps[0], (0, 0), 2)
-    maps[0] /= maps[0].max()
     return train_ids, maps
 
 

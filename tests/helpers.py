@@ -29,7 +29,6 @@ from utils.training.distributed import World
 REPOSITORY = Path(__file__).resolve().parents[1]
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 PERSON, CAR, ROAD, SKY = 1, 3, 149, 187  # of COCO
-COCO_SIZE = (72, 96)
 TRAIN = [
     "--output_stride", "32", "--backbone_weights", "null", "--crop", "[32,64]",
     "--batch_size", "2", "--workers", "1", "--steps", "3", "--warmup_steps", "0",
@@ -54,7 +53,7 @@ def write_cityscapes(root: Path, *, train: int = 4, val: int = 3, size=(64, 128)
 
 
 def write_coco_panoptic(root, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Three train and two val images with segments; returns ids of classes by image name."""
+    """Three train and two val images of two sizes; returns ids of classes by image name."""
     truth = {}
     (root / "annotations").mkdir(parents=True, exist_ok=True)
     for split, numbers in (("train", (1, 2, 3)), ("val", (4, 5))):
@@ -63,8 +62,8 @@ def write_coco_panoptic(root, rng: np.random.Generator) -> dict[str, np.ndarray]
         folder.mkdir()
         entries = []
         for number in numbers:
-            name = f"{number:012d}"
-            segments = np.zeros(COCO_SIZE, np.int64)
+            name, size = f"{number:012d}", (72 + 8 * (number % 2), 96 - 4 * (number % 2))
+            segments = np.zeros(size, np.int64)
             segments[40:], segments[:30] = 70_000 + number, 300
             segments[45:65, 10:30], segments[20:60, 40:60] = 2**24 - 2, 5
             segments[50:70, 70:90], segments[10:20, 80:] = 9, 1000
@@ -72,13 +71,12 @@ def write_coco_panoptic(root, rng: np.random.Generator) -> dict[str, np.ndarray]
             info += [(5, PERSON, 0), (9, CAR, 0), (1000, PERSON, 1)]
             rgb = np.stack([segments % 256, segments // 256 % 256, segments // 65536], -1)
             cv2.imwrite(str(folder / f"{name}.png"), rgb[..., ::-1].astype(np.uint8))
-            ids = np.zeros(COCO_SIZE, np.uint8)
+            ids = np.zeros(size, np.uint8)
             for segment, category, _ in info:
                 ids[segments == segment] = category
-            image = (
-                ids[..., None] * np.array([1, 2, 3]) + rng.integers(0, 30, (*COCO_SIZE, 3))
-            ) % 256
-            cv2.imwrite(str(root / f"{split}2017" / f"{name}.jpg"), image.astype(np.uint8))
+            image = ids[..., None] * np.array([1, 2, 3]) + rng.integers(0, 30, (*size, 3))
+            path = root / f"{split}2017" / f"{name}.jpg"
+            cv2.imwrite(str(path), (image % 256).astype(np.uint8))
             rows = [{"id": x, "category_id": y, "iscrowd": z, "area": 1} for x, y, z in info]
             entries.append({"image_id": number, "file_name": f"{name}.png", "segments_info": rows})
             truth[name] = ids

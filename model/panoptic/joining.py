@@ -102,7 +102,7 @@ def segment(
     beyond = {"outside": -torch.inf}
     full = F.interpolate(logits[None], size, mode="bilinear")[0]
     train_ids = full.argmax(0)
-    table = torch.cat([stuff + 1, numbers + INSTANCE, torch.zeros_like(stuff[:1])])
+    table = torch.cat([stuff + 1, numbers + INSTANCE, stuff.new_zeros(1)])
     codes = torch.cat([
         table[join(band, boxes, own, masks, things, top=BAND * number, **beyond).argmax(0)]
         for number, band in enumerate(full.split(BAND, 1))

@@ -1,9 +1,11 @@
 """UPSNet: its layers, its losses, and what it learns from."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from helpers import randomize
+from helpers import randomize, tiny
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from model import build_model
@@ -11,9 +13,10 @@ from model.losses import UPSNetLoss
 from model.normalize import FromPixels
 from model.panoptic.joining import join
 from model.panoptic.upsnet import DeformConv2d
+from utils.base.errors import UserError
 from utils.data.coco_panoptic import CLASSES as COCO
 from utils.data.label_table import CITYSCAPES
-from utils.training.network import take_over
+from utils.training.network import network_options, take_over
 
 K, THINGS = 19, [*range(11, 19)]
 
@@ -171,3 +174,10 @@ def test_classes_of_coco_begin_those_of_cityscapes(tmp_path):
     scores = "heads.box_predictor.cls_score.weight"
     assert torch.equal(new[scores][0], old[scores][0])  # background
     assert torch.equal(new["backbone.conv1.weight"], old["backbone.conv1.weight"])
+
+
+def test_what_its_changing_shapes_do_not_allow_is_one_line():
+    for option in ("compile", "find_batch_size"):
+        config = tiny(Path("data"), Path("logs"), model="upsnet", output_stride=8, **{option: True})
+        with pytest.raises(UserError, match=f"--{option} true: not for upsnet"):
+            network_options(config, K, THINGS)

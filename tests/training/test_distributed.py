@@ -42,7 +42,7 @@ SLOWER = 2  # than an idle machine, where other tests run beside these
 
 
 def work(root: str, result: str) -> None:
-    """Three steps of four images with frozen norms; two networks evaluated on five images."""
+    """Three steps of four images with frozen norms; three networks evaluated on five images."""
     world = distributed.start("cpu")
     distributed.require_same("options", "options", world)
     if world.size == 3:
@@ -76,6 +76,10 @@ def work(root: str, result: str) -> None:
     randomize(segmenting)
     how = {"world": world, "workers": 1, "task": TASKS["panoptic"]}
     segments = evaluate(segmenting, val_set, **how)
+    things = val_set.classes.is_thing.nonzero()[0].tolist()
+    detecting = build_model("upsnet", num_classes=19, things=things, backbone="resnet18")
+    nn.init.zeros_(detecting.heads.box_predictor.cls_score.weight)  # every class is likely
+    detected = evaluate(detecting, val_set, **how | {"task": TASKS["panoptic_boxes"]})
     parallel = FromPixels(segmenting.eval())  # without dropout, and with frozen statistics
     if world.size > 1:
         parallel = DistributedDataParallel(parallel)
@@ -91,6 +95,8 @@ def work(root: str, result: str) -> None:
         content["confusion"] = scores.counts.confusion.tolist()
         content["instances"] = scores.counts.instances.tolist()
         content |= {"panoptic": segments.panoptic, "panoptic_step": [loss, *norms]}
+        content["detected"] = detected.plain()
+        content["objects"] = [len(objects) for objects in detected.counts.found]
         with open(result, "w", encoding="utf-8") as file:
             json.dump(content, file)
     distributed.stop(world)
@@ -148,9 +154,11 @@ def test_processes_equal_one(tmp_path):
         assert several["confusion"] == one["confusion"]
         assert several["instances"] == one["instances"]
         assert several["panoptic"] == one["panoptic"]  # to the bit
+        assert several["detected"] == one["detected"] and several["objects"] == one["objects"]
         assert several["val_loss"] == pytest.approx(one["val_loss"], rel=1e-6)
     assert sum(map(sum, one["confusion"])) == 5 * 64 * 128
     assert len(one["instances"]) > 5 and one["panoptic"]["All"]["n"] > 10
+    assert len(one["objects"]) == 5 and min(one["objects"]) > 0
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-6)
     assert len(set(one["losses"])) == 3
     assert two["panoptic_step"] == pytest.approx(one["panoptic_step"], rel=1e-4, abs=1e-6)

@@ -46,9 +46,10 @@ def network_options(config: Config, num_classes: int, things: Sequence[int] = ()
             what = f"--backbone {config.backbone}: not an encoder of {config.model}"
             raise UserError(f"{what}. Give one of {', '.join(own)}")
         network["backbone"] = own[0]
-    if config.compile and getattr(MODELS[config.model], "dynamic", False):
-        what = "shapes depend on the data, which torch.compile cannot use"
-        raise UserError(f"--compile true: not for {config.model}, whose {what}. Leave it out")
+    for option in ("compile", "find_batch_size"):
+        if getattr(config, option) and getattr(MODELS[config.model], "dynamic", False):
+            what = f"not for {config.model}, whose shapes and memory depend on the instances"
+            raise UserError(f"--{option} true: {what}. Leave it out")
     least = getattr(MODELS[config.model], "smallest_image", 1)
     if min(side for _, part in config.parts() for side in part.crop) < least:
         raise UserError(f"--crop must be at least {least} high and wide for {config.model}")
