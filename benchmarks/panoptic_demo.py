@@ -84,7 +84,7 @@ def qualities(trained: Trained, dataset: Dataset) -> dict[str, float]:
     found = {"miou": scores.miou, "pq": scores.best, "things": scores.panoptic["Things"]["pq"]}
     found |= {"components_things": peers[0], "best_components_things": max(peers)}
     detection = scores.plain().get("detection", {})
-    return found | {f"{kind[:-1]}_ap": values["ap"] for kind, values in detection.items()}
+    return found | {f"{kind}_ap": values["ap"] for kind, values in detection.items()}
 
 
 def main() -> None:
