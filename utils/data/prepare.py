@@ -24,7 +24,7 @@ def weigh(dataset: Dataset, root: Path, *, workers: int) -> None:
         for train_ids in read_all_train_ids(dataset, workers=workers):
             counts += histogram(train_ids)
         write_class_weights(root, counts, dataset.classes.names, images=len(dataset))
-    print(f"{root / 'meta'}: class_weights.json; nothing to convert. To pack: --pack true")
+    print(f"{root / 'meta'}: class_weights.json. To pack: --pack true")
 
 
 def current_class_weights(data_set: DataSet, root: Path, *, thorough: bool = False) -> np.ndarray:
