@@ -245,7 +245,7 @@ def deform(resnet: nn.Module, norm: Norm) -> None:
     """Make the 3x3 convolutions of the last three stages deformable, in place; ValueError for other
     encoders and for Weight Standardization."""
     if not hasattr(resnet, "stages") or norm == "gn_ws":
-        raise ValueError("deformable convolutions need a ResNet without Weight Standardization")
+        raise ValueError("deformable true needs a ResNet, and norm bn or gn")
     for block in (block for stage in resnet.stages[1:] for block in stage):
         for name, conv in block.named_children():
             if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import randomize, tiny
+from helpers import fails, randomize, run, tiny
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from model import build_model
@@ -117,7 +117,7 @@ def test_deformable_convolutions_begin_as_usual_ones():
             assert (one - other).abs().max() <= 1e-4 * one.std()
         deformable.layer3[0].conv2.offset.bias.fill_(0.5)
         assert (deformable(images)[-1] - pairs[-1][0]).abs().max() > 1e-3 * pairs[-1][0].std()
-    with pytest.raises(ValueError, match="need a ResNet without"):
+    with pytest.raises(ValueError, match="needs a ResNet, and norm"):
         network(deformable=True, backbone="efficientnet_b0")
 
 
@@ -181,3 +181,10 @@ def test_what_its_changing_shapes_do_not_allow_is_one_line():
         config = tiny(Path("data"), Path("logs"), model="upsnet", output_stride=8, **{option: True})
         with pytest.raises(UserError, match=f"--{option} true: not for upsnet"):
             network_options(config, K, THINGS)
+
+
+def test_deformable_convolutions_without_a_resnet_are_one_line(cityscapes_root, tmp_path):
+    options = ["--model", "upsnet", "--backbone", "efficientnet_b0", "--deformable", "true"]
+    options += ["--backbone_weights", "null", "--data_root", cityscapes_root, "--device", "cpu"]
+    done = run("train.py", *options, "--log_root", tmp_path, "--crop", "[64,128]", "--steps", "1")
+    fails(done, "--model upsnet: deformable true needs a ResNet", "Change one of them")

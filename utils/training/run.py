@@ -292,7 +292,10 @@ def build_run(
     network = network_options(config, classes.num_classes, things)
     pretrained = state is None and config.init_from is None
     weights = pretrained_weights(config, network) if pretrained else {}
-    model = build_model(**network, **weights)
+    try:
+        model = build_model(**network, **weights)
+    except ValueError as error:  # options that do not go together
+        raise UserError(f"--model {config.model}: {error}. Change one of them") from error
     if state is None and config.init_from is not None:
         spec = config.init_from
         hub, log_root = spec.startswith(HUB), resolve_log_root(config.log_root)
