@@ -48,6 +48,16 @@ def test_labels_and_instances_are_those_of_the_published_files(tree):
     assert len(weights["class_weights"]) == 133
 
 
+def test_lost_instance_ids_are_written_again(tree):
+    root, _ = tree
+    path = root / "meta" / "instance_imgs" / f"{1:012d}.png"
+    before = path.read_bytes()
+    path.unlink()
+    done = run("utils/preprocess_data.py", "--dataset", "coco_panoptic", "--data_root", root)
+    assert done.returncode == 0, done.stderr
+    assert path.read_bytes() == before
+
+
 def test_upsnet_trains_and_its_segments_have_the_score_of_the_json_file(tree, tmp_path):
     root, _ = tree
     log = ("--log_root", tmp_path)

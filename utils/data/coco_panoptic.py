@@ -141,6 +141,7 @@ def prepare(root: Path, *, workers: int, overwrite: bool) -> bool:
         path = require_segments(root, split)
         entries = read_segments_file(path)
         write_text(listing_of(root, split), "\n".join(entries) + "\n")
+        missing = any(not instance_path(root, x).is_file() for x in entries)
         files = {x: path.with_suffix("") / entry["file_name"] for x, entry in entries.items()}
 
         def read(name: str, entries: dict = entries, files: dict = files) -> np.ndarray:
@@ -148,7 +149,8 @@ def prepare(root: Path, *, workers: int, overwrite: bool) -> bool:
             write_png(instance_path(root, name), instances, filtered=False)
             return cv2.LUT(CLASSES.to_plain_ids(instances), CLASSES.id_to_train)
 
-        convert(root, split, files, CLASSES, read, workers=workers, overwrite=overwrite)
+        again = overwrite or missing  # convert looks at train ids only
+        convert(root, split, files, CLASSES, read, workers=workers, overwrite=again)
     return False
 
 
