@@ -103,6 +103,8 @@ def main() -> None:
             dataset = build_dataset("synthetic", given.root, "val", instances=True)
             rows.append({"seed": seed, "seconds": round(seconds), **qualities(trained, dataset)})
             measure.record(given.results, f"{name}_demo", rows)
+        if not given.by_heart:
+            return
         whole = build_dataset("synthetic", given.root, "train", instances=True)
         names = whole.names[:: max(1, len(whole) // 4)]
         four = Path(folder) / "four.txt"

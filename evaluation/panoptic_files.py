@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from threading import local
 from typing import Any
 
 import cv2
@@ -23,14 +22,12 @@ from utils.base.progress import progress
 from utils.base.threads import read_ahead
 from utils.data.cityscapes import find_files, first_folder
 from utils.data.class_weights import histogram
-from utils.data.image_files import decode, png_header, read_ids, write_png
+from utils.data.image_files import decode, png_header, read_ids, recode, write_png
 from utils.data.label_table import CITYSCAPES, INVALID, LabelTable
 
 DAMAGED = "Replace the damaged file"
 RGB = 2  # colour type, PNG specification section 11.2.2
-UNKNOWN = 65535  # in a table of segment ids: the JSON file does not have this one
 MOST = 1 << 24  # segment ids
-TABLES = local()  # a table of all segment ids per thread
 Read = Callable[[], Segments]
 
 
@@ -108,7 +105,7 @@ def read_format(
                     known = ", ".join(map(str, places))
                     raise UserError(f"{path}: {what}. Give ids of categories: {known}")
                 numbers.append(x["id"])
-            if not all(0 < x < MOST for x in numbers) or not len({*numbers}) == len(own) < UNKNOWN:
+            if not all(0 < x < MOST for x in numbers) or not len({*numbers}) == len(own) < 65535:
                 what = f"image {name} has the segment ids {some(np.sort(numbers))}"
                 raise UserError(f"{path}: {what}. Give each segment its own id, from 1 to 2^24 - 1")
             segments = np.array([places[x["category_id"]] for x in own], np.int64)
@@ -136,25 +133,21 @@ def read_segments(
         advice = "Save segment ids R + 256 G + 65536 B as an 8-bit RGB PNG"
         raise UserError(f"{path}: {header.kind}, not segment ids. {advice}")
     pixels = decode(content, cv2.IMREAD_COLOR_RGB, path, what="PNG", advice=DAMAGED)
-    ids = cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA).view(np.uint32)[..., 0] & (MOST - 1)
-    if not hasattr(TABLES, "numbers"):
-        TABLES.numbers = np.full(MOST, UNKNOWN, np.uint16)
-    table = TABLES.numbers
-    table[0], table[numbers] = 0, np.arange(1, len(numbers) + 1)
-    places = table[ids]
-    table[numbers] = UNKNOWN
-    present = histogram(places)
-    if present[UNKNOWN]:
-        other = np.unique(ids[places == UNKNOWN])
-        swapped = (other & 255) << 16 | other & 0xFF00 | other >> 16
-        advice = "List every segment in segments_info"
-        if np.isin(swapped, numbers).all():
-            advice = "Red and blue are exchanged: R is the lowest byte"
-        raise UserError(f"{path}: segment ids {some(other)} are not in the JSON file. {advice}")
-    if len(absent := numbers[present[1 : len(numbers) + 1] == 0]):
-        what = f"segment ids {some(absent)} of the JSON file have no pixels"
-        raise UserError(f"{path}: {what}. Leave them out of segments_info")
-    return Segments(places, categories, crowd)
+
+    def places_of(present: np.ndarray) -> np.ndarray:
+        if len(other := np.setdiff1d(present, [0, *numbers])):
+            swapped = (other & 255) << 16 | other & 0xFF00 | other >> 16
+            advice = "List every segment in segments_info"
+            if np.isin(swapped, numbers).all():
+                advice = "Red and blue are exchanged: R is the lowest byte"
+            raise UserError(f"{path}: segment ids {some(other)} are not in the JSON file. {advice}")
+        if len(absent := np.setdiff1d(numbers, present)):
+            what = f"segment ids {some(absent)} of the JSON file have no pixels"
+            raise UserError(f"{path}: {what}. Leave them out of segments_info")
+        places = np.argsort(numbers) + 1
+        return np.pad(places, (len(present) - len(places), 0))  # void is first, if there is any
+
+    return Segments(recode(pixels, places_of), categories, crowd)
 
 
 class SegmentWriter:

@@ -23,8 +23,9 @@ from datasets import build_dataset
 from evaluation.evaluate import evaluate
 from evaluation.task import TASKS
 from model import build_model
-from model.losses import PanopticDeepLabLoss, SegmentationLoss
+from model.losses import PanopticDeepLabLoss, SegmentationLoss, UPSNetLoss
 from model.normalize import FromPixels
+from model.panoptic import upsnet
 from utils.base.errors import UserError
 from utils.data.batches import Batches
 from utils.training import distributed
@@ -83,23 +84,40 @@ def work(root: str, result: str) -> None:
     parallel = FromPixels(segmenting.eval())  # without dropout, and with frozen statistics
     if world.size > 1:
         parallel = DistributedDataParallel(parallel)
-    batch = next(replace(
-        batches, dataset=build_dataset("cityscapes", root, "train", instances=True),
-        planes=PanopticDeepLabLoss.planes,
-    ).run(0, 1))  # fmt: skip
+    instances = build_dataset("cityscapes", root, "train", instances=True)
+    planes = PanopticDeepLabLoss.planes
+    batch = next(replace(batches, dataset=instances, planes=planes).run(0, 1))
     optimizer = build_optimizer(segmenting, "sgd", base_lr=0.0, weight_decay=0.0)
     loss = training_step(parallel, PanopticDeepLabLoss(), optimizer, [batch]).item()
     norms = [p.grad.double().norm().item() for p in segmenting.parameters()]
+    detection_step = detect(detecting, replace(batches, dataset=instances), world)
     if world.is_main:
         content = {"losses": losses, "gradients": gradients, "val_loss": scores.loss}
         content["confusion"] = scores.counts.confusion.tolist()
         content["instances"] = scores.counts.instances.tolist()
         content |= {"panoptic": segments.panoptic, "panoptic_step": [loss, *norms]}
-        content["detected"] = detected.plain()
+        content |= {"detected": detected.plain(), "detection_step": detection_step}
         content["objects"] = [len(objects) for objects in detected.counts.found]
         with open(result, "w", encoding="utf-8") as file:
             json.dump(content, file)
     distributed.stop(world)
+
+
+def detect(model: nn.Module, batches: Batches, world: distributed.World) -> list[float]:
+    """Loss and gradients of a step of UPSNet; nothing is drawn at random."""
+    every = 1 << 20
+    for part in (model.proposals, model.heads):
+        part.fg_bg_sampler.batch_size_per_image = every
+    model.proposals._post_nms_top_n["training"] = 50
+    parallel = FromPixels(model.train())
+    if world.size > 1:
+        parallel = DistributedDataParallel(parallel)
+    batches = replace(batches, planes=UPSNetLoss.planes, batch_size=1).run(0, 4 // world.size)
+    optimizer = build_optimizer(model, "sgd", base_lr=0.0, weight_decay=0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(upsnet, "KEPT", 1)
+        loss = training_step(parallel, UPSNetLoss(), optimizer, [*batches]).item()
+    return [loss, *(p.grad.double().norm().item() for p in model.parameters())]
 
 
 def work_as(values: tuple, root: str, result: str) -> None:
@@ -162,6 +180,8 @@ def test_processes_equal_one(tmp_path):
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-6)
     assert len(set(one["losses"])) == 3
     assert two["panoptic_step"] == pytest.approx(one["panoptic_step"], rel=1e-4, abs=1e-6)
+    assert two["detection_step"] == pytest.approx(one["detection_step"], rel=1e-4, abs=1e-6)
+    assert min(one["detection_step"]) > 0
     assert two["gradients"] == pytest.approx(one["gradients"], rel=1e-4)
 
 

@@ -17,7 +17,7 @@ from utils.base.errors import UserError
 from utils.base.paths import make_folder, read_bytes, read_names, write_text
 from utils.data.coco import HINT, images_of
 from utils.data.dataset import DataSet, FoundFiles, NoImages, train_id_path
-from utils.data.image_files import read_image, write_png
+from utils.data.image_files import read_image, recode, write_png
 from utils.data.label_table import IGNORE, INVALID, LabelTable, voc_palette
 from utils.data.sources import convert
 
@@ -156,8 +156,6 @@ def prepare(root: Path, *, workers: int, overwrite: bool) -> bool:
 
 def instance_ids(path: Path, entry: dict[str, Any]) -> np.ndarray:
     """A PNG of segment ids R + 256 G + 65536 B and its segments -> (H,W) uint16 instance ids."""
-    red, green, blue = np.moveaxis(read_image(path).astype(np.int32), 2, 0)
-    numbers, places = np.unique(red + 256 * green + 65536 * blue, return_inverse=True)
     seen: Counter[int] = Counter()
     ids = {0: 0}
     for segment in entry["segments_info"]:
@@ -168,11 +166,14 @@ def instance_ids(path: Path, entry: dict[str, Any]) -> np.ndarray:
         ids[segment["id"]] = number
     if seen and max(seen.values()) >= BASE:
         raise UserError(f"{path}: more than {BASE - 1} instances of a class. Leave the image out")
-    if unknown := [x for x in numbers.tolist() if x not in ids]:
-        what = f"segment {unknown[0]} is not in the JSON file"
-        raise UserError(f"{path}: {what}. Unpack panoptic_annotations_trainval again")
-    table = np.array([ids[x] for x in numbers.tolist()], np.uint16)
-    return table[places].reshape(red.shape)
+
+    def ids_of(numbers: np.ndarray) -> np.ndarray:
+        if unknown := [x for x in numbers.tolist() if x not in ids]:
+            what = f"segment {unknown[0]} is not in the JSON file"
+            raise UserError(f"{path}: {what}. Unpack panoptic_annotations_trainval again")
+        return np.array([ids[x] for x in numbers.tolist()], np.uint16)
+
+    return recode(read_image(path), ids_of)
 
 
 COCO_PANOPTIC = DataSet(
