@@ -68,8 +68,7 @@ def average_precision(
         own = dataset(truth, categories)
         own.createIndex()
         return {
-            name: evaluated(own, found, kind, categories) if any(truth) else nothing(categories)
-            for name, kind in KINDS.items()
+            name: evaluated(own, found, kind, categories) for name, kind in KINDS.items()
         }
 
 
@@ -109,11 +108,6 @@ def evaluated(
 def mean(precision: np.ndarray) -> float:
     known = precision[precision > -1]
     return float(known.mean()) if known.size else float("nan")
-
-
-def nothing(categories: dict[int, str]) -> dict[str, Any]:
-    empty = dict.fromkeys(("ap", "ap50", "ap75"), float("nan"))
-    return empty | {"per_class": dict.fromkeys(categories.values(), float("nan"))}
 
 
 def precision_table(results: dict[str, Any]) -> str:

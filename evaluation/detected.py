@@ -22,7 +22,7 @@ from evaluation.semantic import Sample
 from model.panoptic.joining import INSTANCE, segment
 from utils.data.class_weights import histogram
 from utils.data.label_table import LabelTable
-from utils.training.distributed import World, gather_over_ranks
+from utils.training.distributed import World, gather_images
 
 LEAST = 0.6  # score of an instance that becomes a segment
 OVERLAP = 0.5  # IoU of boxes of any class above which only the better one becomes a segment
@@ -109,11 +109,8 @@ def total(
     counted: dict[int, DetectionCounts], classes: LabelTable, world: World
 ) -> DetectionCounts:
     counts = panoptic.total(counted, classes, world)
-    rows: dict[int, DetectionCounts] = {}
-    objects = {index: (x.truth, x.found) for index, x in counted.items()}
-    for part in gather_over_ranks(objects, world):
-        rows |= part
-    true, found = ([x for i in sorted(rows) for x in rows[i][side]] for side in (0, 1))
+    rows = gather_images({i: (x.truth, x.found) for i, x in counted.items()}, world)
+    true, found = ([x for part in parts for x in part] for parts in zip(*rows, strict=True))
     return DetectionCounts(**vars(counts), truth=true, found=found)
 
 

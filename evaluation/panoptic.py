@@ -23,7 +23,7 @@ from evaluation.panoptic_quality import (
 from evaluation.semantic import Sample
 from model.ops.upsample_argmax import upsample_argmax
 from utils.data.label_table import IGNORE, LabelTable
-from utils.training.distributed import World, gather_over_ranks
+from utils.training.distributed import World, gather_images
 
 MAPS = 3  # after the logits: heat of centers, offset y and x
 
@@ -98,11 +98,8 @@ def total(counted: dict[int, SegmentCounts], classes: LabelTable, world: World) 
     """Adds up the images in their order, so that sums of IoUs round the same in any number of
     processes."""
     pixels = semantic.total(counted, classes, world)
-    rows: dict[int, PanopticCounts] = {}
-    for part in gather_over_ranks({i: x.segments for i, x in counted.items()}, world):
-        rows |= part
-    segments = PanopticCounts.total(rows[index] for index in sorted(rows))
-    return SegmentCounts(**vars(pixels), segments=segments)
+    rows = gather_images({i: x.segments for i, x in counted.items()}, world)
+    return SegmentCounts(**vars(pixels), segments=PanopticCounts.total(rows))
 
 
 def scores(

@@ -176,12 +176,15 @@ class SegmentWriter:
         areas = histogram(segments.numbers)[1:]
         rows = zip(numbers[1:], ids, areas.tolist(), strict=False)
         own = [{"id": x, "category_id": y, "area": area, "iscrowd": 0} for x, y, area in rows]
-        number = int(name) if name.isdecimal() else name  # as in COCO's truth
-        self.images[name] = {"image_id": number, "file_name": file, "segments_info": own}
+        self.images[name] = {"file_name": file, "segments_info": own}
 
     def finish(self, images: dict[str, dict[str, Any]]) -> None:
         """Write the JSON file for the entries of all processes."""
-        write_json(self.path, {"annotations": [images[name] for name in sorted(images)]})
+        numbered = len({int(name) for name in images if name.isdecimal()}) == len(images)
+        rows = [
+            {"image_id": int(name) if numbered else name, **images[name]} for name in sorted(images)
+        ]  # numbers as in COCO's truth
+        write_json(self.path, {"annotations": rows})
 
 
 def some(numbers: np.ndarray) -> str:

@@ -9,7 +9,7 @@ from evaluation.counts import Counts, count_pixels
 from evaluation.transfer import to_device
 from model.ops.upsample_cross_entropy import upsample_cross_entropy
 from utils.data.label_table import LabelTable
-from utils.training.distributed import World, gather_over_ranks, sum_over_ranks
+from utils.training.distributed import World, gather_images, sum_over_ranks
 
 Sample = dict[str, Any]  # an item of a Dataset
 
@@ -28,13 +28,11 @@ def count(sample: Sample, train_ids: np.ndarray, classes: LabelTable, *, border:
 
 
 def total(counted: dict[int, Counts], classes: LabelTable, world: World) -> Counts:
-    """Sum the counts of all processes; gather rows of instances in the order of the images."""
+    """Sum the counts of all processes."""
     sums = np.zeros((classes.num_ids, classes.num_ids + 2), np.int64)
     for counts in counted.values():
         sums += np.concatenate([counts.confusion, counts.border], 1)
     sums = sum_over_ranks(torch.from_numpy(sums).to(world.device), world).cpu().numpy()
-    rows: dict[int, np.ndarray] = {}
-    for part in gather_over_ranks({i: counts.instances for i, counts in counted.items()}, world):
-        rows |= part
-    instances = np.concatenate([rows[index] for index in sorted(rows)])
+    rows = gather_images({i: counts.instances for i, counts in counted.items()}, world)
+    instances = np.concatenate(rows)
     return Counts(sums[:, : classes.num_ids], instances, sums[:, classes.num_ids :])

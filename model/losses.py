@@ -240,7 +240,8 @@ class UPSNetLoss(nn.Module):
     def forward(
         self, outputs: dict[str, torch.Tensor], targets: Mapping[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Outputs of UPSNet in training mode, {"label": (N,H,W)} -> (loss_sum, N)."""
+        """Outputs of UPSNet in training mode, {"label": (N,H,W)} -> (loss_sum, weight_sum),
+        the number of pixels."""
         labels = targets["label"]
         how = {"class_weights": self.final_weights}
         loss_sum, weight_sum = upsample_cross_entropy(outputs["out"], labels, **how)
@@ -249,4 +250,4 @@ class UPSNetLoss(nn.Module):
             semantic = semantic + self.ROI * outputs["roi"]
         loss = outputs["instances"] + self.semantic_weight * semantic
         loss = loss + self.panoptic_weight * outputs["panoptic"]
-        return len(labels) * loss, torch.full_like(loss, len(labels))
+        return labels.numel() * loss, torch.full_like(loss, labels.numel())

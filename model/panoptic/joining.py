@@ -4,6 +4,8 @@ Channels of the head: those of stuff, one per instance, and "unknown", for thing
 explains. Boxes are (n,4): left, top, right, bottom; right and bottom are outside.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch.nn import functional as F
 
@@ -62,8 +64,8 @@ def join(
     return torch.cat([logits[~things], joined, unknown[None]])
 
 
-def not_covered(masks: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """(n,h,w) bool masks, best first, (n,) classes -> (n,) bool: the instances to keep."""
+def not_covered(masks: Iterable[torch.Tensor], classes: torch.Tensor) -> torch.Tensor:
+    """n (h,w) bool masks, best first, (n,) classes -> (n,) bool: the instances to keep."""
     taken: dict[int, torch.Tensor] = {}
     kept = []
     for mask, number in zip(masks, classes.tolist(), strict=True):
@@ -71,7 +73,7 @@ def not_covered(masks: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         kept.append(bool(mask.any() and (mask & before).sum() <= COVERED * mask.sum()))
         if kept[-1]:
             taken[number] = before | mask
-    return torch.tensor(kept, dtype=torch.bool, device=masks.device)
+    return torch.tensor(kept, dtype=torch.bool, device=classes.device)
 
 
 def segment(
@@ -89,12 +91,12 @@ def segment(
     A code from INSTANCE on is the number of an instance. Most pixels of an instance decide about
     it: if at least half are of one class of stuff, it becomes that class.
     """
-    scale = [full / small for full, small in zip(size, logits.shape[1:], strict=True)]
-    rows, columns = (
-        (torch.arange(count, device=logits.device) + 0.5) * step
-        for count, step in zip(logits.shape[1:], scale, strict=True)
-    )
-    kept = not_covered(paste(masks, boxes, rows, columns) > 0, classes)
+    rows, columns = (torch.arange(side, device=logits.device) + 0.5 for side in size)
+    pasted = (
+        paste(mask[None], box[None], rows, columns)[0] > 0
+        for mask, box in zip(masks, boxes, strict=True)
+    )  # one at a time, because 100 of them fill a GiB
+    kept = not_covered(pasted, classes)
     boxes, masks, numbers = boxes[kept], masks[kept], kept.nonzero()[:, 0]
     own = classes[kept]
     stuff = (~things).nonzero()[:, 0]

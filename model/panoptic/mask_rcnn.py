@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 STRIDES = (4, 8, 16, 32)  # of the pyramid, without "pool"
 CHANNELS = 256  # of the pyramid
@@ -58,6 +59,13 @@ def roi_heads(things: int) -> nn.Module:
         mask_head=mask_rcnn.MaskRCNNHeads(CHANNELS, (256,) * 4, 1),
         mask_predictor=mask_rcnn.MaskRCNNPredictor(256, 256, things + 1),
     )
+
+
+def at_corners(masks: torch.Tensor) -> torch.Tensor:
+    """(n,H,W) uint8 -> (n,H,W) float32 for roi_heads in training, which take pixel k to lie at k,
+    not at k + 0.5: means of the pixels around each upper left corner."""
+    padded = F.pad(masks.float()[:, None], (1, 0, 1, 0), mode="replicate")
+    return F.avg_pool2d(padded, 2, 1)[:, 0]
 
 
 def roi_align(cells: int) -> nn.Module:

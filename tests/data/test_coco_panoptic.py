@@ -58,6 +58,19 @@ def test_lost_instance_ids_are_written_again(tree):
     assert path.read_bytes() == before
 
 
+def test_a_changed_json_file_is_noticed(tmp_path):
+    write_coco_panoptic(tmp_path, np.random.default_rng(0))
+    command = ("utils/preprocess_data.py", "--dataset", "coco_panoptic", "--data_root", tmp_path)
+    assert run(*command).returncode == 0
+    path = tmp_path / "annotations" / "panoptic_val2017.json"
+    path.write_text(path.read_text().replace(f'"category_id": {CAR}', '"category_id": 8'))
+    with pytest.raises(UserError, match="panoptic_val2017.json: changed"):
+        build_dataset("coco_panoptic", tmp_path, "val", instances=True)
+    assert run(*command).returncode == 0
+    numbers = build_dataset("coco_panoptic", tmp_path, "val", instances=True)[0]["instance"]
+    assert 8 * BASE + 1 in numbers and CAR * BASE + 1 not in numbers
+
+
 def test_upsnet_trains_and_its_segments_have_the_score_of_the_json_file(tree, tmp_path):
     root, _ = tree
     log = ("--log_root", tmp_path)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from helpers import ALONE
 from torch.nn import functional as F
-from torchvision.ops import masks_to_boxes, roi_align
+from torchvision.models.detection.roi_heads import project_masks_on_boxes
+from torchvision.ops import masks_to_boxes
 
 from datasets import build_dataset
 from evaluation import detected
@@ -15,6 +16,7 @@ from evaluation.average_precision import average_precision, found_objects, true_
 from evaluation.panoptic_files import of_instances
 from evaluation.panoptic_quality import Segments
 from model.panoptic.joining import INSTANCE, join, not_covered, paste, segment
+from model.panoptic.mask_rcnn import at_corners
 from utils.data.label_table import CITYSCAPES, IGNORE
 from utils.data.synthetic import generate
 
@@ -37,7 +39,8 @@ def oracle(sample: dict) -> detected.Prediction:
     numbers = np.flatnonzero(CITYSCAPES.is_thing[true.categories] & ~true.crowd)
     masks = torch.from_numpy(true.numbers[None] == (numbers + 1)[:, None, None]).float()
     boxes = masks_to_boxes(masks) + torch.tensor([0, 0, 1, 1])
-    shares = roi_align(masks[:, None], [*boxes[:, None]], 28, aligned=True)[:, 0]
+    # What training teaches, so training and prediction must agree where a pixel lies.
+    shares = project_masks_on_boxes(at_corners(masks), boxes, torch.arange(len(boxes)), 28)
     height, width = masks.shape[1:]
     label = torch.from_numpy(sample["label"]).long()
     logits = F.one_hot(label.clamp(max=19), 20)[..., :19].permute(2, 0, 1) * 2 * SURE - SURE
@@ -158,6 +161,12 @@ def test_an_instance_that_others_of_its_class_cover_is_left_out():
         both(first, empty)["masks"], both(first, empty)["boxes"], *2 * [torch.arange(40.0)]
     )
     assert not_covered(masks > 0, torch.tensor([CAR, TRUCK])).tolist() == [True, False]
+
+
+def test_a_thing_between_the_cells_of_the_logits_is_found():
+    logits = one({ROAD: 0.0, CAR: SURE}, size=(16, 32))
+    found = segment(logits, **instance([45, 50, 51, 90], CAR), things=THINGS, size=(128, 256))[0]
+    assert (found[50:90, 45:51] == INSTANCE).all()
 
 
 def test_an_instance_does_not_reach_beyond_its_box():

@@ -7,11 +7,13 @@ import pytest
 import torch
 from helpers import fails, randomize, run, tiny
 from torchvision.models.detection import maskrcnn_resnet50_fpn
+from torchvision.models.detection.roi_heads import project_masks_on_boxes
 
 from model import build_model
 from model.losses import UPSNetLoss
 from model.normalize import FromPixels
-from model.panoptic.joining import join
+from model.panoptic.joining import join, paste
+from model.panoptic.mask_rcnn import at_corners
 from model.panoptic.upsnet import DeformConv2d
 from utils.base.errors import UserError
 from utils.data.coco_panoptic import CLASSES as COCO
@@ -55,7 +57,7 @@ def test_every_parameter_learns_also_without_an_instance(count):
     outputs = model(torch.randn(count, 3, 96, 128), known)
     loss_sum, weight = UPSNetLoss()(outputs, known)
     loss_sum.backward()
-    assert weight == count and loss_sum.isfinite()
+    assert weight == count * 96 * 128 and loss_sum.isfinite()
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
     if count > 1:
         dead = {n for n, p in model.named_parameters() if not p.grad.any()}
@@ -69,6 +71,15 @@ def test_targets_are_boxes_masks_and_classes_of_the_instances():
     assert found["labels"].tolist() == [3, 1, 8]
     assert torch.equal(found["masks"][1] > 0, known["thing"][0] == 2)
     assert len(network().instances(known["thing"][1], known["label"][1])["boxes"]) == 0
+
+
+def test_masks_are_learned_where_they_are_pasted():
+    y, x = np.ogrid[:64, :64]
+    disc = torch.from_numpy((y - 30.5) ** 2 + (x - 27.5) ** 2 < 12**2)[None].byte()
+    boxes = torch.tensor([[16.0, 19, 40, 43]])
+    learned = project_masks_on_boxes(at_corners(disc), boxes, torch.tensor([0]), 28)
+    pasted = paste(learned - 0.5, boxes, *2 * [torch.arange(64) + 0.5]) > 0
+    assert (pasted & (disc > 0)).sum() >= 0.99 * (pasted | (disc > 0)).sum()
 
 
 def test_the_panoptic_loss_is_that_of_the_joined_logits():

@@ -150,7 +150,8 @@ def prepare(root: Path, *, workers: int, overwrite: bool) -> bool:
             return cv2.LUT(CLASSES.to_plain_ids(instances), CLASSES.id_to_train)
 
         again = overwrite or missing  # convert looks at train ids only
-        convert(root, split, files, CLASSES, read, workers=workers, overwrite=again)
+        how = {"workers": workers, "overwrite": again, "common": [path]}
+        convert(root, split, files, CLASSES, read, **how)
     return False
 
 

@@ -126,12 +126,18 @@ def convert(
     *,
     workers: int,
     overwrite: bool,
+    common: Paths = (),
 ) -> dict[str, np.ndarray]:
     """Write read(name), (H,W) uint8 train ids, to the train_id_path of each label of a split whose
-    output is missing or outdated. Returns name -> (256,) pixel counts of the written ones."""
+    output is missing or outdated. Returns name -> (256,) pixel counts of the written ones.
+
+    common: files from which all of them are made.
+    """
     make_folder(train_id_path(root, "").parent)
-    with noting(converted_labels(root, split), root, labels.values(), classes) as (changed, _):
+    sources = [*labels.values(), *common]
+    with noting(converted_labels(root, split), root, sources, classes) as (changed, _):
         again = set(changed or ())
+        overwrite |= not again.isdisjoint(name_below(root, path) for path in common)
 
         def current(name: str) -> bool:
             output, label = train_id_path(root, name), labels[name]

@@ -130,6 +130,12 @@ def gather_over_ranks(value: Any, world: World) -> list[Any]:
     return values
 
 
+def gather_images(values: dict[int, Any], world: World) -> list[Any]:
+    """Image index -> value, of all processes -> all values in the order of the images."""
+    found = {index: x for part in gather_over_ranks(values, world) for index, x in part.items()}
+    return [found[index] for index in sorted(found)]
+
+
 def require_same(value: Any, what: str, world: World) -> None:
     """UserError if processes have different values, compared by repr."""
     hashes = gather_over_ranks(hashlib.sha256(repr(value).encode()).hexdigest(), world)
