@@ -67,9 +67,7 @@ def average_precision(
     with redirect_stdout(StringIO()):  # it prints its progress
         own = dataset(truth, categories)
         own.createIndex()
-        return {
-            name: evaluated(own, found, kind, categories) for name, kind in KINDS.items()
-        }
+        return {name: evaluated(own, found, kind, categories) for name, kind in KINDS.items()}
 
 
 def dataset(images: list[Objects], categories: dict[int, str]) -> COCO:
