@@ -108,7 +108,7 @@ def detect(model: nn.Module, batches: Batches, world: distributed.World) -> list
     every = 1 << 20
     for part in (model.proposals, model.heads):
         part.fg_bg_sampler.batch_size_per_image = every
-    model.proposals._post_nms_top_n["training"] = 50
+    model.proposals._post_nms_top_n["training"] = 10
     parallel = FromPixels(model.train())
     if world.size > 1:
         parallel = DistributedDataParallel(parallel)
