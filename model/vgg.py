@@ -25,10 +25,14 @@ class VGG(nn.Module):
         weights: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         """weights: a VGG state_dict; entries of its classifier are ignored."""
-        import torchvision  # takes seconds, which would slow down --help and option errors
+        from torchvision.models import vgg  # takes seconds, which would slow down --help
 
         super().__init__()
-        self.features = torchvision.models.get_model(name, weights=None).features
+        self.features = vgg.make_layers(vgg.cfgs["D"], batch_norm=name.endswith("_bn"))
+        for module in self.features:
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.zeros_(module.bias)
         set_norm(self, norm)
         if weights is not None:
             kept = {key: x for key, x in weights.items() if key.startswith("features.")}

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from model.panoptic import mask_rcnn
 from utils.base.errors import UserError
 from utils.data.cityscapes import prepare
 from utils.data.coco_panoptic import CLASSES as COCO_CLASSES
@@ -29,6 +30,8 @@ from utils.training.distributed import World
 REPOSITORY = Path(__file__).resolve().parents[1]
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 PERSON, CAR, ROAD, SKY = 1, 3, 149, 187  # of COCO
+# UPSNet with random weights finds as many boxes as it may, which takes seconds an image.
+mask_rcnn.PROPOSALS.update(training=10, testing=4)
 TRAIN = [
     "--output_stride", "32", "--backbone_weights", "null", "--crop", "[32,64]",
     "--batch_size", "2", "--workers", "1", "--steps", "3", "--warmup_steps", "0",

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 STRIDES = (4, 8, 16, 32)  # of the pyramid, without "pool"
 CHANNELS = 256  # of the pyramid
 DETECTIONS = 100  # per image, at most
+PROPOSALS = {"training": 2000, "testing": 1000}  # per level before and per image after suppression
 
 
 def feature_pyramid(channels: list[int]) -> nn.Module:
@@ -32,8 +33,8 @@ def proposal_network() -> nn.Module:
         bg_iou_thresh=0.3,
         batch_size_per_image=256,
         positive_fraction=0.5,
-        pre_nms_top_n={"training": 2000, "testing": 1000},
-        post_nms_top_n={"training": 2000, "testing": 1000},
+        pre_nms_top_n=PROPOSALS,
+        post_nms_top_n=PROPOSALS,
         nms_thresh=0.7,
     )
 

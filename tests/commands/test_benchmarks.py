@@ -61,6 +61,7 @@ RUNS = {  # command, what it prints
         f"camvid_peer.py --root {{made}}/camvid {WRITES} --steps 1 --networks DeepLabV3 FPN",
         ["SMP's FPN, 1 steps, seed 0: test mIoU"],
     ),
+    "speed on CamVid": (f"camvid_speed.py --rounds 1 {WRITES}", ["DeepLabV3: ", "SMP's FPN: "]),
     "sample": (f"bench_loader.py {SMALL} --crops 64x64", ["| ours, packed |", "| packed is |"]),
     "sample without a peer": (
         f"bench_loader.py {SMALL} --crops 64x64",

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from shutil import which
@@ -28,6 +27,7 @@ from model.normalize import FromPixels
 from model.panoptic import upsnet
 from utils.base.errors import UserError
 from utils.data.batches import Batches
+from utils.data.label_table import CITYSCAPES
 from utils.training import distributed
 from utils.training.checkpoint import load_checkpoint, step_files
 from utils.training.logger import read_metrics
@@ -43,45 +43,71 @@ SLOWER = 2  # than an idle machine, where other tests run beside these
 
 
 def work(root: str, result: str) -> None:
-    """Three steps of four images with frozen norms; three networks evaluated on five images."""
+    """Steps of four images with frozen norms, of one or two processes; five images evaluated."""
     world = distributed.start("cpu")
     distributed.require_same("options", "options", world)
     if world.size == 3:
         with pytest.raises(UserError, match=r"data set: process 2 differs from process 0"):
             distributed.require_same(world.rank == 2, "data set", world)
-    root = Path(root)
-    train_set, val_set = (build_dataset("cityscapes", root, split) for split in ("train", "val"))
+    content = evaluations(Path(root), world)
+    if world.size < 3:
+        content |= steps(Path(root), world)
+    if world.is_main:
+        with open(result, "w", encoding="utf-8") as file:
+            json.dump(content, file)
+    distributed.stop(world)
+
+
+def networks() -> list[nn.Module]:
+    """One of each task, with the same weights everywhere."""
     torch.manual_seed(0)
-    model = build_model("deeplabv3", num_classes=19, output_stride=32, dropout=0.0).eval()
-    beginning = deepcopy(model.state_dict())
-    parallel = FromPixels(model)
-    if world.size > 1:
-        parallel = DistributedDataParallel(parallel, gradient_as_bucket_view=True)
+    plain = build_model("deeplabv3", num_classes=19, output_stride=32, dropout=0.0).eval()
+    segmenting = build_model("panoptic_deeplab", num_classes=19, backbone="resnet18").eval()
+    randomize(segmenting)
+    things = CITYSCAPES.is_thing.nonzero()[0].tolist()
+    detecting = build_model("upsnet", num_classes=19, things=things, backbone="resnet18")
+    nn.init.zeros_(detecting.heads.box_predictor.cls_score.weight)  # every class is likely
+    return [plain, segmenting, detecting]
+
+
+def evaluations(root: Path, world: distributed.World) -> dict:
+    plain, segmenting, detecting = networks()
+    if world.rank == 1:  # what BatchNorm statistics of another process look like
+        nn.init.normal_(next(plain.buffers()))
+    distributed.copy_buffers_from_main(plain, world)
+    dataset, how = build_dataset("cityscapes", root, "val"), {"world": world, "workers": 1}
+    scores = evaluate(plain, dataset, **how)
+    segments = evaluate(segmenting, dataset, **how, task=TASKS["panoptic"])
+    detected = evaluate(detecting, dataset, **how, task=TASKS["panoptic_boxes"])
+    if not world.is_main:
+        return {}
+    return {
+        "val_loss": scores.loss, "confusion": scores.counts.confusion.tolist(),
+        "instances": scores.counts.instances.tolist(), "panoptic": segments.panoptic,
+        "detected": detected.plain(),
+        "objects": [len(objects) for objects in detected.counts.found],
+    }  # fmt: skip
+
+
+def steps(root: Path, world: distributed.World) -> dict:
+    """Losses of three steps, gradients of the first; loss and gradients of a step of panoptic
+    networks."""
+    plain, segmenting, detecting = networks()
+    train_set = build_dataset("cityscapes", root, "train")
     batches = Batches(
         train_set, batch_size=4 // world.size, crop=(32, 64), scale=(0.5, 2.0), flip=True, seed=0,
         workers=1, device=world.device, rank=world.rank, world_size=world.size,
     )  # fmt: skip
-    optimizer = build_optimizer(model, "sgd", base_lr=0.01, weight_decay=0.0)
+    parallel = FromPixels(plain)
+    if world.size > 1:
+        parallel = DistributedDataParallel(parallel, gradient_as_bucket_view=True)
+    optimizer = build_optimizer(plain, "sgd", base_lr=0.01, weight_decay=0.0)
     losses = []
     for batch in batches.run(0, 3):
         losses.append(training_step(parallel, SegmentationLoss(), optimizer, [batch]).item())
         if len(losses) == 1:
-            gradients = [p.grad.double().norm().item() for p in model.parameters()]
-    model.load_state_dict(beginning)  # an exact count needs the same weights, to the bit
-    if world.rank == 1:  # what BatchNorm statistics of another process look like
-        nn.init.normal_(next(model.buffers()))
-    distributed.copy_buffers_from_main(model, world)
-    scores = evaluate(model, val_set, world=world, workers=1)
-    torch.manual_seed(0)
-    segmenting = build_model("panoptic_deeplab", num_classes=19, backbone="resnet18")
-    randomize(segmenting)
-    how = {"world": world, "workers": 1, "task": TASKS["panoptic"]}
-    segments = evaluate(segmenting, val_set, **how)
-    things = val_set.classes.is_thing.nonzero()[0].tolist()
-    detecting = build_model("upsnet", num_classes=19, things=things, backbone="resnet18")
-    nn.init.zeros_(detecting.heads.box_predictor.cls_score.weight)  # every class is likely
-    detected = evaluate(detecting, val_set, **how | {"task": TASKS["panoptic_boxes"]})
-    parallel = FromPixels(segmenting.eval())  # without dropout, and with frozen statistics
+            gradients = [p.grad.double().norm().item() for p in plain.parameters()]
+    parallel = FromPixels(segmenting)  # without dropout, and with frozen statistics
     if world.size > 1:
         parallel = DistributedDataParallel(parallel)
     instances = build_dataset("cityscapes", root, "train", instances=True)
@@ -90,17 +116,10 @@ def work(root: str, result: str) -> None:
     optimizer = build_optimizer(segmenting, "sgd", base_lr=0.0, weight_decay=0.0)
     loss = training_step(parallel, PanopticDeepLabLoss(), optimizer, [batch]).item()
     norms = [p.grad.double().norm().item() for p in segmenting.parameters()]
-    detection_step = detect(detecting, replace(batches, dataset=instances), world)
-    if world.is_main:
-        content = {"losses": losses, "gradients": gradients, "val_loss": scores.loss}
-        content["confusion"] = scores.counts.confusion.tolist()
-        content["instances"] = scores.counts.instances.tolist()
-        content |= {"panoptic": segments.panoptic, "panoptic_step": [loss, *norms]}
-        content |= {"detected": detected.plain(), "detection_step": detection_step}
-        content["objects"] = [len(objects) for objects in detected.counts.found]
-        with open(result, "w", encoding="utf-8") as file:
-            json.dump(content, file)
-    distributed.stop(world)
+    return {
+        "losses": losses, "gradients": gradients, "panoptic_step": [loss, *norms],
+        "detection_step": detect(detecting, replace(batches, dataset=instances), world),
+    }  # fmt: skip
 
 
 def detect(model: nn.Module, batches: Batches, world: distributed.World) -> list[float]:
@@ -108,7 +127,6 @@ def detect(model: nn.Module, batches: Batches, world: distributed.World) -> list
     every = 1 << 20
     for part in (model.proposals, model.heads):
         part.fg_bg_sampler.batch_size_per_image = every
-    model.proposals._post_nms_top_n["training"] = 10
     parallel = FromPixels(model.train())
     if world.size > 1:
         parallel = DistributedDataParallel(parallel)
