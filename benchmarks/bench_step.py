@@ -138,7 +138,8 @@ def our_side(
         how = {"amp": amp, "replay": Replay() if replayed and not ON_CPU else None}
         return lambda _: training_step(trained, criterion, optimizer, [batch], **how)
     size = tuple(batch.images.shape[1:3])
-    predict = partial(predict_logits, inference_copy(model, amp), size=size)
+    network = inference_copy(model, amp, on_cpu=ON_CPU)
+    predict = partial(predict_logits, network, size=size)
     replay = Replay() if replayed and not ON_CPU else lambda work, images: work(images)
 
     def prediction(_: int) -> torch.Tensor:

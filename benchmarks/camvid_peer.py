@@ -11,8 +11,8 @@ zero; on the GPU if there is one. Scored as our own trainings are; docs/recipes.
 import json
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 
 sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
@@ -97,31 +97,36 @@ def main() -> None:
         root=REPOSITORY / "data" / "camvid",
         results=measure.RESULTS,
     )  # fmt: skip
-    try:
-        import segmentation_models_pytorch as smp
-    except ModuleNotFoundError:
-        what = "segmentation-models-pytorch is missing. Run: make bench"
-        raise UserError(f"camvid_peer.py: {what}") from None
     path = given.results / "recipes" / "camvid.json"
     make_folder(path.parent)
     world = World(0, 1, measure.choose_device())
     for seed in given.seeds:
         for name in given.networks:
             for steps in given.steps:
-                row = measured(smp, name, seed, steps, given.root, world)
+                row = measured(name, seed, steps, given.root, world)
                 rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
                 write_json(path, [*rows, row])
                 miou = 100 * row["test"]["miou"]
                 print(f"{row['variant']}, seed {seed}: test mIoU {miou:.1f} -> {path}")
 
 
-def measured(smp: ModuleType, name: str, seed: int, steps: int, root: Path, world: World) -> dict:
-    """Train and score one network; the row for camvid.json."""
-    torch.manual_seed(seed)
+def build(name: str) -> nn.Module:
+    """SMP's network of this name with ResNet-18, at stride 16 where it has one."""
+    try:
+        import segmentation_models_pytorch as smp
+    except ModuleNotFoundError:
+        what = "segmentation-models-pytorch is missing. Run: make bench"
+        raise UserError(f"camvid_peer.py: {what}") from None
     options = {"encoder_weights": None, "classes": 11}
     if name != "FPN":
         options |= {"encoder_output_stride": 16, "decoder_atrous_rates": (6, 12, 18)}
-    network = getattr(smp, name)("resnet18", **options).to(world.device)
+    return getattr(smp, name)("resnet18", **options)
+
+
+def measured(name: str, seed: int, steps: int, root: Path, world: World) -> dict:
+    """Train and score one network; the row for camvid.json."""
+    torch.manual_seed(seed)
+    network = build(name).to(world.device)
     begin = time.perf_counter()
     train(network, root, steps, world.device)
     seconds = time.perf_counter() - begin
@@ -134,7 +139,7 @@ def measured(smp: ModuleType, name: str, seed: int, steps: int, root: Path, worl
         "pflop": pflop(steps, BATCH, CROP, model), "seconds": seconds,
         "test": scores, "machine": measure.machine(world.device),
         "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "smp": smp.__version__, "date": time.strftime("%Y-%m-%d"),
+        "smp": version("segmentation-models-pytorch"), "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
 
 

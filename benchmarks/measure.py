@@ -25,7 +25,7 @@ from tqdm import trange
 from benchmarks.render import figure_rows, table
 from evaluation.official import official_scorer
 from model import MODELS
-from utils.base.environment import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+from utils.base.environment import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, cpu_has_bf16
 from utils.base.paths import REPOSITORY, make_folder, write_json
 from utils.data.label_table import IGNORE
 from utils.training.logger import describe_environment
@@ -160,7 +160,8 @@ def machine(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    return f"{[*names, 'CPU'][0]}, {len(os.sched_getaffinity(0))} cores, no GPU"
+    cores = f"{len(os.sched_getaffinity(0))} cores" + ("" if cpu_has_bf16() else " without bf16")
+    return f"{[*names, 'CPU'][0]}, {cores}, no GPU"
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -112,7 +112,7 @@ def readme(held: dict) -> str:
         versions |= section["versions"] if isinstance(section, dict) else {}
     packages = {"torch": "torch", "SMP": "segmentation-models-pytorch"}
     known = "".join(f", {k} {versions[x]}" for k, x in packages.items() if x in versions)
-    return f"{held['machine']}{known}:\n\n{table(rows)}"
+    return f"{held['machine']}{known}:\n\n{table(rows)}" if rows[1:] else ""
 
 
 def models(held: dict) -> str:
@@ -168,7 +168,7 @@ def recipes(runs: list[dict]) -> str:
         gain_rows(groups["half size"], "half size", "mIoU on a sequence unseen"),
         gain_rows(groups["options"], "baseline", "val mIoU"),
         network_rows,
-        *([family_rows(family)] if groups["family"] else []),
+        *([family_rows(family, groups["speed"])] if groups["family"] else []),
         unseen_rows,
         *classes,
     ]
@@ -191,15 +191,17 @@ def curve_rows(trainings: Runs) -> Rows:
     return rows
 
 
-def family_rows(trainings: Runs) -> Rows:
-    """Networks at equal steps, then at equal time."""
-    titles = ["steps", "PFLOP", "million parameters", "test mIoU", "each seed", "pixel accuracy"]
-    rows = [["network, training", *titles]]
+def family_rows(trainings: Runs, speeds: Runs) -> Rows:
+    """Networks at equal steps, then at equal time; speeds of the network: of any training."""
+    titles = ["million parameters", "steps", "PFLOP", "test mIoU", "each seed", "pixel accuracy"]
+    rows = [["network, training", *titles, "training, images/s", "prediction, images/s"]]
     for name, group in sorted(trainings.items(), key=lambda x: (" 3000 steps" not in x[0], x[0])):
         tests, first = [run["test"] for run in group], group[0]
-        cell = [f"{first['steps']:,}", f"{first['pflop']:.2f}", f"{first['parameters'] / 1e6:.2f}"]
+        cell = [f"{first['parameters'] / 1e6:.2f}", f"{first['steps']:,}", f"{first['pflop']:.2f}"]
         miou, accuracy = column(tests), spread(column(tests, "pixel_accuracy"))
-        rows.append([name, *cell, spread(miou), percent(*miou), accuracy])
+        speed = speeds.get(name.partition(", ")[0], [{}])[0]
+        fast = [number(speed[key]) if speed else "" for key in ("training", "prediction")]
+        rows.append([name, *cell, spread(miou), percent(*miou), accuracy, *fast])
     return rows
 
 

@@ -20,17 +20,21 @@ from model.normalize import normalize
 from model.ops.bilinear import setting
 from model.ops.upsample_argmax import upsample_argmax
 from model.ops.upsample_confidence import upsample_confidence
+from model.ops.winograd import use_winograd
 from utils.base.errors import UserError, out_of_memory, warn
 from utils.data.label_table import LabelTable
 from utils.training.distributed import autocast
 from utils.training.replay import Replay
 
 
-def inference_copy(model: nn.Module, amp: torch.dtype | None = None) -> nn.Module:
+def inference_copy(
+    model: nn.Module, amp: torch.dtype | None = None, *, on_cpu: bool = False
+) -> nn.Module:
     """A copy in evaluation mode, channels last, with BatchNorm folded into the convolutions.
 
     The copy does not follow later changes of the weights. amp: dtype of autocast at prediction; the
-    weights of convolutions are rounded to it here once, not for every image.
+    weights of convolutions are rounded to it here once, not for every image. on_cpu: for a CPU,
+    where the largest convolutions in float32 are computed another way, and not for an export.
     """
     network = copy.deepcopy(model).eval().requires_grad_(False)
     fold(network)
@@ -39,6 +43,8 @@ def inference_copy(model: nn.Module, amp: torch.dtype | None = None) -> nn.Modul
         rounds = isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))
         if amp is not None and rounds and not name.startswith(exact):
             module.to(amp)
+    if on_cpu and amp is None:
+        use_winograd(network)
     return network.to(memory_format=torch.channels_last)
 
 
@@ -140,7 +146,8 @@ class Predictor:
             what = "--flip, --crop and several --scales average predictions, but not segments"
             raise UserError(f"{what}. Leave them out; give one of --scales or --eval_scales")
         self.task, self.classes = task, classes
-        self.model, self.device, self.amp = inference_copy(model, amp), device, amp
+        self.model = inference_copy(model, amp, on_cpu=device.type == "cpu")
+        self.device, self.amp = device, amp
         self.windows_if_needed, self.options = windows_if_needed and not task.instances, options
         self.first: tuple | None = None  # shape and result size of the first image
         graphs = device.type == "cuda" and not getattr(model, "dynamic", False)

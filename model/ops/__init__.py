@@ -1,1 +1,1 @@
-"""Operations on upsampled logits that do not hold the full-size logits in memory."""
+"""Operations that take less time or memory here than in PyTorch."""

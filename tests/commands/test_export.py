@@ -14,7 +14,7 @@ from evaluation.exported import EXAMPLE, Plain
 def test_the_command_writes_a_checked_file_with_its_facts(cityscapes_root, tmp_path):
     train(tiny(cityscapes_root, tmp_path, steps=1, warmup_steps=0))
     options = ["--checkpoint", "run", "--log_root", tmp_path, "--device", "cpu"]
-    done = run("export.py", *options, cwd=tmp_path, fork=False)
+    done = run("export.py", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     path = tmp_path / "run" / "model.onnx"
     assert "compared on 3 val images of 128x64" in done.stdout

@@ -60,9 +60,10 @@ def test_an_oracle_finds_every_instance_and_class(scenes):
     counts = {}
     for index in range(len(scenes)):
         sample = scenes[index]
-        counts[index] = detected.count(sample, oracle(sample), CITYSCAPES)
+        prediction = oracle(sample)
+        counts[index] = detected.count(sample, prediction, CITYSCAPES)
         true = of_instances(sample["instance"], CITYSCAPES)
-        pair = (oracle(sample).segments, true)
+        pair = (prediction.segments, true)
         classes = [np.r_[IGNORE, x.categories][x.numbers] for x in pair]
         known = (classes[1] != IGNORE) & ~np.r_[False, true.crowd][true.numbers]
         assert (classes[0] == classes[1])[known].mean() >= 0.999
