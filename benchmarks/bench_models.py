@@ -20,11 +20,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import measure
-from benchmarks.bench_step import AMP, DEVICE, ON_CPU, our_side
+from benchmarks.bench_step import AMP, DEVICE, ON_CPU, noise, our_side
 from model import MODELS, build_model, encoders_of, option_names
 from utils.base.environment import keep_memory
 from utils.base.errors import run_command
-from utils.data.batches import Batch
 
 SIZES = ((512, 1024), (1024, 2048))
 
@@ -45,9 +44,7 @@ def size(name: str, **options: str) -> dict:
 
 def speed(name: str, rounds: int, images: int, *, training: bool, **options: str) -> dict:
     """Images per second and memory of a prediction or a training step; images of 256x512."""
-    noise = partial(torch.randint, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    truth = {"label": noise(0, 19, (images, 256, 512))}
-    batch = Batch(noise(0, 256, (images, 256, 512, 3)), truth, []).to(DEVICE)
+    batch = noise(images, (256, 512))
     build = partial(build_model, name, num_classes=19, **options)
     amp = None if ON_CPU and not training else AMP  # as the evaluation
     side = our_side(build, batch, training, amp=amp)

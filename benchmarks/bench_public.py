@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks import measure
-from benchmarks.bench_step import AMP, ON_CPU, cpu_sides, our_side, with_memory
+from benchmarks.bench_step import AMP, ON_CPU, cpu_sides, noise, our_side, with_memory
 from model import build_model
 from model.convert import convert
 from model.normalize import normalize
@@ -110,10 +110,8 @@ def compare(name: str, theirs: nn.Module, rounds: int) -> list[dict]:
     network = {key: value for key, value in found.network.items() if key != "compat"}
     own, rows = partial(build_model, **network), []
     for images, training in ((1, False), (2, True)):
-        noise = partial(torch.randint, generator=torch.Generator().manual_seed(0))
         size = (257, 513)  # semseg needs multiples of 8, plus 1
-        truth = {"label": noise(0, 19, (images, *size), dtype=torch.uint8)}
-        batch = Batch(noise(0, 256, (images, *size, 3), dtype=torch.uint8), truth, [])
+        batch = noise(images, size)
         if training and name == "semseg":
             sides = {"ours": with_memory(True, our_side(own, batch, True))}
             sides[name] = with_memory(False, semseg_step(theirs, batch, amp=False))

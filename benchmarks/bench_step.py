@@ -88,6 +88,13 @@ def builders(name: str) -> dict[str, Build]:
     return build
 
 
+def noise(images: int, size: tuple[int, int], classes: int = 19) -> Batch:
+    """Random images and labels, the same each time."""
+    draw = partial(torch.randint, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    truth = {"label": draw(0, classes, (images, *size))}
+    return Batch(draw(0, 256, (images, *size, 3)), truth, []).to(DEVICE)
+
+
 def logits_of(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """SMP's networks return a tensor, the others a dictionary; peers' logits are full size."""
     outputs = model(images)
@@ -175,11 +182,9 @@ def cpu_sides(own: Build, peers: dict[str, Build], batch: Batch, training: bool)
     return sides
 
 
-def compare(name: str, rounds: int, training: bool, size: list[int], images: int) -> dict:
+def compare(name: str, rounds: int, training: bool, size: tuple[int, int], images: int) -> dict:
     """Time and memory of every side for one network."""
-    noise = partial(torch.randint, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    truth = {"label": noise(0, 19, (images, *size))}
-    batch = Batch(noise(0, 256, (images, *size, 3)), truth, []).to(DEVICE)
+    batch = noise(images, size)
     modes = {" fp32": (False, False), " bf16": (True, False), " bf16 compiled": (True, True)}
     build = builders(name)
     own = build.pop("ours")

@@ -4,7 +4,7 @@
 
 A training step is that of camvid_recipes.py with eight crops of 120x160 or, of SMP's networks, that
 of camvid_peer.py. A prediction turns one image of 360x480 (SMP's networks: 384x480) into its label
-map, on a CPU in float32. Weights and images are random.
+map, on a CPU in float32. Weights and images are random; the times are medians.
 """
 
 import json
@@ -18,29 +18,22 @@ sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 import torch
 
 from benchmarks import measure
-from benchmarks.bench_step import AMP, DEVICE, ON_CPU, our_side, peer_side, with_memory
+from benchmarks.bench_step import AMP, DEVICE, ON_CPU, noise, our_side, peer_side, with_memory
 from benchmarks.camvid_peer import BATCH, CROP, build
 from benchmarks.camvid_recipes import FAMILY
 from model import build_model, option_names
 from utils.base.errors import run_command
 from utils.base.paths import make_folder, write_json
-from utils.data.batches import Batch
 
 OURS = {name.partition(", ")[0]: options["model"] for name, options in FAMILY.items()}
 PEERS = ("DeepLabV3Plus", "FPN")
 
 
-def noise(images: int, height: int, width: int) -> Batch:
-    draw = partial(torch.randint, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    truth = {"label": draw(0, 11, (images, height, width))}
-    return Batch(draw(0, 256, (images, height, width, 3)), truth, []).to(DEVICE)
-
-
 def speeds(rounds: int, *, training: bool) -> dict[str, float]:
-    """Images per second of every network."""
-    ours, theirs = noise(1, 360, 480), noise(1, 384, 480)
+    """Images per second of every network, ours and SMP's."""
+    ours, theirs = noise(1, (360, 480), 11), noise(1, (384, 480), 11)
     if training:
-        ours, theirs = noise(BATCH, 120, 160), noise(BATCH, *CROP)
+        ours, theirs = noise(BATCH, (120, 160), 11), noise(BATCH, CROP, 11)
     amp = None if ON_CPU and not training else AMP  # as the evaluation
     sides: measure.Sides = {}
     for name, model in {"DeepLabV3": "deeplabv3", **OURS}.items():
@@ -56,7 +49,7 @@ def speeds(rounds: int, *, training: bool) -> dict[str, float]:
 
 
 def main() -> None:
-    given = measure.options(__doc__, rounds=9, results=measure.RESULTS)
+    given = measure.options(__doc__, rounds=5, results=measure.RESULTS)
     measure.one_thread()
     path = given.results / "recipes" / "camvid.json"
     make_folder(path.parent)
