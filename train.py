@@ -407,7 +407,8 @@ def report_end(job: Job, log: RunLogger, stop: StopRequest) -> None:
         log.say(f"stopped after step {run.step}; resume with: {resume}", error=True)
     else:
         best = f"best {job.task.measure} {run.best_miou:.4f} at step {run.best_step} of {job.total}"
-        log.say(f"{best}: {job.folder}")
+        score = "score it with: python evaluation/eval_on_val_for_metrics.py --checkpoint"
+        log.say(f"{best}: {job.folder}\n{score} {shlex.quote(str(job.folder))}")
 
 
 def main() -> None:

@@ -6,6 +6,10 @@ from typing import Any
 
 Rows = list[list[Any]]
 Runs = dict[str, list[dict]]  # variant of a recipe -> a run per seed
+CAPTIONS = (  # of docs/recipes.md
+    "score by length", "options of the shipped config", "options in a short training", "networks",
+    "other networks", "the unseen sequence after a short training", "classes",
+)  # fmt: skip
 TITLES = {  # trainings whose classes are shown
     "30 minutes": "test IoU, 6000 steps",
     "120 minutes": "test IoU, 24000 steps",
@@ -105,7 +109,7 @@ def readme(held: dict) -> str:
             add(f"{what}, {case}", f"interpolate, {peer}", *both, row["gain"])
     if whole := figures["evaluation"]:
         both = (whole[0]["ms_per_image"], whole[2]["ms_per_image"])
-        what = "loss, label map, PNG and score of an image, network left out"
+        what = "evaluation of an image without its network"
         add(what, "fregu856/deeplabv3, then csEval", *both, whole[0]["packed_is"])
     versions = {}
     for section in held.values():
@@ -121,8 +125,8 @@ def models(held: dict) -> str:
         return ""
     section = held["models"]
     titles = ["`--model`", "backbone", "file, lines", "stride", "million parameters"]
-    titles += ["GFLOP, 512x1024", "1024x2048", "prediction, images/s", "MiB"]
-    rows = [[*titles, "training, images/s", "MiB"]]
+    titles += ["GFLOP, 512x1024", "1024x2048", "prediction, images/s", "its MiB"]
+    rows = [[*titles, "training, images/s", "its MiB"]]
     for row in section["figures"]:
         cell = [f"`{row['model']}`", row["encoder"], f"model/{row['file']}, {row['lines']}"]
         cell += [row["stride"], row["million_parameters"]]
@@ -135,7 +139,7 @@ def models(held: dict) -> str:
     if "overfit" in held:
         small = table(figure_rows(held["overfit"]["figures"]))
         text += (
-            f"\nUntil four crops of CamVid are known, `{held['overfit']['command']}`:\n\n{small}"
+            f"\nSteps until a network has learnt four CamVid crops, `{held['overfit']['command']}`:\n\n{small}"
         )
     return text
 
@@ -168,11 +172,12 @@ def recipes(runs: list[dict]) -> str:
         gain_rows(groups["half size"], "half size", "mIoU on a sequence unseen"),
         gain_rows(groups["options"], "baseline", "val mIoU"),
         network_rows,
-        *([family_rows(family, groups["speed"])] if groups["family"] else []),
+        family_rows(family, groups["speed"]),
         unseen_rows,
-        *classes,
     ]
-    return "\n".join(map(table, tables))
+    texts = [*map(table, tables), "\n".join(map(table, classes))]
+    numbered = enumerate(zip(CAPTIONS, texts, strict=True), 1)
+    return "\n".join(f"**Table {n}, {caption}**\n\n{text}" for n, (caption, text) in numbered)
 
 
 def curve(trainings: Runs) -> list[tuple[str, list[dict]]]:
@@ -216,7 +221,8 @@ def gain_rows(runs: Runs, base: str, score: str) -> Rows:
         flags = ", ".join(f"`{key} {value}`" for key, value in runs[name][0]["options"].items())
         gain = f"{100 * gains[name]:+.1f}" if name != base else ""
         miou, accuracy = column(runs[name]), spread(column(runs[name], "pixel_accuracy"))
-        rows.append([name, flags, spread(miou), percent(*miou), gain, accuracy])
+        shown = "baseline" if name == base else name.removeprefix(f"{base}, ")
+        rows.append([shown, flags, spread(miou), percent(*miou), gain, accuracy])
     return rows
 
 

@@ -20,7 +20,7 @@ from utils.base.paths import REPOSITORY, make_folder, write_text
 
 LINES = {  # of the picture, beside the lengths of one recipe
     "long": "this repository, 200 epochs at stride 8",
-    "13 epochs of 240x320": "this repository, larger crops",
+    "13 epochs of 240x320": "this repository, 13 epochs of 240x320",
 }
 BEGIN, END = "<!-- made by benchmarks/table.py -->", "<!-- end -->"
 PAGES = {

@@ -32,7 +32,7 @@ RUNS = {  # command, what it prints
         ["| ours, packed |", "157 results differ from the official by 0", "| ms, network |"],
     ),
     "step": (
-        f"bench_step.py {SMALL} {WRITES} {SIZE} --networks resnet18-16 resnet50-8 "
+        f"bench_step.py {SMALL} {WRITES} {SIZE} --networks resnet50-8 "
         "--others deeplabv3plus-resnet18-16 fpn-resnet18-32",
         ["| torchvision |", "| ours is faster |"],
     ),

@@ -225,8 +225,10 @@ def test_what_a_run_says_at_its_end_is_said_once(cityscapes_root, tmp_path):
     options = [*OPTIONS, "--data_root", cityscapes_root, "--log_root", tmp_path, "--steps", "2"]
     done = torchrun(2, "train.py", *options)
     assert done.returncode == 0, done.stderr
-    (best,) = [line for line in done.stdout.splitlines() if "best mIoU" in line]
-    assert best == done.stdout.splitlines()[-1] and best.endswith(f" of 2: {tmp_path / 'run'}")
+    *before, best, score = done.stdout.splitlines()
+    assert not any("best mIoU" in line for line in before)
+    assert best.startswith("best mIoU") and best.endswith(f" of 2: {tmp_path / 'run'}")
+    assert score.endswith(f"eval_on_val_for_metrics.py --checkpoint {tmp_path / 'run'}")
     done = torchrun(2, "train.py", *options, "--resume", "auto")
     assert done.returncode == 0, done.stderr
     finished = f"{tmp_path / 'run'}: finished at step 2. Give a new --run_name to train longer\n"

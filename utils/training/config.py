@@ -67,7 +67,7 @@ class Config:
     model: str = "deeplabv3"
     """Architecture: one of MODELS in model/__init__.py."""
     backbone: str = "resnet18"
-    """Encoder: one of ENCODERS in model/encoders.py; resnet18, 34, 50, 101 or 152."""
+    """Encoder: resnet18, 34, 50, 101, 152 or another of ENCODERS in model/encoders.py."""
     output_stride: Literal[8, 16, 32] = 8
     """Input pixels per feature; 8 is finer and takes about three times as long as 16."""
     multi_grid: tuple[int, int, int] = (1, 1, 1)
@@ -211,7 +211,8 @@ class Config:
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the network. auto: bf16 on a GPU, fp16 with loss scaling on GPUs older than
-    Ampere, fp32 on a CPU. On a GPU, fp32 convolutions use TF32, which is PyTorch's default."""
+    Ampere; on a CPU fp32, in training bf16 if the CPU multiplies bf16 itself. On a GPU, fp32
+    convolutions use TF32, which is PyTorch's default."""
     compile: bool | None = None
     """Compile the network with torch.compile, which takes a minute or more at the start; on one GPU
     also replay steps as a CUDA graph. Default: true on GPUs if a compiler is installed."""
