@@ -5,12 +5,12 @@
     python export.py --checkpoint RUN --logits true    logits instead of train ids
     python export.py --checkpoint RUN --half true      ONNX in float16, half the size
 
-Input `images`: float32 (N,3,H,W), RGB, (pixel - mean) / std, any N, H and W. Output `labels`: uint8
-(N,H,W) train ids, or `logits`: float32 (N,K,H,W). A panoptic network has a second output `maps`,
-from which evaluation/grouping.py makes segments (docs/panoptic.md). The file also holds mean,
-standard deviation, and the classes with ids and colours. export.py writes no file if more than
-0.1 % of the pixels of val images (1 % with --half) differ from this repository's prediction. Needs:
-pip install onnx onnxscript onnxruntime.
+Input `images`: float32 (N,3,H,W), RGB, (pixel - mean) / std, any N, H and W (.pt2: from
+64 pixels on). Output `labels`: uint8 (N,H,W) train ids, or `logits`: float32 (N,K,H,W). A panoptic
+network has a second output `maps`, from which evaluation/grouping.py makes segments
+(docs/panoptic.md). The file also holds mean, standard deviation, and the classes with ids and
+colours. export.py writes no file if more than 0.1 % of the pixels of val images (1 % with --half)
+differ from this repository's prediction. Needs: pip install onnx onnxscript onnxruntime.
 """
 
 import json
@@ -75,11 +75,13 @@ def main() -> None:
     require_file_name(path)
     dataset = trained.dataset("val")
     plain = Plain(trained.model.cpu(), scale=scales[0], logits=config.logits)
-    classes = trained.classes
+    classes, outputs = trained.classes, trained.state["network"]["num_classes"]
+    every = np.arange(outputs, dtype=np.uint8)[None]
+    names = [*classes.names, *["void"] * (outputs - classes.num_classes)]  # fregu856's network
     facts = {
         "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "order": "RGB", "scale": scales[0],
-        "classes": classes.names, "ids": classes.ids.tolist(),
-        "things": [*classes.instance_sizes], "colors": classes.colors.tolist(),
+        "classes": names, "ids": classes.to_ids(every)[0].tolist(),
+        "things": [*classes.instance_sizes], "colors": classes.draw(every)[0].tolist(),
         "step": trained.state["step"],
     }  # fmt: skip
     places = np.linspace(0, len(dataset) - 1, min(config.images, len(dataset)))

@@ -422,6 +422,11 @@ def main() -> None:
         what += f"{' '.join(describe(network_options(config, 1)))}; checkpoints are intact"
         advice = "Lower --batch_size and raise --accumulate alike, lower --crop, or give"
         raise UserError(f"out of memory with {what}. {advice} --output_stride 16") from error
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        what = f"--batch_size {config.batch_size}: BatchNorm of {config.model} sees a single value"
+        raise UserError(f"{what}. Raise it or --crop, or give --norm gn") from error
     if number is not None:
         sys.exit(128 + number)
 

@@ -137,10 +137,8 @@ def models(held: dict) -> str:
     where = f"{held['machine']}, torch {section['versions']['torch']}, {section['date']}"
     text = f"{where}, `{section['command']}`:\n\n{table(rows)}"
     if "overfit" in held:
-        small = table(figure_rows(held["overfit"]["figures"]))
-        text += (
-            f"\nSteps until a network has learnt four CamVid crops, `{held['overfit']['command']}`:\n\n{small}"
-        )
+        small, command = table(figure_rows(held["overfit"]["figures"])), held["overfit"]["command"]
+        text += f"\nSteps until a network has learnt four CamVid crops, `{command}`:\n\n{small}"
     return text
 
 

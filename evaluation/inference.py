@@ -147,8 +147,13 @@ class Predictor:
             raise UserError(f"{what}. Leave them out; give one of --scales or --eval_scales")
         self.task, self.classes = task, classes
         self.model = inference_copy(model, amp, on_cpu=device.type == "cpu")
+        self.least = getattr(model, "smallest_image", 1)  # pixels of a side
         self.device, self.amp = device, amp
         self.windows_if_needed, self.options = windows_if_needed and not task.instances, options
+        self.too_large, self.windows = (
+            math.inf,
+            {},
+        )  # pixels that did not fit; options from there on
         self.first: tuple | None = None  # shape and result size of the first image
         graphs = device.type == "cuda" and not getattr(model, "dynamic", False)
         self.replay = Replay() if graphs else None  # for images of that shape
@@ -199,20 +204,20 @@ class Predictor:
             what = f"an image of {image.shape[0]}x{image.shape[1]}: too large to score"
             raise UserError(f"{what}. Cut it into parts of at most {self.MOST:,} pixels")
         images = to_device(image, self.device)[None]
-        crop = self.options.get("crop") or image.shape[:2]
-        side = min(*crop, *image.shape[:2]) * min(self.options.get("scales") or (1.0,))
-        if side < (least := getattr(self.model, "smallest_image", 1)):
-            what = (
-                f"an image of {image.shape[0]}x{image.shape[1]}: {side:.0f} pixels for the network"
-            )
-            raise UserError(f"{what}, which needs {least}. Give larger --scales or images")
+        options = self.options | (self.windows if image[..., 0].size >= self.too_large else {})
+        scaled = (resized(image.shape[:2], scale) for scale in options.get("scales") or (1.0,))
+        side = min(min(*sides, *(options.get("crop") or sides)) for sides in scaled)
+        if side < self.least:
+            what = f"an image of {image.shape[0]}x{image.shape[1]}: {side} pixels for the network"
+            advice = "Give larger --crop, --scales or images"
+            raise UserError(f"{what}, which needs {self.least}. {advice}")
         self.first = self.first or (image.shape, size)
         cudnn, usual = torch.backends.cudnn, self.first == (image.shape, size)
         while True:
             try:
                 # cuDNN's benchmark pays off for one size, not for hundreds of sizes.
                 with setting(cudnn, "benchmark", usual), autocast(self.device, self.amp):
-                    predict = partial(predict_logits, self.model, size=size, **self.options)
+                    predict = partial(predict_logits, self.model, size=size, **options)
                     if usual and self.replay is not None:
                         return self.replay(predict, images)
                     return predict(images)
@@ -220,19 +225,22 @@ class Predictor:
                 if not out_of_memory(error):
                     raise
             # Outside the except block, which keeps the tensors of the failed call alive.
-            self.options |= {"crop": self.smaller_crop(image.shape[:2]), "stride": None}
+            crop = self.smaller_crop(image.shape[:2], options.get("crop") or image.shape[:2])
+            self.windows = {"crop": crop, "stride": None}
+            self.too_large = min(self.too_large, image[..., 0].size)
+            options = options | self.windows
             self.replay = None  # too little memory for another CUDA graph
 
-    def smaller_crop(self, size: tuple[int, int]) -> tuple[int, int]:
+    def smaller_crop(self, size: tuple[int, int], crop: tuple[int, int]) -> tuple[int, int]:
         """Half of the window that did not fit into memory; UserError if windows are not allowed."""
-        crop = self.options.get("crop") or size
+        height, width = (-(-side // 64) * 32 for side in crop)
         what = f"an image of {size[0]}x{size[1]}"
-        if not self.windows_if_needed or max(crop) <= self.SMALLEST:
+        too_small = max(crop) <= self.SMALLEST or min(height, width) < self.least
+        if not self.windows_if_needed or too_small:
             advice = "Give " if self.task.instances else "Give --crop for windows, or "
             advice += "smaller --scales (--eval_scales of train.py)"
             what += f", predicted {crop[0]}x{crop[1]} at once"
             raise UserError(f"out of memory with {what}. {advice}")
-        height, width = (-(-side // 64) * 32 for side in crop)
         done = f"predicted in windows of {height}x{width}: results differ slightly"
         warn(f"too little memory for {what} at once, {done}")
         return height, width
@@ -242,5 +250,9 @@ def rescale(images: torch.Tensor, scale: float) -> torch.Tensor:
     """(N,3,H,W) float -> resized by the factor `scale`; antialiased, as training crops are."""
     if scale == 1:
         return images
-    size = [max(1, int(length * scale + 0.5)) for length in images.shape[-2:]]
+    size = resized(images.shape[-2:], scale)
     return F.interpolate(images, size, mode="bilinear", antialias=True)
+
+
+def resized(size: Sequence[int], scale: float) -> list[int]:
+    return [max(1, int(length * scale + 0.5)) for length in size]

@@ -35,7 +35,8 @@ class Compat(nn.Module):
         """(N,3,H,W) RGB normalized -> {"out": (N,K,H,W), or (N,K,*resize)}."""
         x = images
         if self.bgr:
-            mean, std = (x.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+            # Filled on the device, because a CUDA graph cannot copy from the host.
+            mean, std = (torch.cat([x.new_full((1, 1, 1), y) for y in z]) for z in (MEAN, STD))
             x = ((x * std + mean).flip(1) - mean) / std
         if self.resize is not None:
             x = F.interpolate(x, self.resize, mode="nearest")
@@ -44,5 +45,6 @@ class Compat(nn.Module):
             below, right = (max(0, p - s) for p, s in zip(self.pad, (height, width), strict=True))
             x = F.pad(x, (0, right, 0, below))
         how = {"mode": "bilinear", "align_corners": self.align_corners}
-        logits = F.interpolate(self.network(x)["out"], x.shape[-2:], **how)
-        return {"out": logits[..., :height, :width]}
+        logits = self.network(x)["out"].float()  # values rounded to bfloat16 would tie
+        logits = F.interpolate(logits, x.shape[-2:], **how)
+        return {"out": F.pad(logits, (0, width - x.shape[-1], 0, height - x.shape[-2]))}

@@ -48,7 +48,9 @@ class FCN32s(nn.Module):
         # Where fc6 reaches beyond the map on both sides, oneDNN 3.x on a CPU leaves its gradient in
         # bf16 uninitialized. The zeros are those of fc6's padding.
         wide = F.pad(features[-1], (0, max(0, 4 - width), 0, max(0, 4 - height)))
-        logits = self.classifier(wide)[..., :height, :width]
+        # F.pad instead of a slice, whose layout would bind a torch.export to some sizes.
+        logits = self.classifier(wide)
+        logits = F.pad(logits, (0, width - wide.shape[-1], 0, height - wide.shape[-2]))
         for pooling, score in zip(self.skips, self.scores, strict=True):
             finer = score(features[pooling - 1])
             logits = finer + F.interpolate(logits, finer.shape[-2:], mode="bilinear")

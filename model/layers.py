@@ -78,14 +78,14 @@ def fcn_head(inputs: int, num_classes: int) -> nn.Sequential:
 def set_momentum(model: nn.Module, backbone: float, head: float) -> None:
     """Set BatchNorm's momentum: the weight of a batch in the running statistics."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, NORMS):
             module.momentum = backbone if name.startswith("backbone.") else head
 
 
 def freeze_norms(model: nn.Module) -> None:
     """Freeze BatchNorm's statistics and weights; a later model.train() unfreezes the statistics."""
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, NORMS):
             module.eval().requires_grad_(False)
 
 

@@ -5,7 +5,6 @@ with these weights, and distributes its own feature to them.
 """
 
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -116,18 +115,15 @@ def relative(logits: torch.Tensor, mask: tuple[int, int]) -> torch.Tensor:
     logits = logits.view(count, *mask, height, width)
     logits = F.pad(logits, (0, 0, 0, 0, columns, columns, rows, rows)).flatten(1, 2)
     spoken = logits.flatten(2).transpose(1, 2)
-    # Neither an export nor torch.compile can look up sizes.
-    number = offsets.__wrapped__ if torch.compiler.is_compiling() else offsets
-    return spoken.gather(2, number(height, width, logits.device).expand(count, -1, -1))
+    return spoken.gather(2, offsets(height, width, logits.device).expand(count, -1, -1))
 
 
-@lru_cache(maxsize=4)
 def offsets(height: int, width: int, device: torch.device) -> torch.Tensor:
-    """(hw,hw): number of the channel of `relative` that belongs to positions p and q."""
-    with torch.inference_mode(False):  # training too uses what an evaluation has cached
-        down = torch.arange(height, device=device)
-        right = torch.arange(width, device=device)
-        rows = down[None] - down[:, None] + height - 1
-        columns = right[None] - right[:, None] + width - 1
-        index = rows[:, None, :, None] * (2 * width - 1) + columns[None, :, None, :]
-        return index.reshape(height * width, -1)
+    """(hw,hw): number of the channel of `relative` that belongs to positions p and q. Computed each
+    time: a CUDA graph must not read a tensor from outside it that may be freed."""
+    down = torch.arange(height, device=device)
+    right = torch.arange(width, device=device)
+    rows = down[None] - down[:, None] + height - 1
+    columns = right[None] - right[:, None] + width - 1
+    index = rows[:, None, :, None] * (2 * width - 1) + columns[None, :, None, :]
+    return index.reshape(height * width, -1)

@@ -73,6 +73,8 @@ class PSPNet(nn.Module):
         contract: Contract | None = None,
         stem: tuple[int, int, int] | None = None,
         align_corners: bool = False,
+        head_channels: int = 512,
+        aux_channels: int = 256,
     ) -> None:
         """align_corners: of the upsampling in the pyramid. Checkpoints store all options."""
         super().__init__()
@@ -87,8 +89,10 @@ class PSPNet(nn.Module):
         )
         *_, c4, c5 = self.backbone.channels
         pyramid = PyramidPooling(c5, align_corners=align_corners)
-        self.classifier = nn.Sequential(pyramid, *psp_head(2 * c5, 512, num_classes))
-        self.aux_classifier = nn.Sequential(*psp_head(c4, 256, num_classes)) if aux else None
+        self.classifier = nn.Sequential(pyramid, *psp_head(2 * c5, head_channels, num_classes))
+        self.aux_classifier = None
+        if aux:
+            self.aux_classifier = nn.Sequential(*psp_head(c4, aux_channels, num_classes))
         for head in filter(None, (self.classifier, self.aux_classifier)):
             set_norm(head, norm)
 

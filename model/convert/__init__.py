@@ -96,14 +96,15 @@ def renamed(content: Any) -> Weights:
 
 
 def unwrap(content: Any) -> Weights:
-    """The state_dict in a checkpoint of any usual layout, without the "module." prefix of DDP."""
+    """The state_dict in a checkpoint of any usual layout, without the "module." prefix of DDP, half
+    precision as float32."""
     for name in ("state_dict", "model_state", "model_state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
     if not isinstance(content, Mapping):
         raise ValueError("holds no state_dict")
     return {
-        str(key).removeprefix("module."): value
+        str(key).removeprefix("module."): value.float() if value.is_floating_point() else value
         for key, value in content.items()
         if isinstance(value, torch.Tensor)
     }

@@ -43,6 +43,23 @@ def test_the_command_writes_a_checked_file_with_its_facts(cityscapes_root, tmp_p
     assert not list(tmp_path.rglob(".tmp-*"))
 
 
+def test_what_is_no_class_has_an_ignored_id(cityscapes_root, tmp_path):
+    """As the 20th output of fregu856's network."""
+    train(tiny(cityscapes_root, tmp_path, steps=1, warmup_steps=0))
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.pth", weights_only=True)
+    state["network"]["num_classes"] = 20
+    for end in ("weight", "bias"):
+        last = state["model"][f"classifier.4.{end}"]
+        state["model"][f"classifier.4.{end}"] = torch.cat([last, last[:1] - 9])
+    torch.save(state, tmp_path / "twenty.pth")
+    options = ["--checkpoint", tmp_path / "twenty.pth", "--log_root", tmp_path, "--device", "cpu"]
+    done = run("export.py", *options, "--output", tmp_path / "void.onnx")
+    assert done.returncode == 0, done.stderr
+    facts = {x.key: json.loads(x.value) for x in onnx.load(tmp_path / "void.onnx").metadata_props}
+    assert facts["classes"][19] == "void" and facts["ids"][18:] == [33, 0]
+    assert len(facts["colors"]) == 20 and facts["colors"][19] == [0, 0, 0]
+
+
 def round_input() -> None:
     forward = Plain.forward
     Plain.forward = lambda self, x: forward(self, x.round())

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from evaluation.exported import Plain, compare, halve, write_onnx, write_pt2
 from evaluation.inference import Predictor, predict_logits
 from model import build_model
+from model.compat import Compat
 from model.normalize import normalize
 from utils.data.label_table import CITYSCAPES
 
@@ -67,6 +68,22 @@ def test_a_file_in_float16_has_half_the_size_and_nearly_the_same_labels(model, t
     result = compare({"half": runner}, Predictor(model, device=CPU), samples, CLASSES)["half"]
     assert 0.99 < result.same < 1  # in float32 it would be 1
     assert 0.9 < result.miou < 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["padded", "fregu856", "fcn8s"])
+def test_a_pt2_file_takes_any_size_from_64_pixels_on(model, tmp_path, kind):
+    options = {"padded": {"pad": (193, 193)}, "fregu856": {"bgr": True, "resize": (64, 128)}}
+    network = (
+        Compat(model, **options[kind]) if kind in options else build_model(kind, num_classes=4)
+    )
+    plain = Plain(network, scale=1.0, logits=True)
+    runner = write_pt2(plain, tmp_path / "m.pt2", {})
+    for size in ((64, 64), (65, 97), (150, 201), (201, 150), (257, 300)):
+        images = torch.randn(1, 3, *size)
+        with torch.no_grad():
+            expected = plain(images).numpy()
+        np.testing.assert_allclose(runner(images)[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def opencv(path):

@@ -128,6 +128,51 @@ def test_an_image_larger_than_the_memory_is_predicted_in_windows_where_wanted(mo
         tiny.logits(pictures[0].numpy(), size=(64, 96))
 
 
+def test_one_image_too_large_for_the_memory_does_not_change_smaller_ones(monkeypatch):
+    monkeypatch.setattr(Predictor, "SMALLEST", 64)
+    model = SmallMemory(pixels=40 * 90)
+    predictor = Predictor(model, device=ALONE.device, windows_if_needed=True)
+    large, small = images()[0].numpy(), images((36, 90))[0].numpy()
+    before = predictor.logits(small, size=small.shape[:2])
+    predictor.logits(large, size=large.shape[:2])
+    assert torch.equal(predictor.logits(small, size=small.shape[:2]), before)
+
+
+class Windows(torch.nn.Module):
+    """A network that needs 32 pixels a side."""
+
+    smallest_image = 32
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        assert min(images.shape[2:]) >= 32
+        return {"out": F.avg_pool2d(images, 8)}
+
+
+def test_the_smallest_side_is_that_of_the_window_in_the_scaled_image():
+    image = images()[0].numpy()  # 64x96
+
+    def predict(**options: object) -> None:
+        Predictor(Windows(), device=ALONE.device, **options).train_ids(image)
+
+    predict(crop=(32, 32), scales=(0.5,))
+    predict(crop=(40, 40), scales=(0.5, 2.0))
+    words = "an image of 64x96: {} pixels for the network, which needs 32"
+    for pixels, options in ((31, {"crop": (31, 64), "scales": (2.0,)}), (26, {"scales": (0.4,)})):
+        with pytest.raises(UserError, match=words.format(pixels)):
+            predict(**options)
+
+
+def test_windows_never_shrink_below_what_the_network_takes():
+    model = SmallMemory(pixels=200 * 200)
+    model.smallest_image = 224
+    predictor = Predictor(model, device=ALONE.device, windows_if_needed=True)
+    image = images((300, 400))[0].numpy()
+    with pytest.raises(
+        UserError, match="out of memory with an image of 300x400, predicted 300x400"
+    ):
+        predictor.train_ids(image)
+
+
 def test_a_score_never_changes_its_protocol_for_want_of_memory(
     cityscapes_root, monkeypatch, capsys
 ):

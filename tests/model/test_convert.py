@@ -25,6 +25,7 @@ from model.ops.upsample_argmax import upsample_argmax
 from model.resnet import dilate
 from utils.data.label_table import CITYSCAPES
 from utils.training.config import Config
+from utils.training.network import take_over
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 PLANES = (64, 128, 256, 512)
@@ -410,6 +411,12 @@ def test_chenxi116s_images_are_padded_with_the_mean():
         padded = network(F.pad(images, (0, 0, 0, 32)))["out"]
         expected = F.interpolate(padded, (129, 130), mode="bilinear", align_corners=True)[:, :, :97]
         assert torch.equal(compat(images)["out"], expected)
+        with torch.autocast("cpu", torch.bfloat16):  # logits rounded after upsampling would tie
+            low = network(F.pad(images, (0, 0, 0, 32)))["out"]
+            full = compat(images)["out"]
+        assert low.dtype == torch.bfloat16 and full.dtype == torch.float32
+        smooth = F.interpolate(low.float(), (129, 130), mode="bilinear", align_corners=True)
+        assert torch.equal(full, smooth[:, :, :97])
     classes = {c: convert(Chenxi116(50, c).state_dict()).network["compat"] for c in (19, 21)}
     assert classes[21]["pad"] == (513, 513) and classes[19]["pad"] == (1025, 2049)
 
@@ -451,6 +458,19 @@ def test_files_of_other_projects_through_the_commands(tmp_path):
     state = torch.load(tmp_path / "logs/tuned/checkpoints/last.pth", weights_only=True)
     mean = state["model"]["backbone.layer1.0.bn1.running_mean"]
     assert (mean - kept["resnet.resnet.4.0.bn1.running_mean"]).abs().max() < 0.5
+    # To other classes: its 20th output has no name.
+    options = {"name": "deeplabv3", "num_classes": 2, "output_stride": 8, "post_conv": False}
+    ours = build_model(**options)
+    said = take_over(ours, checkpoint, options, ["road", "boat"])
+    assert "class boat" in said and "class road" not in said
+    rows = torch.load(checkpoint, weights_only=True)["model"]
+    row = next(value for name, value in rows.items() if name.endswith("classifier.4.weight"))[0]
+    assert torch.equal(ours.state_dict()["classifier.4.weight"][0], row)
+
+
+def test_a_file_in_half_precision_becomes_float32():
+    found = convert({k: v.half() for k, v in Mmseg(18, deep_stem=False).state_dict().items()})
+    assert {value.dtype for value in found.weights.values()} == {torch.float32}
 
 
 def test_unknown_files_are_one_line(tmp_path):
@@ -480,3 +500,6 @@ def test_unknown_files_are_one_line(tmp_path):
     torch.save(Mmseg(18, deep_stem=False, classes=7).state_dict(), tmp_path / "seven.pth")
     fails(run("utils/convert_checkpoint.py", tmp_path / "seven.pth", *logs), "7 classes")
     fails(run("utils/convert_checkpoint.py", *logs), "no file")
+    path = tmp_path / "deeplabv3_r101-d16-mg124_512x1024_80k_cityscapes.pth"
+    torch.save(weights, path)
+    fails(run("utils/convert_checkpoint.py", path, *logs), path.name, "Multi-Grid")

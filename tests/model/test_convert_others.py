@@ -157,6 +157,25 @@ class MmsegPSP(Mmseg):
         return head.conv_seg(head.bottleneck(torch.cat([x, *wide], 1)))
 
 
+class MmsegPSP18(MmsegPSP):
+    """On ResNet-18, whose blocks dilate their first convolution only, heads of 128 and 64."""
+
+    def __init__(self) -> None:
+        super().__init__(deep_stem=False)
+        body = self.backbone = torchvision.models.resnet18(weights=None)
+        del body.fc
+        for layer, rates in ((body.layer3, (1, 2)), (body.layer4, (2, 4))):
+            layer[0].conv1.stride = layer[0].downsample[0].stride = (1, 1)
+            for part, rate in zip(layer, rates, strict=True):
+                part.conv1.dilation = part.conv1.padding = (rate, rate)
+        head = self.decode_head
+        for part in head.psp_modules:
+            part[1] = ConvModule(512, 128)
+        head.bottleneck, head.conv_seg = ConvModule(1024, 128, 3), nn.Conv2d(128, 19, 1)
+        self.auxiliary_head.convs = nn.Sequential(ConvModule(256, 64, 3))
+        self.auxiliary_head.conv_seg = nn.Conv2d(64, 19, 1)
+
+
 class MmsegFCN(Mmseg):
     def __init__(self) -> None:
         super().__init__()
@@ -279,6 +298,7 @@ CASES = {  # network, its architecture here
     "semseg PSANet": (SemsegPSA, "psanet"),
     "mmsegmentation PSPNet": (lambda: MmsegPSP(deep_stem=True), "pspnet"),
     "mmsegmentation PSPNet b": (lambda: MmsegPSP(deep_stem=False), "pspnet"),
+    "mmsegmentation PSPNet r18b": (MmsegPSP18, "pspnet"),
     "mmsegmentation FCN": (MmsegFCN, "fcn"),
     "mmsegmentation DeepLabV3+": (MmsegPlus, "deeplabv3plus"),
     "mmsegmentation DeepLabV3+ of 12": (lambda: MmsegPlus(12), "deeplabv3plus"),

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from model import build_model
-from model.layers import freeze_norms
+from model.layers import freeze_norms, set_momentum
 from model.losses import SegmentationLoss
 from model.normalize import FromPixels, distort, normalize
 from model.ops.upsample_cross_entropy import hard_pixels, upsample_cross_entropy_reference
@@ -154,6 +154,15 @@ def test_clipping_limits_the_norm_of_the_mean_s_gradient():
         norms.append(torch.cat(gradients).double().norm().item())
     assert norms[0] == pytest.approx(norms[1]) and norms[0] > 0.6
     assert norms[2] == pytest.approx(0.5, rel=1e-4)
+
+
+def test_norms_synchronized_between_gpus_freeze_too():
+    model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network())
+    norms = [x for x in model.modules() if isinstance(x, torch.nn.SyncBatchNorm)]
+    set_momentum(model, 0.25, 0.25)
+    freeze_norms(model)
+    assert norms and all(norm.momentum == 0.25 and not norm.training for norm in norms)
+    assert not any(parameter.requires_grad for norm in norms for parameter in norm.parameters())
 
 
 def test_fp16_scales_the_loss_and_skips_what_overflows():

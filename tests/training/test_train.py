@@ -224,6 +224,16 @@ def test_compile_without_a_compiler_is_one_line(cityscapes_root, tmp_path, monke
     assert not (tmp_path / "run").exists()
 
 
+def test_a_batch_with_a_single_value_per_channel_is_one_line(cityscapes_root, tmp_path):
+    """PSANet's attention works at half of the map: 1x1 for crops of 8x8."""
+    done = run(
+        "train.py", "--data_root", cityscapes_root, "--log_root", tmp_path, "--model", "psanet",
+        "--backbone_weights", "null", "--crop", "[8,8]", "--batch_size", 1, "--steps", 1,
+        "--device", "cpu",
+    )  # fmt: skip
+    fails(done, "--batch_size 1: BatchNorm of psanet sees a single value", "--norm gn")
+
+
 @pytest.mark.slow  # DeconvNet has 250 million parameters
 def test_a_val_image_too_small_for_the_network_is_refused_before_the_first_step(tmp_path):
     root = write_cityscapes(tmp_path / "data", train=2, val=1, size=(64, 128))
