@@ -4,7 +4,8 @@
     python train.py --config configs/camvid/deeplabv3_resnet18_os16.yaml --run_name first
     python train.py --config training_logs/first/config.yaml --resume auto       resume after a stop
     torchrun --standalone --nproc-per-node 4 train.py            four GPUs; batch_size is per GPU
-    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 train.py
+
+Several hosts, SLURM: docs/several_gpus.md.
 
 A run writes to training_logs/<run>/: config.yaml, metrics.csv, curves.png, samples/, TensorBoard
 events, checkpoints/best.pth and last.pth.
@@ -52,7 +53,7 @@ from utils.data.dataset import Dataset
 from utils.data.prepare import chosen_class_weights
 from utils.training import distributed
 from utils.training.batch_size import find_batch_size
-from utils.training.config import Config, plain
+from utils.training.config import OF_A_PROCESS, Config, plain
 from utils.training.distributed import Interrupted, StopRequest, World
 from utils.training.logger import RunLogger, StepClock, device_state
 from utils.training.network import network_options
@@ -60,7 +61,6 @@ from utils.training.optim import lr_schedule
 from utils.training.replay import Replay
 from utils.training.run import (
     ADVICE_ON_DIVERGENCE,
-    FREE_ON_RESUME,
     Run,
     accumulation,
     build_run,
@@ -145,17 +145,18 @@ def set_up(folder: Path, checkpoint: Path | None, config: Config, world: World) 
     train_set = with_others(train_set, config.also, **needed)
     val_set = build_dataset(name, root, "val", **needed)
     distributed.require_same((train_set.names, val_set.names), "data set", world)
-    recipe = {k: v for k, v in plain(config).items() if k not in FREE_ON_RESUME}
-    distributed.require_same(recipe, "options", world)
+    options = {k: v for k, v in plain(config).items() if k not in OF_A_PROCESS}
+    distributed.require_same(options, "options", world)
     criterion = build_criterion(config, train_set, task, world)
 
-    state = load_run(folder, checkpoint, config)
+    state = load_run(folder, checkpoint, config, world)
     distributed.require_same(state and state["step"], f"checkpoints of {folder}", world)
     config = replace(config, accumulate=accumulation(config, world, state))
-    run = build_run(config, train_set.classes, world, state)
+    run = build_run(config, train_set.classes, world, state, names=train_set.names)
     amp = run.amp_dtype(world)
     if config.find_batch_size:
         config = find_batch_size(config, run.model, criterion, amp, world)
+        run.config = plain(config)
     run.images_per_step = config.batch_size * config.accumulate * world.size
     total = config.steps
     if config.epochs is not None:
@@ -257,6 +258,7 @@ def open_run(job: Job, *, fresh: bool) -> RunLogger:
         if fresh:
             empty_folder(job.folder)
     config = replace(config, run_name=job.folder.name, resume=None, overwrite=False)
+    config = replace(config, log_root=job.folder.parent)
     log = RunLogger(job.folder, config, start=run.step, total=job.total, enabled=world.is_main)
     log.say(
         f"{' '.join(describe(run.network))}, {len(job.train_set)} train and {len(job.val_set)} val "
@@ -306,7 +308,7 @@ def train_steps(job: Job, log: RunLogger) -> int | None:
             stopping = stop.requested()
             if job.evaluates_after(step):
                 scores = None if stopping else validate(job, log, stop)
-                clock.restart()
+                clock.restart(job.images_after(step))
                 if scores is None:  # stopped before or during it: the resumed run evaluates
                     run.pending, stopping = row, True
                 else:
@@ -371,7 +373,9 @@ def require_finite(job: Job, row: dict[str, float]) -> None:
     run = job.run
     if not math.isfinite(row["loss"]):
         bad = int(run.bad_step)
-        images = ", ".join(job.batches.names(bad * job.config.accumulate - 1))
+        last = bad * job.config.accumulate
+        numbers = range(last - job.config.accumulate, last)
+        images = ", ".join(name for x in numbers for name in job.batches.names(x))
         what = f"loss {row['loss']} at step {bad}, learning rate {row['lr']:.1e}, images {images}"
         raise UserError(f"{job.folder}: {what}. {ADVICE_ON_DIVERGENCE}")
     if run.scaler is not None and run.scaler.get_scale() < 1:
@@ -419,9 +423,11 @@ def main() -> None:
         if not out_of_memory(error):
             raise
         what = "{} crops of {}x{}, ".format(config.batch_size, *config.largest_crop())
-        what += f"{' '.join(describe(network_options(config, 1)))}; checkpoints are intact"
-        advice = "Lower --batch_size and raise --accumulate alike, lower --crop, or give"
-        raise UserError(f"out of memory with {what}. {advice} --output_stride 16") from error
+        network = network_options(config, 1)
+        what += " ".join(describe(network))
+        advice = "Lower --crop, or lower --batch_size and raise --accumulate alike"
+        advice += ", or give --output_stride 16" if network.get("output_stride") == 8 else ""
+        raise UserError(f"out of memory with {what}. {advice}") from error
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise

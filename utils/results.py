@@ -21,10 +21,9 @@ from utils.base.errors import UserError, run_command
 from utils.base.find import find
 from utils.base.parser import parse
 from utils.base.paths import resolve_log_root, write_json
+from utils.training.config import FREE_ON_RESUME
 
-# Options that may differ between runs of one recipe.
-NOT_RECIPE = {"seed", "run_name", "log_root", "data_root", "device", "workers", "compile"}
-NOT_RECIPE |= {"resume", "overwrite", "log_every", "save_every", "eval_every"}
+NOT_RECIPE = FREE_ON_RESUME | {"seed"}  # what may differ between runs of one recipe
 Results = dict[str, Any]  # a run's results.json
 
 
@@ -56,6 +55,8 @@ def read_runs(log_root: Path) -> list[Results]:
 def recipe(run: Results) -> dict[str, Any]:
     """Options and step: equal for runs that differ only in the options of NOT_RECIPE."""
     options = {key: value for key, value in run["config"].items() if key not in NOT_RECIPE}
+    if options["dataset"] == "custom":  # the folder says which
+        options["data_root"] = run["config"]["data_root"]
     return {"recipe": options, "step": run["step"]}
 
 
@@ -90,7 +91,7 @@ def line(one: dict[str, Any]) -> dict[str, str]:
     options, gpus = one["recipe"], one["environment"]["gpus"]
     cpu = f"CPU, {one['environment']['cpu_threads']} threads"
     return {
-        "data": options["dataset"],
+        "data": options.get("data_root") or options["dataset"],
         "network": one["network"],
         "steps": str(one["step"]),
         "batch": f"{options['batch_size']} x {'x'.join(map(str, options['crop']))}",

@@ -6,6 +6,8 @@ import statistics
 import pytest
 from helpers import run, tiny, train
 
+from utils.results import recipe
+
 
 @pytest.mark.slow
 def test_seeds_of_one_recipe_share_a_line(cityscapes_root, tmp_path):
@@ -44,6 +46,17 @@ def test_seeds_of_one_recipe_share_a_line(cityscapes_root, tmp_path):
     assert both["miou"]["deviation"] == statistics.stdev(both["miou"]["values"])
     assert summaries["average",]["miou"]["deviation"] is None
     assert "±" not in found["average"][titles.index("mIoU")]
+
+
+def test_different_data_of_ones_own_are_no_seeds_of_each_other():
+    runs = [
+        {"config": {"dataset": "custom", "data_root": root, "seed": seed, "steps": 2}, "step": 2}
+        for seed, root in enumerate(("/data/cells", "/data/potatoes"))
+    ]
+    assert recipe(runs[0]) != recipe(runs[1])
+    for one in runs:
+        one["config"]["dataset"] = "camvid"
+    assert recipe(runs[0]) == recipe(runs[1])
 
 
 def test_no_run_is_one_line(tmp_path):

@@ -1,16 +1,31 @@
 """An interrupted and resumed training equals the uninterrupted one, bit for bit."""
 
+import os
 import shutil
 import signal
 import time
 from dataclasses import replace
 
 import pytest
-from helpers import Command, assert_same_bits, exact_rows, final_state, run, tiny, train
+from helpers import (
+    ALONE,
+    Command,
+    assert_same_bits,
+    exact_rows,
+    final_state,
+    preprocess,
+    run,
+    tiny,
+    train,
+    write_cityscapes,
+)
 
 from utils.base.errors import UserError
-from utils.training.checkpoint import load_checkpoint, step_files
+from utils.training.checkpoint import load_checkpoint, save_checkpoint, step_files
 from utils.training.config import write_config
+from utils.training.distributed import StopRequest
+from utils.training.logger import StepClock
+from utils.training.run import newest_good
 
 EVERYTHING = {
     "ema": 0.9, "accumulate": 2, "precision": "fp16", "photometric": True, "optimizer": "adamw",
@@ -96,6 +111,81 @@ def test_other_options_are_refused_by_name(uninterrupted):
     config, _ = uninterrupted
     with pytest.raises(UserError, match=r"base_lr, seed.*--config"):
         train(replace(config, resume="auto", seed=1, base_lr=0.02))
+
+
+def test_auto_goes_on_where_a_run_was_taken_back(cityscapes_root, tmp_path):
+    """After --resume FILE, not at a later step of what was left behind."""
+    config = tiny(cityscapes_root, tmp_path, steps=4, eval_every=1)
+    train(config)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    state = load_checkpoint(checkpoints / "last.pth") | {"step": 2}
+    taken_back = save_checkpoint(checkpoints, state)
+    assert newest_good(tmp_path / "run")[0] == taken_back
+    later = step_files(checkpoints)[-1]
+    later.touch()  # a kill came before last.pth pointed at it
+    assert newest_good(tmp_path / "run")[0] == later
+
+
+def test_a_kill_before_best_pth_is_made_up_for(cityscapes_root, tmp_path):
+    config = tiny(cityscapes_root, tmp_path, steps=2, eval_every=2)
+    train(config)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    (checkpoints / "best.pth").unlink()
+    train(replace(config, resume="auto"))
+    assert (checkpoints / "best.pth").resolve() == (checkpoints / "last.pth").resolve()
+
+
+def test_other_training_images_are_refused(tmp_path):
+    root = write_cityscapes(tmp_path / "data", train=3, val=1)
+    preprocess(root)
+    config = tiny(root, tmp_path / "logs", steps=2)
+    train(config)
+    last = sorted(root.glob("leftImg8bit/train/*/*"))[-1].name.removesuffix("leftImg8bit.png")
+    for path in root.glob(f"**/{last}*"):
+        path.unlink()
+    preprocess(root)
+    with pytest.raises(UserError, match=r"not the training images of this run \(3 then, 2 now\)"):
+        train(replace(config, resume="auto"))
+    older = load_checkpoint(tmp_path / "logs" / "run" / "checkpoints" / "last.pth")
+    del older["images"]  # as an older version wrote it
+    save_checkpoint(tmp_path / "logs" / "run" / "checkpoints", older)
+    train(replace(config, resume="auto"))
+
+
+def test_a_restart_takes_over_only_what_its_launch_began(cityscapes_root, tmp_path, monkeypatch):
+    config = tiny(cityscapes_root, tmp_path, steps=1)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "first")
+    train(config)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert "finished at step 1" in train(config).stdout
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "second")
+    with pytest.raises(UserError, match="this run exists"):
+        train(config)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with pytest.raises(UserError, match="--run_name: torchrun restarted a run whose name is un"):
+        train(replace(config, run_name=None))
+
+
+def test_nohup_is_kept(cityscapes_root, tmp_path):
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest(ALONE) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.signal is None
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.signal == signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+def test_images_per_second_leaves_an_evaluation_out(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("utils.training.logger.time.perf_counter", lambda: now[0])
+    clock = StepClock(images=0)
+    now[0] = 3.0
+    clock.restart(30)  # after an evaluation between two readings
+    now[0] = 4.0
+    assert clock.read(images=40)["images_per_second"] == 10
 
 
 def test_resume_without_a_run_is_one_line(cityscapes_root, tmp_path):

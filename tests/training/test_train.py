@@ -225,10 +225,10 @@ def test_compile_without_a_compiler_is_one_line(cityscapes_root, tmp_path, monke
 
 
 def test_a_batch_with_a_single_value_per_channel_is_one_line(cityscapes_root, tmp_path):
-    """PSANet's attention works at half of the map: 1x1 for crops of 8x8."""
+    """PSANet's attention works at half of the map: 1x1 for crops of 16x16."""
     done = run(
         "train.py", "--data_root", cityscapes_root, "--log_root", tmp_path, "--model", "psanet",
-        "--backbone_weights", "null", "--crop", "[8,8]", "--batch_size", 1, "--steps", 1,
+        "--backbone_weights", "null", "--crop", "[16,16]", "--batch_size", 1, "--steps", 1,
         "--device", "cpu",
     )  # fmt: skip
     fails(done, "--batch_size 1: BatchNorm of psanet sees a single value", "--norm gn")

@@ -17,6 +17,13 @@ from utils.base.environment import usual_workers
 from utils.base.parser import Factors, check, valid_scales
 from utils.base.paths import write_text
 
+# Options that processes of one run may have different values of.
+OF_A_PROCESS = {"run_name", "resume", "overwrite", "log_root", "data_root", "device", "workers"}
+OF_A_PROCESS |= {"compile"}
+# Options that may change when a run resumes; any other change would make it another training.
+FREE_ON_RESUME = OF_A_PROCESS | {"log_every", "save_every", "eval_every", "patience"}
+FREE_ON_RESUME |= {"find_batch_size"}
+
 
 class Stage(TypedDict, total=False):
     """A part of a training: options that it changes, and `until`, the share of all steps at which

@@ -71,9 +71,13 @@ def start(device: str) -> World:
     if size > 1:
         join("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
     rank, restarts = (int(os.environ.get(x, 0)) for x in ("RANK", "TORCHELASTIC_RESTART_COUNT"))
-    launch = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    launch = "" if launch == "none" else launch[:8]
+    launch = launch_name(os.environ.get("TORCHELASTIC_RUN_ID"))
     return World(rank, size, chosen, launch, restarted=restarts > 0)
+
+
+def launch_name(run_id: str | None) -> str:
+    """World.launch; "" without torchrun's --rdzv-id, or without torchrun."""
+    return "" if run_id in (None, "none") else run_id[:8]
 
 
 def usable_gpu(number: int) -> torch.device:
@@ -173,6 +177,8 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         wanted = [x for x in signal.Signals if x.name in self.NAMES]
+        nohup = [x for x in wanted if x.name == "SIGHUP" and signal.getsignal(x) == signal.SIG_IGN]
+        wanted = [x for x in wanted if x not in nohup]
         self.previous = {number: signal.signal(number, self.note) for number in wanted}
         return self
 

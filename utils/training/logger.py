@@ -1,6 +1,7 @@
 """Writes the files of a run except its checkpoints, and its progress line."""
 
 import csv
+import os
 import platform
 import sys
 import time
@@ -127,12 +128,11 @@ class StepClock:
 
     def __init__(self, images: int) -> None:
         """images: number trained on so far."""
-        self.images = images
-        self.restart()
+        self.restart(images)
 
-    def restart(self) -> None:
-        """Exclude the time since the last reading, such as that of an evaluation."""
-        self.since, self.waited = time.perf_counter(), 0.0
+    def restart(self, images: int) -> None:
+        """Begin again, for example after an evaluation, with this number of images trained on."""
+        self.images, self.since, self.waited = images, time.perf_counter(), 0.0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -144,8 +144,7 @@ class StepClock:
         """images: number trained on so far, all processes."""
         seconds = time.perf_counter() - self.since
         speed, wait = (images - self.images) / seconds, self.waited / seconds
-        self.images = images
-        self.restart()
+        self.restart(images)
         return {"images_per_second": speed, "data_wait": wait}
 
 
@@ -199,5 +198,6 @@ def describe_environment() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "cudnn": cudnn,
         "cpu_threads": torch.get_num_threads(),
+        "launch": os.environ.get("TORCHELASTIC_RUN_ID"),
         "command": sys.argv,
     }

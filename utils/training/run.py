@@ -1,8 +1,11 @@
 """A training run: its folder, the state in its checkpoints, and how to find and resume it."""
 
+import hashlib
+import json
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +20,7 @@ from utils.base.errors import UserError, warn
 from utils.base.find import find, listing
 from utils.base.lock import LOCK
 from utils.base.parser import chosen
-from utils.base.paths import resolve_log_root
+from utils.base.paths import read_bytes, resolve_log_root
 from utils.data.label_table import LabelTable
 from utils.training.checkpoint import (
     load_checkpoint,
@@ -27,18 +30,14 @@ from utils.training.checkpoint import (
     save_checkpoint,
     step_files,
 )
-from utils.training.config import Config, plain
-from utils.training.distributed import World, sum_over_ranks
+from utils.training.config import FREE_ON_RESUME, Config, plain
+from utils.training.distributed import World, launch_name, sum_over_ranks
 from utils.training.logger import describe_environment
 from utils.training.network import network_options, pretrained_weights, take_over
 from utils.training.optim import AveragedWeights, begin_momentum, build_optimizer
 from utils.training.published import HUB, published_file
 
-# Options that may change when a run resumes; any other change would make it another training.
-FREE_ON_RESUME = {"run_name", "resume", "overwrite", "log_root", "data_root", "device", "workers"}
-FREE_ON_RESUME |= {"compile", "log_every", "save_every", "eval_every", "patience"}
-FREE_ON_RESUME |= {"find_batch_size"}
-# These may change too: accumulation() keeps their product with the number of processes.
+# These may change on resume too: accumulation() keeps their product with the number of processes.
 BATCHING = {"batch_size", "accumulate"}
 ADVICE_ON_DIVERGENCE = "Start again with a lower --base_lr, more --warmup_steps, or --clip_grad"
 
@@ -53,6 +52,7 @@ class Run:
     config: dict[str, Any]
     classes: list[str]
     label_table: dict[str, Any]  # LabelTable.plain()
+    images: str  # number of the training images, and hash of their names
     loss_sum: torch.Tensor  # of the steps since the last row of metrics.csv
     ema: AveragedWeights | None = None
     scaler: torch.amp.GradScaler | None = None  # only for fp16
@@ -68,8 +68,8 @@ class Run:
 
     # Entries of a checkpoint: never rename one.
     PLAIN: ClassVar = (
-        "network", "config", "classes", "label_table", "step", "loss_steps", "images_per_step",
-        "best_miou", "best_step", "stale", "pending", "cpu_precision",
+        "network", "config", "classes", "label_table", "images", "step", "loss_steps",
+        "images_per_step", "best_miou", "best_step", "stale", "pending", "cpu_precision",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -126,7 +126,7 @@ class Run:
             raise UserError(f"{folder}: {what}. Free space, or give another --log_root")
 
     def restore(self, state: dict[str, Any]) -> None:
-        state = {"label_table": self.label_table, **state}  # older runs lack it
+        state = {"label_table": self.label_table, "images": self.images, **state}  # older runs
         needed = set(self.state()) - {"environment", "pending", "images_per_step", "cpu_precision"}
         require_entries(state, sorted(needed), f"checkpoint of step {state.get('step')}")
         self.model.load_state_dict(state["model"])
@@ -185,14 +185,20 @@ def remove_leftovers(folder: Path) -> None:
         path.unlink()
 
 
-def newest_good(folder: Path) -> dict[str, Any]:
-    """The state in the newest intact checkpoint of a run; warns of damaged ones.
+def newest_good(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The newest intact checkpoint of a run; warns of damaged ones.
 
     UserError if all are damaged: a run never restarts from step 0 without the user's consent.
     """
-    for path in step_files(folder / "checkpoints")[::-1]:
+    paths = step_files(folder / "checkpoints")
+    last = (folder / "checkpoints" / "last.pth").resolve()
+    if last in paths:  # a later step that was written earlier: --resume FILE went back from there
+        step, written = last.name[:13], last.stat().st_mtime_ns
+        paths = [x for x in paths if x.name[:13] <= step or x.stat().st_mtime_ns >= written]
+        paths.sort(key=lambda path: (path.name[:13], path == last))
+    for path in paths[::-1]:
         try:
-            return load_checkpoint(path)
+            return path, load_checkpoint(path)
         except UserError as error:
             warn(str(error))
     raise UserError(f"{folder}: no checkpoint is intact. Start again with --overwrite true")
@@ -228,11 +234,15 @@ def find_run(config: Config, world: World) -> tuple[Path, Path | None]:
     torchrun restarts resume the run that they began."""
     log_root = resolve_log_root(config.log_root)
     if config.resume is None:
+        if world.restarted and not (config.run_name or world.launch):
+            what = "torchrun restarted a run whose name is unknown"
+            raise UserError(f"--run_name: {what}. Give it, or torchrun --rdzv-id")
         folder = log_root / (config.run_name or default_run_name(config, world))
         checkpoints = step_files(folder / "checkpoints")
-        if world.restarted and checkpoints:
+        begun = world.restarted and launch_of(folder) == world.launch
+        if begun and checkpoints:
             return folder, checkpoints[-1]
-        if listing(folder) and world.is_main and not (config.overwrite or world.restarted):
+        if listing(folder) and world.is_main and not (config.overwrite or begun):
             what = "this run exists. Resume it with --resume auto, replace it with "
             raise UserError(f"{folder}: {what}--overwrite true, or give another --run_name")
         return folder, None
@@ -243,18 +253,31 @@ def find_run(config: Config, world: World) -> tuple[Path, Path | None]:
     return path.parents[1], path
 
 
-def load_run(folder: Path, checkpoint: Path | None, config: Config) -> dict[str, Any] | None:
+def launch_of(folder: Path) -> str | None:
+    """World.launch of the processes that began or resumed the run; None without a run."""
+    try:
+        content = json.loads(read_bytes(folder / "environment.json"))
+    except (UserError, ValueError):
+        return None
+    return launch_name(content.get("launch"))
+
+
+def load_run(
+    folder: Path, checkpoint: Path | None, config: Config, world: World
+) -> dict[str, Any] | None:
     """The state to resume from, None for a new run; UserError if options differ."""
     if checkpoint is None:
         return None
     named = config.resume not in (None, "auto") and Path(config.resume).is_file()
-    state = load_checkpoint(checkpoint) if named else newest_good(folder)
+    path, state = (checkpoint, load_checkpoint(checkpoint)) if named else newest_good(folder)
     now = plain(config)
     before = plain(Config()) | state["config"]  # an older checkpoint lacks newer options
     changed = [k for k in now if k not in FREE_ON_RESUME | BATCHING and now[k] != before[k]]
     if changed:
         what = f"made with another {', '.join(changed)}. Resume with --config"
         raise UserError(f"{folder}: {what} {folder / 'config.yaml'}, or start a new --run_name")
+    if world.is_main and state.get("best_step") == state.get("step", 0) > 0:
+        point(path.with_name("best.pth"), path)  # a kill may have come before Run.save did
     return state
 
 
@@ -280,11 +303,21 @@ def accumulation(config: Config, world: World, state: dict[str, Any] | None) -> 
 
 
 def build_run(
-    config: Config, classes: LabelTable, world: World, state: dict[str, Any] | None
+    config: Config,
+    classes: LabelTable,
+    world: World,
+    state: dict[str, Any] | None,
+    *,
+    names: Sequence[str] = (),
 ) -> Run:
     """Model, average and optimizer at step 0, or restored from `state`, a checkpoint; UserError
-    if the checkpoint has other classes."""
+    if the checkpoint has other classes or training images, `names`."""
     torch.manual_seed(config.seed)
+    images = f"{len(names)} {hashlib.sha256(repr([*names]).encode()).hexdigest()[:16]}"
+    if state and state.get("images", images) != images:
+        what = f"not the training images of this run ({state['images'].split()[0]} then"
+        advice = "Restore them, or start a new run with --init_from"
+        raise UserError(f"{config.data_root}: {what}, {len(names)} now). {advice}")
     if state and (what := classes.difference(state["classes"], state.get("label_table"))):
         advice = "Restore the data set's description, or start a new run with --init_from"
         raise UserError(f"{config.data_root}: {what}. {advice}")
@@ -319,8 +352,8 @@ def build_run(
     options = chosen(config, "base_lr weight_decay head_lr_factor decay_norm")
     optimizer = build_optimizer(model, config.optimizer, **options)
     loss_sum = torch.zeros((), device=world.device)
-    names, table = list(classes.names), classes.plain()
-    run = Run(model, optimizer, network, plain(config), names, table, loss_sum)
+    of_classes = list(classes.names), classes.plain()
+    run = Run(model, optimizer, network, plain(config), *of_classes, images, loss_sum)
     run.cpu_precision = "bf16" if cpu_has_bf16() else "fp32"
     if config.ema is not None:
         run.ema = AveragedWeights(model, config.ema)
