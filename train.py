@@ -77,7 +77,8 @@ LOSS_OPTIONS = (
 )
 STAGED = "crop scale batch_size"  # what a stage may change
 SLOW_DATA = 0.2  # share of the time spent waiting for data above which PACK_HINT is printed
-PACK_HINT = "Raise --workers, or run python utils/preprocess_data.py --pack true"
+PACK_HINT = "Raise --workers, or run python utils/preprocess_data.py --pack true{} with the same "
+PACK_HINT += "--dataset and --data_root"
 
 
 @dataclass
@@ -362,7 +363,7 @@ def update(
     log.show(row)
     slow = row["data_wait"] > SLOW_DATA and isinstance(job.train_set, SegmentationDataset)
     if slow and not log.hinted:
-        hint = f"{PACK_HINT}{' --instances true' if job.task.instances else ''}"
+        hint = PACK_HINT.format(" --instances true" if job.task.instances else "")
         log.say(f"{row['data_wait']:.0%} of the time is waiting for data. {hint}", error=True)
         log.hinted = True
     return row

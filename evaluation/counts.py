@@ -1,8 +1,8 @@
 """Integer counts of predictions, in the data set's own label ids, from which all scores follow.
 
 The official Cityscapes scorer counts label ids too, not train ids: a pixel predicted as an ignored
-id is an error of its true class; a pixel whose truth is ignored does not count. Needs only numpy
-and OpenCV.
+id is an error of its true class; a pixel whose truth is ignored does not count. Needs only
+NumPy, OpenCV and cityscapesscripts.
 """
 
 from collections.abc import Iterable

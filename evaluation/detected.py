@@ -18,7 +18,7 @@ from evaluation.average_precision import (
 from evaluation.metrics import json_safe
 from evaluation.panoptic import PanopticScores, SegmentCounts
 from evaluation.panoptic_quality import Segments
-from evaluation.semantic import Sample
+from evaluation.semantic import Counted, Sample
 from model.panoptic.joining import INSTANCE, segment
 from utils.data.class_weights import histogram
 from utils.data.label_table import LabelTable
@@ -105,11 +105,9 @@ def count(
     return DetectionCounts(**vars(counts), truth=[true], found=[found])
 
 
-def total(
-    counted: dict[int, DetectionCounts], classes: LabelTable, world: World
-) -> DetectionCounts:
+def total(counted: Counted, classes: LabelTable, world: World) -> DetectionCounts:
     counts = panoptic.total(counted, classes, world)
-    rows = gather_images({i: (x.truth, x.found) for i, x in counted.items()}, world)
+    rows = gather_images({i: (x.truth, x.found) for i, x in counted.images.items()}, world)
     true, found = ([x for part in parts for x in part] for parts in zip(*rows, strict=True))
     return DetectionCounts(**vars(counts), truth=true, found=found)
 

@@ -24,8 +24,10 @@ import torch
 
 from datasets import find_data_set
 from evaluation.counts import Counts
+from evaluation.metrics import json_safe
 from evaluation.panoptic_files import SegmentWriter
 from evaluation.plots import plot_confusion
+from evaluation.semantic import Counted
 from evaluation.task import Prediction, Sample
 from evaluation.trained import ScoringOptions, Trained
 from evaluation.visualize import overlay, save_as_ids
@@ -83,15 +85,16 @@ def score(config: EvalConfig, log_root: Path) -> None:
             make_folder(folder)
     distributed.wait_for_all(world)
 
-    groups = find_data_set(trained.dataset_name, root).groups(root, config.split)
     indices = {name: index for index, name in enumerate(dataset.names)}
-    counted: dict[str, dict[int, Counts]] = {x: {} for x in sorted({*groups.values()})}
+    groups = find_data_set(trained.dataset_name, root).groups(root, config.split)
+    groups = {name: group for name, group in groups.items() if name in indices}
+    counted = {group: Counted(classes) for group in sorted({*groups.values()})}
     writer = SegmentWriter(fresh[folders[-1]], classes)
 
     def write(sample: Sample, counts: Counts, prediction: Prediction) -> None:
         name = sample["name"]
         if name in groups:
-            counted[groups[name]][indices[name]] = counts
+            counted[groups[name]].add(indices[name], counts)
         path = fresh[predictions] / f"{name}_pred_label_img.png"
         save_as_ids(path, task.train_ids(prediction), classes)
         if task.segments:
@@ -111,7 +114,7 @@ def score(config: EvalConfig, log_root: Path) -> None:
     if not world.is_main:
         return
     contents = {"checkpoint": str(trained.path), **scores.plain()}
-    contents |= {"groups": of_groups} if of_groups else {}
+    contents |= {"groups": json_safe(of_groups)} if of_groups else {}
     write_json(fresh[pictures] / "scores.json", contents)
     if task.segments:
         writer.finish({name: x for part in images for name, x in part.items()})

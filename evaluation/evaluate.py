@@ -80,12 +80,12 @@ def evaluate(
             on_image(sample, counts, prediction)
         return counts
 
-    counted: dict[int, Any] = {}
+    counted = semantic.Counted(classes)
     line = {"unit": "image", "label": "evaluate", "enabled": world.is_main}
     with nullcontext(bar) if bar is not None else progress(len(indices), **line) as bar:
         results = read_ahead(count, predicted(), **threads)
         for index, counts in zip(indices, results, strict=True):
-            counted[index] = counts
+            counted.add(index, counts)
             bar.update()
             if stop is not None and stop.signal is not None:
                 break

@@ -1,6 +1,7 @@
 """Semantic classes, heat of centers and offsets -> segments (Panoptic-DeepLab, section 3.3).
 
-Needs only NumPy and OpenCV, so it also serves programs that run an exported network.
+Needs only NumPy, OpenCV and cityscapesscripts, so it also serves programs that run an exported
+network.
 """
 
 import cv2

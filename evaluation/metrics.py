@@ -78,10 +78,12 @@ class Scores:
 
 
 def json_safe(value: object) -> object:
-    """Numbers, perhaps in dicts, as floats; nan becomes None."""
+    """Numbers, perhaps in dicts, as floats or ints; nan becomes None."""
     if isinstance(value, dict):
         return {name: json_safe(number) for name, number in value.items()}
-    return None if value is None or np.isnan(value) else float(value)
+    if isinstance(value, int) or value is None:
+        return value
+    return None if np.isnan(value) else float(value)
 
 
 def compute_scores(counts: Counts, classes: LabelTable, *, loss: float | None = None) -> Scores:

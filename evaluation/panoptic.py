@@ -10,7 +10,7 @@ import torch
 from evaluation import semantic
 from evaluation.counts import Counts
 from evaluation.grouping import group
-from evaluation.metrics import Scores, compute_scores
+from evaluation.metrics import Scores, compute_scores, json_safe
 from evaluation.panoptic_files import categories_of, of_instances
 from evaluation.panoptic_quality import (
     PanopticCounts,
@@ -20,7 +20,7 @@ from evaluation.panoptic_quality import (
     panoptic_results,
     panoptic_table,
 )
-from evaluation.semantic import Sample
+from evaluation.semantic import Counted, Sample
 from model.ops.upsample_argmax import upsample_argmax
 from utils.data.label_table import IGNORE, LabelTable
 from utils.training.distributed import World, gather_images
@@ -59,7 +59,8 @@ class PanopticScores(Scores):
         return {"miou": self.miou, "pq": self.best}
 
     def plain(self) -> dict[str, object]:
-        return super().plain() | {"pq": self.best, "panoptic": self.panoptic}
+        scores = {"pq": self.best, "panoptic": self.panoptic}
+        return super().plain() | json_safe(scores)
 
     def table(self) -> str:
         return f"{super().table()}\n\n{self.tables}"
@@ -94,11 +95,11 @@ def count(
     return SegmentCounts(**vars(pixels), segments=counts)
 
 
-def total(counted: dict[int, SegmentCounts], classes: LabelTable, world: World) -> SegmentCounts:
+def total(counted: Counted, classes: LabelTable, world: World) -> SegmentCounts:
     """Adds up the images in their order, so that sums of IoUs round the same in any number of
     processes."""
     pixels = semantic.total(counted, classes, world)
-    rows = gather_images({i: x.segments for i, x in counted.items()}, world)
+    rows = gather_images({i: x.segments for i, x in counted.images.items()}, world)
     return SegmentCounts(**vars(pixels), segments=PanopticCounts.total(rows))
 
 

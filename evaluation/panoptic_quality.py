@@ -1,7 +1,7 @@
 """Panoptic quality (Kirillov et al., CVPR 2019), counted as cityscapesScripts and COCO count it.
 
-Also counts what became of the true segments: matched, split, merged, missed. Needs only NumPy
-and OpenCV.
+Also counts what became of the true segments: matched, split, merged, missed. Needs only NumPy,
+OpenCV and cityscapesscripts.
 """
 
 from collections.abc import Iterable, Sequence

@@ -143,7 +143,7 @@ def page(result: Result, other: Result | None, interval: str, difference: Estima
     ]
     parts += ["<h2>Official table</h2>", f"<pre>{escape(scores.table())}</pre>"]
     parts += ["<h2>Confusion</h2>", picture(matrix.getvalue(), "png", "confusion matrix")]
-    curves = result.trained.path.parents[1] / "curves.png"
+    curves = result.trained.path.resolve().parent.parent / "curves.png"
     if curves.is_file():
         parts += ["<h2>Training</h2>", picture(curves.read_bytes(), "png", "curves")]
     if result.worst:
@@ -224,6 +224,9 @@ def main() -> None:
     if datasets[0].names != datasets[-1].names:
         what = f"would be scored on other images than {trained[0].path}"
         raise UserError(f"{trained[1].path}: {what}. Give one --data_root for both")
+    if datasets[0].classes.names != datasets[-1].classes.names:
+        what = f"would be scored on other classes than {trained[0].path}"
+        raise UserError(f"{trained[1].path}: {what}. Compare checkpoints of one data set")
     output = config.output or resolve_log_root(config.log_root) / f"report_{trained[0].name}.html"
     require_file_name(output)
     result = score(trained[0], datasets[0], keep=config.worst)

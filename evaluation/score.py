@@ -70,8 +70,7 @@ def parse_options() -> argparse.Namespace:
     add = parser.add_argument
     text = "Folder with one <city>_<sequence>_<frame>*.png of label ids per image. "
     text += "Default: the latest output of eval_on_val_for_metrics.py."
-    default = REPOSITORY / "training_logs" / "model_eval_val_for_metrics"
-    add("--predictions", type=to_path, metavar="DIR", default=default, help=text)
+    add("--predictions", type=to_path, metavar="DIR", help=text)
     text = "Folder of Cityscapes. Default: $CITYSCAPES_DATASET, else data/cityscapes."
     add("--data_root", type=to_path, metavar="DIR", help=text)
     add("--split", choices=("val", "train"), default="val", help="Split to score; default: val.")
@@ -108,6 +107,8 @@ def main() -> None:
     semantic = {"--confusion": options.confusion, "--boundary_width": options.boundary_width}
     others = {"--truth": options.truth, "--segments": options.segments}
     panoptic = options.panoptic == "true"
+    latest = f"model_eval_val_{'panoptic' if panoptic else 'for_metrics'}"
+    options.predictions = options.predictions or REPOSITORY / "training_logs" / latest
     if odd := [name for name, value in (semantic if panoptic else others).items() if value]:
         raise UserError(f"{odd[0]}: only {'without' if panoptic else 'with'} --panoptic true")
     (score_segments if panoptic else score_labels)(options)

@@ -1,5 +1,7 @@
 """Parts of the semantic task: a prediction is (H,W) uint8 train ids."""
 
+from dataclasses import replace
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from utils.data.label_table import LabelTable
 from utils.training.distributed import World, gather_images, sum_over_ranks
 
 Sample = dict[str, Any]  # an item of a Dataset
+NONE = np.empty((0, 0), np.int64)
 
 
 def losses(
@@ -27,12 +30,25 @@ def count(sample: Sample, train_ids: np.ndarray, classes: LabelTable, *, border:
     return count_pixels(truth, classes.to_ids(train_ids), classes, border=border)
 
 
-def total(counted: dict[int, Counts], classes: LabelTable, world: World) -> Counts:
+class Counted:
+    """Counts of a process's images: pixels added up, so that memory does not grow with the images,
+    the rest by index of the image. Threads may add at the same time."""
+
+    def __init__(self, classes: LabelTable) -> None:
+        self.pixels = np.zeros((classes.num_ids, classes.num_ids + 2), np.int64)
+        self.images: dict[int, Counts] = {}
+        self.lock = Lock()
+
+    def add(self, index: int, counts: Counts) -> None:
+        with self.lock:
+            self.pixels += np.concatenate([counts.confusion, counts.border], 1)
+            self.images[index] = replace(counts, confusion=NONE, border=NONE)
+
+
+def total(counted: Counted, classes: LabelTable, world: World) -> Counts:
     """Sum the counts of all processes."""
-    sums = np.zeros((classes.num_ids, classes.num_ids + 2), np.int64)
-    for counts in counted.values():
-        sums += np.concatenate([counts.confusion, counts.border], 1)
-    sums = sum_over_ranks(torch.from_numpy(sums).to(world.device), world).cpu().numpy()
-    rows = gather_images({i: counts.instances for i, counts in counted.items()}, world)
+    sums = torch.tensor(counted.pixels, device=world.device)
+    sums = sum_over_ranks(sums, world).cpu().numpy()
+    rows = gather_images({i: counts.instances for i, counts in counted.images.items()}, world)
     instances = np.concatenate(rows)
     return Counts(sums[:, : classes.num_ids], instances, sums[:, classes.num_ids :])

@@ -15,7 +15,7 @@ from evaluation import detected, panoptic, semantic
 from evaluation.counts import Counts
 from evaluation.metrics import Scores, compute_scores
 from evaluation.panoptic_quality import Segments
-from evaluation.semantic import Sample
+from evaluation.semantic import Counted, Sample
 from model.losses import PanopticDeepLabLoss, SegmentationLoss, UPSNetLoss
 from model.ops.upsample_argmax import upsample_argmax
 from utils.data.label_table import LabelTable
@@ -44,8 +44,8 @@ class Task:
     truth: Callable[[Sample, LabelTable], Prediction]  # what a perfect network would predict
     # Sample, prediction, label table, border= -> counts of one image.
     count: Callable[..., Counts]
-    # This process's counts by image index -> counts of all images of all processes.
-    total: Callable[[dict[int, Counts], LabelTable, World], Counts]
+    # This process's counts -> counts of all images of all processes.
+    total: Callable[[Counted, LabelTable, World], Counts]
     scores: Callable[..., Scores]  # counts of all images, label table, loss= -> scores
     paint: Callable[[Prediction, LabelTable], np.ndarray]  # -> (H,W,3) uint8 RGB
 

@@ -86,8 +86,12 @@ def load_model(path: Path, *, output_stride: int | None = None) -> tuple[nn.Modu
         except ValueError as error:
             raise UserError(f"{path}: {error}. Leave --output_stride out") from error
     averaged, weights = state.pop("ema", None), state.pop("model")
-    with torch.device("meta"):  # skips the random initialization
-        network = build_model(**state["network"])
+    try:
+        with torch.device("meta"):  # skips the random initialization
+            network = build_model(**state["network"])
+    except (ValueError, TypeError) as error:
+        what = f"its network is unknown here ({str(error).splitlines()[0]})"
+        raise UserError(f"{path}: {what}. Update the code: git pull") from error
     try:
         network.load_state_dict(averaged or weights, assign=True)
     except RuntimeError as error:

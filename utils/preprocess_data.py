@@ -9,7 +9,8 @@
 Writes <data_root>/meta/label_imgs/<img_id>.png for train and val, and meta/class_weights.json;
 --pack also writes <data_root>/packed/train.pack and val.pack (25 and 5 GB for Cityscapes). Training
 reads the train ids of train. Evaluation reads instance ids, so the train ids of val are for other
-programs. A second run does nothing; an interrupted run resumes where it stopped.
+programs. A second run converts and packs nothing again; an interrupted run resumes where it
+stopped.
 """
 
 import os
@@ -34,8 +35,8 @@ class PreprocessConfig:
 
     dataset: str = "cityscapes"
     """Data set: one of datasets.py, one of configs/datasets/, or custom. Labels of cityscapes,
-    synthetic and the SBD part of voc are converted. The others need only class weights, because
-    training reads their label files directly."""
+    synthetic, coco, coco_panoptic and the SBD part of voc are converted. The others need only class
+    weights, because training reads their label files directly."""
     data_root: Path | None = None
     """Folder of the data set. Default: $CITYSCAPES_DATASET for cityscapes, else data/<dataset>."""
     workers: int = os.cpu_count() or 1

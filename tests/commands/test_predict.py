@@ -356,6 +356,25 @@ def test_a_comparison_with_a_bad_checkpoint_costs_no_scoring(trained, tmp_path):
         assert " images, " not in done.stdout
 
 
+@pytest.mark.slow
+def test_a_comparison_across_classes_is_refused(tmp_path):
+    """Two data sets of one's own with images of the same names."""
+    for name, classes in (("first", "[road, sky]"), ("second", "[cell, wall]")):
+        root = tmp_path / name
+        for split in ("train", "val"):
+            for kind, shape in (("images", (32, 64, 3)), ("labels", (32, 64))):
+                (root / kind / split).mkdir(parents=True)
+                pixels = np.random.default_rng(0).integers(0, 2, shape, np.uint8)
+                for number in range(2):
+                    cv2.imwrite(str(root / kind / split / f"{number}.png"), pixels)
+        lines = [f"{kind}: {kind}/{{split}}/{{name}}.png" for kind in ("images", "labels")]
+        (root / "dataset.yaml").write_text("\n".join([*lines, f"classes: {classes}"]))
+        options = {"dataset": "custom", "class_weights": False, "run_name": name, "steps": 1}
+        train(tiny(root, tmp_path / "logs", **options))
+    words = ("--checkpoint", "first", "--compare", "second", "--log_root", tmp_path / "logs")
+    fails(run("evaluation/report.py", *words), "would be scored on other classes than")
+
+
 def test_mistakes_are_one_line(trained, picture, tmp_path):
     shutil.copy(picture, tmp_path / "a.png")
     shutil.copy(picture, tmp_path / "a.jpg")

@@ -33,6 +33,24 @@ ignore_colors: [[0, 0, 3]]
 """
 
 
+@pytest.mark.parametrize(
+    ("pattern", "splits"),
+    [
+        ("{split}/{group}/{name}.png", {"val": "sets/val"}),
+        ("./{split}/{group}/{name}.png", {"val": "sets/val"}),
+        ("**/{group}/{name}.png", {}),
+    ],
+)
+def test_groups_are_the_folder_s_names_wherever_it_is(pattern, splits, tmp_path):
+    for name in ("fog/a", "night/b"):
+        path = tmp_path / "sets" / "val" / f"{name}.png"
+        path.parent.mkdir(parents=True)
+        path.touch()
+    lists = {} if "{split}" in pattern else {"lists": "{split}.txt"}
+    made = Description(pattern, "labels/{name}.png", ["a", "b"], splits=splits, **lists)
+    assert made.groups(tmp_path, "val") == {"a": "fog", "b": "night"}
+
+
 def write_set(root: Path, text: str = YAML, *, suffix: str = ".jpg") -> Path:
     """Six training and three val images of their own sizes, in the page's folders."""
     rng = np.random.default_rng(0)

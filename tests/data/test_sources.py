@@ -16,6 +16,7 @@ from utils.base.errors import UserError
 from utils.data import cityscapes, sources
 from utils.data.check import check_data
 from utils.data.class_weights import WEIGHTS_FILE
+from utils.data.image_files import contradiction, read_ids
 from utils.data.packed import packed_path
 from utils.data.prepare import current_class_weights, pack_split, weigh
 from utils.data.sources import record_of
@@ -261,6 +262,16 @@ def test_an_interrupted_packed_file_does_not_go_on_after_a_change(tmp_path):
     assert np.array_equal(build_dataset("custom", root, "train")[1]["label"], label)
 
 
+def test_damaged_class_weights_are_computed_again(tmp_path):
+    root = write_cityscapes(tmp_path)
+    preprocess(root)
+    path = root / WEIGHTS_FILE
+    content = path.read_text()
+    path.write_text("{")
+    preprocess(root)
+    assert path.read_text() == content
+
+
 def test_label_ids_that_contradict_instance_ids_are_named(tmp_path, capsys):
     root = write_cityscapes(tmp_path)
     preprocess(root)
@@ -268,6 +279,11 @@ def test_label_ids_that_contradict_instance_ids_are_named(tmp_path, capsys):
     replaced("gtFine/val/*/*labelIds.png")(root)
     preprocess(root)
     assert "lindau_000001_000019_gtFine_labelIds.png: differs from" in capsys.readouterr().err
+    (path,) = root.glob("gtFine/val/*/lindau_000001_000019_gtFine_instanceIds.png")
+    cv2.imwrite(str(path), np.zeros((32, 64), np.uint16))
+    labels = path.with_name(path.name.replace("instance", "label"))
+    (line,) = contradiction(labels, read_ids(path, np.uint16))
+    assert "labelIds.png: (64, 128) pixels, its instanceIds (32, 64)" in line
 
 
 def test_a_folder_that_takes_no_changes_is_compared_every_time(tmp_path, monkeypatch):

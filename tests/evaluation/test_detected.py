@@ -15,6 +15,7 @@ from evaluation import detected
 from evaluation.average_precision import average_precision, found_objects, true_objects
 from evaluation.panoptic_files import of_instances
 from evaluation.panoptic_quality import Segments
+from evaluation.semantic import Counted
 from model.panoptic.joining import INSTANCE, join, not_covered, paste, segment
 from model.panoptic.mask_rcnn import at_corners
 from utils.data.label_table import CITYSCAPES, IGNORE
@@ -57,11 +58,11 @@ def oracle(sample: dict) -> detected.Prediction:
 
 
 def test_an_oracle_finds_every_instance_and_class(scenes):
-    counts = {}
+    counts = Counted(CITYSCAPES)
     for index in range(len(scenes)):
         sample = scenes[index]
         prediction = oracle(sample)
-        counts[index] = detected.count(sample, prediction, CITYSCAPES)
+        counts.add(index, detected.count(sample, prediction, CITYSCAPES))
         true = of_instances(sample["instance"], CITYSCAPES)
         pair = (prediction.segments, true)
         classes = [np.r_[IGNORE, x.categories][x.numbers] for x in pair]

@@ -9,12 +9,14 @@ from helpers import ALONE, randomize, write_cityscapes
 from torch.nn import functional as F
 
 from datasets import build_dataset
+from evaluation import semantic
 from evaluation.bootstrap import ImageCounts
-from evaluation.counts import Counts
+from evaluation.counts import Counts, count_pixels
 from evaluation.evaluate import evaluate
+from evaluation.semantic import Counted
 from model import build_model
 from model.normalize import normalize
-from utils.data.label_table import IGNORE
+from utils.data.label_table import CITYSCAPES, IGNORE
 
 
 def network() -> torch.nn.Module:
@@ -72,6 +74,18 @@ def test_memory_for_pixels_does_not_grow_with_the_number_of_images(tmp_path):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] - peaks[0] < 20 * 3 * 256 * 512 / 4
+
+
+def test_counts_of_pixels_do_not_grow_with_the_number_of_images():
+    rng, counted, every = np.random.default_rng(0), Counted(CITYSCAPES), []
+    for index in range(3):
+        ids = rng.integers(0, 34, (2, 8, 8), np.uint8)
+        every.append(count_pixels(ids[0].astype(np.uint16), ids[1], CITYSCAPES, border=1))
+        counted.add(index, every[-1])
+    assert not any(x.confusion.size or x.border.size for x in counted.images.values())
+    total, expected = semantic.total(counted, CITYSCAPES, ALONE), Counts.total(every)
+    for name, value in vars(expected).items():
+        assert np.array_equal(getattr(total, name), value)
 
 
 def test_image_counts_give_the_score_s_miou(cityscapes_root):

@@ -17,6 +17,7 @@ from evaluation.grouping import find_centers, group
 from evaluation.inference import Predictor
 from evaluation.panoptic_files import categories_of, of_instances, read_format
 from evaluation.panoptic_quality import Segments
+from evaluation.semantic import Counted
 from evaluation.task import TASKS
 from model import build_model
 from model.panoptic.panoptic_deeplab import peaks
@@ -55,11 +56,11 @@ def oracle(sample: dict, *, stuff_area: int) -> panoptic.Prediction:
 
 
 def quality(scenes, stuff_area: int) -> dict:
-    counts = {}
+    counts = Counted(CITYSCAPES)
     for index in range(len(scenes)):
         sample = scenes[index]
         found = oracle(sample, stuff_area=stuff_area)
-        counts[index] = panoptic.count(sample, found, CITYSCAPES)
+        counts.add(index, panoptic.count(sample, found, CITYSCAPES))
     return panoptic.scores(panoptic.total(counts, CITYSCAPES, ALONE), CITYSCAPES).panoptic
 
 

@@ -1,12 +1,23 @@
 """A checkpoint read for use: its network, also at another output stride."""
 
+import pytest
 import torch
 from helpers import randomize
 from torchvision.models.segmentation import deeplabv3_resnet50
 
 from evaluation.trained import load_model
 from model import build_model
+from utils.base.errors import UserError
 from utils.training.checkpoint import save_checkpoint
+
+
+@pytest.mark.parametrize("change", [{"name": "later"}, {"later": 1}])
+def test_a_network_of_newer_code_is_one_line(change, tmp_path):
+    network = {"name": "deeplabv3", "num_classes": 2} | change
+    state = {"step": 1, "network": network, "model": {}, "config": {}, "classes": []}
+    path = save_checkpoint(tmp_path, state)
+    with pytest.raises(UserError, match=r"its network is unknown here .*git pull"):
+        load_model(path)
 
 
 def test_a_network_trained_at_stride_16_predicts_at_8_as_torchvision_s(tmp_path):

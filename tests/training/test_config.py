@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import get_type_hints
@@ -139,16 +140,20 @@ def test_a_name_that_no_table_has_is_one_line(arguments, words, smallest, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "words"),
     [
-        "batch_sise: 4", "batch_size: [", "batch_size: many", "- 1", "base_lr: .nan",
-        "!!python/object:os.system ls", "crop: 7", "\tbatch_size: 4",
+        ("batch_sise: 4", "batch_sise"), ("batch_size: [", "c.yaml: line 1 is not YAML"),
+        ("batch_size: many", "batch_size: got many"), ("- 1", "c.yaml: holds no options"),
+        ("base_lr: .nan", "base_lr"), ("!!python/object:os.system ls", "c.yaml: holds no options"),
+        ("crop: 7", "crop: got 7"), ("\tbatch_size: 4", "c.yaml: line 1 is not YAML"),
+        ("", "c.yaml: holds no options"), ("seed: 1\nseed: 2", "c.yaml: seed is given twice"),
+        (b"seed: \xff", "c.yaml: not text in UTF-8"), ("seed: 18446744073709551616", "below 2"),
     ],
 )  # fmt: skip
-def test_a_broken_config_file_is_one_user_error(tmp_path, text):
+def test_a_broken_config_file_is_one_user_error(tmp_path, text, words):
     path = tmp_path / "c.yaml"
-    path.write_text(text)
-    with pytest.raises(UserError):
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=re.escape(words)):
         parse(Config, "", ["--config", str(path)])
 
 

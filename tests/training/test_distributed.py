@@ -264,6 +264,26 @@ def test_a_meeting_that_fails_is_one_line(rank, cityscapes_root, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
+def test_hosts_with_other_intervals_are_refused_instead_of_waiting(cityscapes_root, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    options = [*OPTIONS, "--data_root", cityscapes_root, "--log_root", tmp_path, "--steps", "6"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, REPOSITORY / "train.py", *options, "--eval_every", str(2 + rank)],
+            env={**os.environ, **place, "RANK": str(rank), "WORLD_SIZE": "2"},
+            stderr=subprocess.PIPE, text=True,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    for process in processes:
+        _, printed = process.communicate(timeout=60)
+        assert process.returncode == 2
+        assert "error: options: process 1 differs from process 0. Give all hosts" in printed
+
+
 def last_step(folder: Path) -> int:
     return max((int(row["step"]) for row in read_metrics(folder) if row["step"]), default=0)
 

@@ -24,7 +24,7 @@ from utils.base.errors import UserError
 from utils.training.checkpoint import load_checkpoint, save_checkpoint, step_files
 from utils.training.config import write_config
 from utils.training.distributed import StopRequest
-from utils.training.logger import StepClock
+from utils.training.logger import StepClock, read_metrics
 from utils.training.run import newest_good
 
 EVERYTHING = {
@@ -186,6 +186,13 @@ def test_images_per_second_leaves_an_evaluation_out(monkeypatch):
     clock.restart(30)  # after an evaluation between two readings
     now[0] = 4.0
     assert clock.read(images=40)["images_per_second"] == 10
+
+
+@pytest.mark.parametrize("text", ["step;loss\n1;2\n", "\ufeffstep,loss\n1,2\n", "step\n1.0\n"])
+def test_a_foreign_metrics_file_is_named(text, tmp_path):
+    (tmp_path / "metrics.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r"metrics.csv: .* or delete it"):
+        read_metrics(tmp_path)
 
 
 def test_resume_without_a_run_is_one_line(cityscapes_root, tmp_path):

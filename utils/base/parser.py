@@ -5,7 +5,6 @@ This file does not import torch, so that `--help` and error messages appear at o
 
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -39,13 +38,27 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 class YamlParser(ArgumentParser):
-    """jsonargparse without YAML aliases: a small file with aliases could expand without limit."""
+    """jsonargparse for files whose faults name the file. Without YAML aliases: a small file with
+    aliases could expand without limit."""
 
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
-        text = to_path(cfg_path).read_text(encoding="utf-8")
-        with suppress(yaml.YAMLError):  # jsonargparse reports these better
+        try:
+            text = to_path(cfg_path).read_text(encoding="utf-8")
             if any(isinstance(x, yaml.AliasEvent) for x in yaml.parse(text, yaml.SafeLoader)):
-                raise ValueError(f"{cfg_path}: has aliases (*name). Write their values instead")
+                raise ValueError("has aliases (*name). Write their values instead")
+            options = yaml.compose(text, yaml.SafeLoader)
+            if not isinstance(options, yaml.MappingNode):
+                raise ValueError("holds no options. Write lines such as batch_size: 8")
+            names = [str(name.value) for name, _ in options.value]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"{twice[0]} is given twice. Keep one")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{cfg_path}: not text in UTF-8. Save it as UTF-8") from error
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1
+            raise ValueError(f"{cfg_path}: line {line} is not YAML: {error.problem}") from error
+        except ValueError as error:
+            raise ValueError(f"{cfg_path}: {error}") from error
         return super().parse_path(cfg_path, *args, **kwargs)
 
 

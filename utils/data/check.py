@@ -103,7 +103,10 @@ def sample_faults(
     lines, planes, first, tagged = [], {}, None, False
     for kind, paths in found.items():
         if name not in paths:
-            lines.append(f"{sample} has no {kind} file. Add it, or remove the sample's other files")
+            advice = "Add it, or remove the sample's other files"
+            if kind == "train_ids":
+                advice = "Run python utils/preprocess_data.py again, without --check"
+            lines.append(f"{sample} has no {kind} file. {advice}")
             continue
         path = paths[name]
         with collecting(lines):

@@ -13,7 +13,7 @@ import numpy as np
 from utils.base.errors import UserError, warn
 from utils.base.find import find_named
 from utils.base.threads import read_ahead
-from utils.data.class_weights import WEIGHTS_FILE, histogram, write_class_weights
+from utils.data.class_weights import WEIGHTS_FILE, histogram, read_noted, write_class_weights
 from utils.data.dataset import DataSet, FoundFiles, NoImages, Server, complete_files, train_id_path
 from utils.data.image_files import contradiction, read_ids, read_train_ids
 from utils.data.label_table import CITYSCAPES
@@ -97,7 +97,8 @@ def prepare(root: Path, *, workers: int, overwrite: bool) -> bool:
         again = overwrite or (split == "train" and bool(changed))  # a converted label changed
         how = {"workers": workers, "overwrite": again}
         written |= convert(root, split, paths, CITYSCAPES, read, **how)
-    if not written and changed == [] and weights.is_file():
+    known = read_noted(root, CITYSCAPES, "class_weights") is not None
+    if not written and changed == [] and known:
         print(f"{root / 'meta'}: up to date, nothing to do")
         return True
 
@@ -123,7 +124,7 @@ DATA_SET = DataSet(
     images={"train": 2975, "val": 500, "test": 1525},
     variable="CITYSCAPES_DATASET",
     hints={
-        "train": "Run python utils/preprocess_data.py first",
+        "train": "Run python utils/preprocess_data.py with the same --dataset and --data_root",
         "val": UNPACK,
         "coarse": "Unpack gtCoarse",
     },

@@ -82,7 +82,7 @@ class DataSet:
         found = self.found(root, split, instances=instances)
         if instances and "instances" not in found:
             what = f"{split} has no instance ids (instanceIds), which a panoptic network needs"
-            raise UserError(f"{root}: {what}. Unpack gtFine, or train another --model")
+            raise UserError(f"{root}: {what}. Take a data set with them, or another --model")
         return complete_files(found, root, split, self.hints.get(split, ""))
 
     def found(self, root: Path, split: str, *, instances: bool) -> FoundFiles:
@@ -133,7 +133,8 @@ def converted_labels(root: Path, split: str) -> Path:
 
 def complete_files(found: FoundFiles, root: Path, split: str, hint: str) -> list[Files]:
     """The samples of `found`; UserError with the first names if files are missing."""
-    names = found["image"]
+    if not (names := found["image"]):
+        raise NoImages(f"{root}: the list of {split} images is empty. Write their names into it")
     for kind, paths in found.items():
         missing = [name for name in names if name not in paths or not paths[name].exists()]
         if missing:

@@ -149,8 +149,10 @@ class Description:
         """Image name -> its {group}; {} for a description without groups."""
         if "{group}" not in self.images:
             return {}
-        place, found = self.images.split("/").index("{group}"), self.pattern("images", split)
-        images = find_named(root, found)
+        parts = Path(self.images.replace("{split}", self.splits.get(split, split))).parts
+        place = parts.index("{group}")
+        place -= len(parts) if "**" in parts[:place] else 0  # count from the end
+        images = find_named(root, self.pattern("images", split))
         return {name: path.relative_to(root).parts[place] for name, path in images.items()}
 
     def find(self, root: Path, split: str, path: Path) -> FoundFiles:

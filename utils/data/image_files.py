@@ -187,7 +187,10 @@ def recode(pixels: np.ndarray, codes_of: Callable[[np.ndarray], np.ndarray]) -> 
 
 def contradiction(path: Path, instances: np.ndarray) -> list[str]:
     """A line with the first pixel where a file's label ids and the instance ids differ, or none."""
-    wrong = np.argwhere(read_ids(path, np.uint8) != ids_of_instances(instances))
+    ids = read_ids(path, np.uint8)
+    if ids.shape != instances.shape:
+        return [f"{path}: {ids.shape} pixels, its instanceIds {instances.shape}. Unpack both again"]
+    wrong = np.argwhere(ids != ids_of_instances(instances))
     if not len(wrong):
         return []
     what = f"differs from instanceIds at row {wrong[0, 0]}, column {wrong[0, 1]}"

@@ -38,7 +38,7 @@ from utils.data.sources import name_below, require_unchanged
 MAGIC = b"SEGPACK1"
 ALIGNMENT = 64
 PLANES = {"image": ("u1", (3,)), "label": ("u1", ()), "instance": ("<u2", ())}  # dtype, after (H,W)
-REPACK = "Run python utils/preprocess_data.py --pack true"
+REPACK = "Run python utils/preprocess_data.py --pack true with the same --dataset and --data_root"
 
 
 def packed_path(root: Path, split: str) -> Path:
@@ -94,7 +94,7 @@ class Layout:
         image = self.images[index]
         if list(sample["image"].shape[:2]) != image["size"]:
             what = f"{image['name']}: image size changed during packing"
-            raise UserError(f"{what}. {REPACK} again")
+            raise UserError(f"{what}. {REPACK}")
         planes = (np.ascontiguousarray(sample[name], PLANES[name][0]).data for name in self.planes)
         content = b"".join(planes)
         content += struct.pack("<I", zlib.crc32(content))

@@ -7,6 +7,7 @@ ground truth.
 import json
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import cv2
@@ -107,8 +108,12 @@ def generate(
         if not all(path.exists() for path in scene_files(data_root, split, index).values())
     ]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        written = pool.map(write_scene, tasks)
-        for _ in progress(len(tasks), written, unit="image", label="synthetic"):
-            pass
+    try:
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            written = pool.map(write_scene, tasks)
+            for _ in progress(len(tasks), written, unit="image", label="synthetic"):
+                pass
+    except BrokenProcessPool as error:
+        what = "a process ended early, perhaps for lack of memory"
+        raise UserError(f"synthetic.py: {what}. Lower --workers and run it again") from error
     write_json(marker, made | {"complete": True})

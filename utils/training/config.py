@@ -214,7 +214,7 @@ class Config:
     log_every: int = 20
     """Steps between rows in metrics.csv and updates of the progress line."""
     patience: int | None = None
-    """Stop after this many evaluations without a better mIoU."""
+    """Stop after this many evaluations without a better mIoU; panoptic networks: a better PQ."""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision of the network. auto: bf16 on a GPU, fp16 with loss scaling on GPUs older than
@@ -228,13 +228,14 @@ class Config:
 
     def __post_init__(self) -> None:
         check(self, "split", lambda split: split not in ("val", "test"), "a split to train on")
-        counts = "workers warmup_steps seed hard_min_kept freeze_encoder_steps"
+        counts = "workers warmup_steps hard_min_kept freeze_encoder_steps"
         check(self, counts, lambda x: x >= 0, "at least 0")
+        check(self, "seed", lambda x: 0 <= x < 2**63, "at least 0, below 2^63")
         counts = "steps eval_every save_every log_every patience batch_size accumulate fine_repeats"
         check(self, counts, lambda value: value >= 1, "at least 1")
         rates = "epochs base_lr power head_lr_factor clip_grad offset_weight"
         rates += " semantic_weight panoptic_weight"
-        check(self, rates, lambda value: 0 < value < float("inf"), "a number above 0")
+        check(self, rates, lambda value: 0 < value < 1e12, "a number above 0")
         rates = "min_lr weight_decay class_weight_power focal dice lovasz"
         check(self, rates, lambda value: 0 <= value < float("inf"), "a number of at least 0")
         check(self, "min_lr", lambda value: value <= self.base_lr, "at most base_lr")

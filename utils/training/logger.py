@@ -17,6 +17,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from utils.base.environment import nvidia_gpus
+from utils.base.errors import UserError
 from utils.base.paths import whole, write_json, writing
 from utils.base.progress import progress
 from utils.training.config import Config, plain, write_config
@@ -170,12 +171,19 @@ def device_state(device: torch.device) -> dict[str, float]:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Rows of metrics.csv with values as strings, "" for a missing value; skips a row that a power
-    cut truncated. [] without the file."""
+    cut truncated. [] without the file. UserError for a file that another program changed."""
     path = folder / "metrics.csv"
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if None not in row.values()]
+        rows = csv.DictReader(file)
+        if not {"step"} <= {*(rows.fieldnames or COLUMNS)} <= {*COLUMNS}:
+            what = f"its columns are not those of train.py ({', '.join(rows.fieldnames)})"
+            raise UserError(f"{path}: {what}. Restore it, or delete it")
+        whole_rows = [row for row in rows if None not in row.values()]
+    if odd := [row["step"] for row in whole_rows if not row["step"].isdecimal()]:
+        raise UserError(f"{path}: {odd[0]!r} is no step. Restore the file, or delete it")
+    return whole_rows
 
 
 def describe_environment() -> dict[str, Any]:

@@ -128,7 +128,7 @@ def take_over(
     content, own = read_tensors(path), model.state_dict()
     content = content if isinstance(content, dict) else {}
     ours = "format" in content  # train.py's
-    stored = content.get("ema") or (content.get("model", {}) if ours else renamed(content))
+    stored = content.get("ema") or ((content.get("model") or {}) if ours else renamed(content))
     weights = {key.removeprefix("network."): value for key, value in stored.items()}
     before = content.get("classes", classes) if ours else classes
     outputs = content.get("network", {}).get("num_classes", len(before))
