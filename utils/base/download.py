@@ -6,6 +6,7 @@ import re
 import time
 from http.client import HTTPException
 from pathlib import Path
+from urllib.error import URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
@@ -51,7 +52,8 @@ def download(
                     print(f"{address} {terms}".strip())
                     fetch(address, part)
                 except (OSError, HTTPException, ValueError) as error:
-                    what = f"{path}: cannot be downloaded ({error}). Put {address} there by hand"
+                    why = error.reason if type(error) is URLError else error
+                    what = f"{path}: cannot be downloaded ({why}). Put {address} there by hand"
                     raise UserError(f"{what}, or name a mirror in {MIRROR}{advice}") from error
                 found = sha256(part)
                 if not found.startswith(expected):
