@@ -259,7 +259,7 @@ def open_run(job: Job, *, fresh: bool) -> RunLogger:
         if fresh:
             empty_folder(job.folder)
     config = replace(config, run_name=job.folder.name, resume=None, overwrite=False)
-    config = replace(config, log_root=job.folder.parent)
+    config = replace(config, log_root=config.log_root and job.folder.parent)  # absolute
     log = RunLogger(job.folder, config, start=run.step, total=job.total, enabled=world.is_main)
     log.say(
         f"{' '.join(describe(run.network))}, {len(job.train_set)} train and {len(job.val_set)} val "

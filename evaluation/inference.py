@@ -150,10 +150,8 @@ class Predictor:
         self.least = getattr(model, "smallest_image", 1)  # pixels of a side
         self.device, self.amp = device, amp
         self.windows_if_needed, self.options = windows_if_needed and not task.instances, options
-        self.too_large, self.windows = (
-            math.inf,
-            {},
-        )  # pixels that did not fit; options from there on
+        self.too_large = math.inf  # pixels of the smallest image that did not fit
+        self.windows: dict[str, Any] = {}  # options of such images
         self.first: tuple | None = None  # shape and result size of the first image
         graphs = device.type == "cuda" and not getattr(model, "dynamic", False)
         self.replay = Replay() if graphs else None  # for images of that shape

@@ -230,7 +230,9 @@ def test_a_disk_that_takes_no_more_is_one_line_and_costs_no_checkpoint(run_folde
     command += ["--log_root", config.log_root]
     done = run(*command, first=partial(limit_files, 30 << 20))
     fails(done, "step 6 cannot be saved (File too large", "GiB free", "--resume auto")
-    assert tree(folder / "checkpoints") == held
+    left = tree(folder / "checkpoints")
+    del left[Path("best.pth")]  # it pointed at the deleted file
+    assert left == held
     done = run(*command)
     assert done.returncode == 0, done.stderr
 
@@ -271,7 +273,7 @@ def test_few_open_files_no_language_and_data_that_may_only_be_read_are_enough(
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    held = Run(model, optimizer, {}, {}, [], {}, torch.zeros(()), step=3)
+    held = Run(model, optimizer, {}, {}, [], {}, "", torch.zeros(()), step=3)
     held.save(tmp_path)
     with torch.no_grad():
         model.weight[0, 0] = float("nan")
@@ -421,4 +423,8 @@ def test_processes_that_torchrun_starts_again_find_their_run(run_folder, tmp_pat
     with pytest.raises(UserError, match="this run exists"):
         find_run(unnamed, world)
     newest = step_files(tmp_path / name / "checkpoints")[-1]
-    assert find_run(unnamed, replace(world, restarted=True)) == (tmp_path / name, newest)
+    again = replace(world, restarted=True)
+    with pytest.raises(UserError, match="this run exists"):  # another launch began it
+        find_run(unnamed, again)
+    (tmp_path / name / "environment.json").write_text('{"launch": "3f2a"}')
+    assert find_run(unnamed, again) == (tmp_path / name, newest)

@@ -78,7 +78,7 @@ def test_the_names_in_a_checkpoint_are_these(finished):
     state = load_checkpoint(folder / "checkpoints" / "last.pth")
     assert {*state} == {
         "model", "optimizer", "ema", "scaler", "loss_sum", "environment", "network", "config",
-        "classes", "label_table", "step", "loss_steps", "images_per_step", "best_miou",
+        "classes", "label_table", "images", "step", "loss_steps", "images_per_step", "best_miou",
         "best_step", "stale", "pending", "cpu_precision", "format",
     }  # fmt: skip
     assert state["network"] == {

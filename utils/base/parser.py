@@ -57,6 +57,8 @@ class YamlParser(ArgumentParser):
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1
             raise ValueError(f"{cfg_path}: line {line} is not YAML: {error.problem}") from error
+        except yaml.YAMLError as error:
+            raise ValueError(f"{cfg_path}: not YAML: {str(error).splitlines()[0]}") from error
         except ValueError as error:
             raise ValueError(f"{cfg_path}: {error}") from error
         return super().parse_path(cfg_path, *args, **kwargs)

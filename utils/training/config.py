@@ -235,7 +235,8 @@ class Config:
         check(self, counts, lambda value: value >= 1, "at least 1")
         rates = "epochs base_lr power head_lr_factor clip_grad offset_weight"
         rates += " semantic_weight panoptic_weight"
-        check(self, rates, lambda value: 0 < value < 1e12, "a number above 0")
+        check(self, rates, lambda value: 0 < value < float("inf"), "a number above 0")
+        check(self, "epochs", lambda value: value < 1e9, "below a billion")
         rates = "min_lr weight_decay class_weight_power focal dice lovasz"
         check(self, rates, lambda value: 0 <= value < float("inf"), "a number of at least 0")
         check(self, "min_lr", lambda value: value <= self.base_lr, "at most base_lr")

@@ -177,8 +177,8 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         wanted = [x for x in signal.Signals if x.name in self.NAMES]
-        nohup = [x for x in wanted if x.name == "SIGHUP" and signal.getsignal(x) == signal.SIG_IGN]
-        wanted = [x for x in wanted if x not in nohup]
+        if wanted[0].name == "SIGHUP" and signal.getsignal(wanted[0]) == signal.SIG_IGN:  # nohup
+            del wanted[0]
         self.previous = {number: signal.signal(number, self.note) for number in wanted}
         return self
 
