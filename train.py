@@ -118,6 +118,8 @@ def train(config: Config) -> int | None:
     number = None
     with hold(folder, enabled=world.is_main):
         job = set_up(folder, checkpoint, config, world)
+        if world.is_main and checkpoint is not None:
+            job.run.point_at_best(folder / "checkpoints")
         if job.run.steps(job.total):
             number = train_steps(job, open_run(job, fresh=checkpoint is None))
         elif world.is_main:
@@ -150,7 +152,7 @@ def set_up(folder: Path, checkpoint: Path | None, config: Config, world: World) 
     distributed.require_same(options, "options", world)
     criterion = build_criterion(config, train_set, task, world)
 
-    state = load_run(folder, checkpoint, config, world)
+    state = load_run(folder, checkpoint, config)
     distributed.require_same(state and state["step"], f"checkpoints of {folder}", world)
     config = replace(config, accumulate=accumulation(config, world, state))
     run = build_run(config, train_set.classes, world, state, names=train_set.names)

@@ -207,7 +207,7 @@ class Predictor:
         side = min(min(*sides, *(options.get("crop") or sides)) for sides in scaled)
         if side < self.least:
             what = f"an image of {image.shape[0]}x{image.shape[1]}: {side} pixels for the network"
-            advice = "Give larger --crop, --scales or images"
+            advice = "Give larger images, --scales (--eval_scales of train.py) or --crop"
             raise UserError(f"{what}, which needs {self.least}. {advice}")
         self.first = self.first or (image.shape, size)
         cudnn, usual = torch.backends.cudnn, self.first == (image.shape, size)

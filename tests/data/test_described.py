@@ -47,6 +47,8 @@ def test_groups_are_the_folder_s_names_wherever_it_is(pattern, splits, tmp_path)
         path.parent.mkdir(parents=True)
         path.touch()
     lists = {} if "{split}" in pattern else {"lists": "{split}.txt"}
+    with pytest.raises(ValueError, match=r"\*\* on one side of \{group\} only"):
+        Description("**/{group}/**/{split}/{name}.png", "labels/{name}.png", ["a", "b"])
     made = Description(pattern, "labels/{name}.png", ["a", "b"], splits=splits, **lists)
     assert made.groups(tmp_path, "val") == {"a": "fog", "b": "night"}
 

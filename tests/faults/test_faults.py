@@ -411,7 +411,7 @@ def test_a_run_goes_on_with_everything_or_not_at_all(run_folder, name):
         train(config)
 
 
-def test_processes_that_torchrun_starts_again_find_their_run(run_folder, tmp_path):
+def test_processes_that_torchrun_starts_again_find_their_run(run_folder, tmp_path, monkeypatch):
     """Without a name of the user's it is the launch's, which a restart keeps."""
     config, folder = run_folder
     unnamed = replace(config, run_name=None, resume=None)
@@ -424,6 +424,7 @@ def test_processes_that_torchrun_starts_again_find_their_run(run_folder, tmp_pat
         find_run(unnamed, world)
     newest = step_files(tmp_path / name / "checkpoints")[-1]
     again = replace(world, restarted=True)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "3f2a")
     with pytest.raises(UserError, match="this run exists"):  # another launch began it
         find_run(unnamed, again)
     (tmp_path / name / "environment.json").write_text('{"launch": "3f2a"}')

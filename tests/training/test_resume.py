@@ -21,7 +21,7 @@ from helpers import (
 )
 
 from utils.base.errors import UserError
-from utils.training.checkpoint import load_checkpoint, save_checkpoint, step_files
+from utils.training.checkpoint import load_checkpoint, prune, save_checkpoint, step_files
 from utils.training.config import write_config
 from utils.training.distributed import StopRequest
 from utils.training.logger import StepClock, read_metrics
@@ -115,15 +115,33 @@ def test_other_options_are_refused_by_name(uninterrupted):
 
 def test_auto_goes_on_where_a_run_was_taken_back(cityscapes_root, tmp_path):
     """After --resume FILE, not at a later step of what was left behind."""
-    config = tiny(cityscapes_root, tmp_path, steps=4, eval_every=1)
-    train(config)
+    train(tiny(cityscapes_root, tmp_path, steps=4, save_every=1))
     checkpoints = tmp_path / "run" / "checkpoints"
-    state = load_checkpoint(checkpoints / "last.pth") | {"step": 2}
-    taken_back = save_checkpoint(checkpoints, state)
-    assert newest_good(tmp_path / "run")[0] == taken_back
-    later = step_files(checkpoints)[-1]
-    later.touch()  # a kill came before last.pth pointed at it
-    assert newest_good(tmp_path / "run")[0] == later
+    kept = step_files(checkpoints)
+    state = load_checkpoint(checkpoints / "last.pth")
+    for step in (1, 2):
+        taken_back = save_checkpoint(checkpoints, state | {"step": step})
+    prune(checkpoints, keep=1)
+    assert newest_good(tmp_path / "run")["step"] == 2
+    assert {*kept} <= {*step_files(checkpoints)}  # the later steps are not the new branch's to drop
+    content = taken_back.read_bytes()
+    taken_back.write_bytes(b"damaged")
+    assert newest_good(tmp_path / "run")["step"] == 4  # better than none
+    taken_back.write_bytes(content)
+    kept[-1].touch()  # a kill came before last.pth pointed at it
+    assert newest_good(tmp_path / "run")["step"] == 4
+
+
+def test_a_copy_without_links_keeps_its_best_checkpoint(cityscapes_root, tmp_path):
+    """Resumed from the file itself, as scp -r leaves it."""
+    config = tiny(cityscapes_root, tmp_path, steps=2, eval_every=1, save_every=1)
+    train(config)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    checkpoints = tmp_path / "copy" / "checkpoints"
+    assert not (checkpoints / "best.pth").is_symlink()
+    train(replace(config, resume=str(checkpoints / "best.pth"), run_name=None))
+    best, last = (load_checkpoint(checkpoints / name) for name in ("best.pth", "last.pth"))
+    assert best["step"] == last["best_step"] and last["step"] == 2
 
 
 def test_a_kill_before_best_pth_is_made_up_for(cityscapes_root, tmp_path):

@@ -34,6 +34,8 @@ UNKNOWN = re.compile(r"unrecognized arguments: --([\w-]+).*", re.DOTALL)
 NO_VALUE = re.compile(r"argument --(\w+): expected one argument")
 WRONG_TYPE = re.compile(r'.*Parser key "(\w+)":.*(?:Given|Got) value: (.*)', re.DOTALL)
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the first, as jsonargparse, accepts tabs
+
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
@@ -44,11 +46,11 @@ class YamlParser(ArgumentParser):
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             text = to_path(cfg_path).read_text(encoding="utf-8")
-            if any(isinstance(x, yaml.AliasEvent) for x in yaml.parse(text, yaml.SafeLoader)):
+            if any(isinstance(x, yaml.AliasEvent) for x in yaml.parse(text, LOADER)):
                 raise ValueError("has aliases (*name). Write their values instead")
-            options = yaml.compose(text, yaml.SafeLoader)
+            options = yaml.compose(text, LOADER)
             if not isinstance(options, yaml.MappingNode):
-                raise ValueError("holds no options. Write lines such as batch_size: 8")
+                raise ValueError("empty, or no lines of key: value. Write such lines")
             names = [str(name.value) for name, _ in options.value]
             if twice := [name for name in names if names.count(name) > 1]:
                 raise ValueError(f"{twice[0]} is given twice. Keep one")

@@ -66,6 +66,9 @@ class Description:
                 raise ValueError(f"{key} must be relative to the data set's folder: {example}")
         if "{group}" in self.images and "{group}" not in self.images.split("/")[:-1]:
             raise ValueError(f"images: {{group}} must be the name of a folder, got {self.images!r}")
+        before, _, behind = self.images.partition("{group}")
+        if "**" in before and "**" in behind:
+            raise ValueError(f"images: ** on one side of {{group}} only, got {self.images!r}")
         for key in ("classes", "splits", "colors", "label_colors"):
             if odd := [name for name in getattr(self, key) if not isinstance(name, str)]:
                 what = f"{key}: {odd[0]} is not text"
@@ -214,7 +217,8 @@ def read_description(path: Path) -> Description:
     try:
         return Description(**parser.parse_path(path).as_dict())
     except (ArgumentError, ValueError, OSError) as error:
-        raise UserError(f"{path}: {plainly(str(error), Description)}. {SEE_DOCS}") from error
+        what = plainly(str(error), Description).removeprefix(f"{path}: ")
+        raise UserError(f"{path}: {what}. {SEE_DOCS}") from error
 
 
 def described_data_set(name: str, root: Path) -> DataSet:

@@ -80,9 +80,11 @@ def prune(folder: Path, *, keep: int = 2) -> None:
     """Delete all checkpoints except the newest `keep` and the targets of best.pth and last.pth.
 
     If the last step has two files, such as a damaged one and a new one, keep last.pth's target.
+    Files of left_behind stay.
     """
     best, last = ((folder / name).resolve() for name in ("best.pth", "last.pth"))
-    files = step_files(folder)
+    behind = left_behind(folder)
+    files = [path for path in step_files(folder) if path not in behind]
     twice = {path for path in files if path.name[:13] == last.name[:13]} - {last}
     older = [path for path in files if path not in twice][:-keep]
     for path in {*older, *twice} - {best, last}:
@@ -92,6 +94,15 @@ def prune(folder: Path, *, keep: int = 2) -> None:
 def step_files(folder: Path) -> list[Path]:
     """Checkpoint files in a folder, oldest step first."""
     return sorted(x for x in folder.glob("*.pth") if CHECKPOINT_NAME.fullmatch(x.name))
+
+
+def left_behind(folder: Path) -> set[Path]:
+    """Files of later steps than last.pth's, but older: --resume FILE went back from there."""
+    last = (folder / "last.pth").resolve()
+    if not (last.is_file() and CHECKPOINT_NAME.fullmatch(last.name)):  # a copy, not a link
+        return set()
+    later = (path for path in step_files(folder) if path.name[:13] > last.name[:13])
+    return {path for path in later if path.stat().st_mtime_ns < last.stat().st_mtime_ns}
 
 
 def sha256(path: Path) -> str:

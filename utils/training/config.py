@@ -230,7 +230,7 @@ class Config:
         check(self, "split", lambda split: split not in ("val", "test"), "a split to train on")
         counts = "workers warmup_steps hard_min_kept freeze_encoder_steps"
         check(self, counts, lambda x: x >= 0, "at least 0")
-        check(self, "seed", lambda x: 0 <= x < 2**63, "at least 0, below 2^63")
+        check(self, "seed", lambda x: 0 <= x < 2**64, "at least 0, below 2^64")
         counts = "steps eval_every save_every log_every patience batch_size accumulate fine_repeats"
         check(self, counts, lambda value: value >= 1, "at least 1")
         rates = "epochs base_lr power head_lr_factor clip_grad offset_weight"

@@ -71,13 +71,9 @@ def start(device: str) -> World:
     if size > 1:
         join("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
     rank, restarts = (int(os.environ.get(x, 0)) for x in ("RANK", "TORCHELASTIC_RESTART_COUNT"))
-    launch = launch_name(os.environ.get("TORCHELASTIC_RUN_ID"))
+    launch = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    launch = "" if launch == "none" else launch[:8]
     return World(rank, size, chosen, launch, restarted=restarts > 0)
-
-
-def launch_name(run_id: str | None) -> str:
-    """World.launch; "" without torchrun's --rdzv-id, or without torchrun."""
-    return "" if run_id in (None, "none") else run_id[:8]
 
 
 def usable_gpu(number: int) -> torch.device:

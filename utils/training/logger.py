@@ -47,11 +47,11 @@ class RunLogger:
         self.start, self.begin = start, time.perf_counter()
         self.bar = progress(total, start=start, unit="step", label="train", enabled=enabled)
         self.hinted = False  # whether the hint about slow data was printed
-        self.rows = [row for row in read_metrics(folder) if int(row["step"]) <= start]
         if not enabled:
             return
+        self.rows = [row for row in read_metrics(folder) if int(row["step"]) <= start]
+        write_json(folder / "environment.json", describe_environment())  # first: says who began it
         write_config(config, folder / "config.yaml")
-        write_json(folder / "environment.json", describe_environment())
         self.events = Events(folder, start=start)
         path = folder / "metrics.csv"
         with whole(path) as fresh, fresh.open("w", newline="", encoding="utf-8") as file:

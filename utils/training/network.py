@@ -131,7 +131,7 @@ def take_over(
     stored = content.get("ema") or ((content.get("model") or {}) if ours else renamed(content))
     weights = {key.removeprefix("network."): value for key, value in stored.items()}
     before = content.get("classes", classes) if ours else classes
-    outputs = content.get("network", {}).get("num_classes", len(before))
+    outputs = content["network"]["num_classes"] if ours and "network" in content else len(before)
     before = [*before, *[""] * (outputs - len(before))]  # fregu856's network also predicts void
     sources = {name: name if name in before else ALIASES.get(name) for name in classes}
     common = [name for name in classes if sources[name] in before]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 import time
@@ -23,6 +24,7 @@ from utils.base.parser import chosen
 from utils.base.paths import read_bytes, resolve_log_root
 from utils.data.label_table import LabelTable
 from utils.training.checkpoint import (
+    left_behind,
     load_checkpoint,
     point,
     prune,
@@ -31,7 +33,7 @@ from utils.training.checkpoint import (
     step_files,
 )
 from utils.training.config import FREE_ON_RESUME, Config, plain
-from utils.training.distributed import World, launch_name, sum_over_ranks
+from utils.training.distributed import World, sum_over_ranks
 from utils.training.logger import describe_environment
 from utils.training.network import network_options, pretrained_weights, take_over
 from utils.training.optim import AveragedWeights, begin_momentum, build_optimizer
@@ -158,10 +160,17 @@ class Run:
         if not torch.stack([x.isfinite().all() for x in floats]).all():
             what = f"weights of step {self.step} are not finite, not saved"
             raise UserError(f"{folder}: {what}. {ADVICE_ON_DIVERGENCE}")
-        path = save_checkpoint(folder, self.state())
-        if self.best_step == self.step > 0:
-            point(folder / "best.pth", path)
+        save_checkpoint(folder, self.state())
+        self.point_at_best(folder)
         prune(folder)
+
+    def point_at_best(self, folder: Path) -> None:
+        """Point best.pth at the checkpoint of this step if it is the best; also after resuming,
+        because a kill may have come before."""
+        own = [x for x in step_files(folder) if x.name.startswith(f"step_{self.step:08d}-")]
+        last = (folder / "last.pth").resolve()
+        if own and self.best_step == self.step > 0:
+            point(folder / "best.pth", last if last in own else own[-1])
 
 
 def default_run_name(config: Config, world: World) -> str:
@@ -185,20 +194,17 @@ def remove_leftovers(folder: Path) -> None:
         path.unlink()
 
 
-def newest_good(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The newest intact checkpoint of a run; warns of damaged ones.
+def newest_good(folder: Path) -> dict[str, Any]:
+    """The state in the newest intact checkpoint of a run; warns of damaged ones.
 
     UserError if all are damaged: a run never restarts from step 0 without the user's consent.
     """
-    paths = step_files(folder / "checkpoints")
-    last = (folder / "checkpoints" / "last.pth").resolve()
-    if last in paths:  # a later step that was written earlier: --resume FILE went back from there
-        step, written = last.name[:13], last.stat().st_mtime_ns
-        paths = [x for x in paths if x.name[:13] <= step or x.stat().st_mtime_ns >= written]
-        paths.sort(key=lambda path: (path.name[:13], path == last))
-    for path in paths[::-1]:
+    checkpoints = folder / "checkpoints"
+    behind, last = left_behind(checkpoints), (checkpoints / "last.pth").resolve()
+    order = sorted(step_files(checkpoints), key=lambda x: (x not in behind, x.name[:13], x == last))
+    for path in order[::-1]:
         try:
-            return path, load_checkpoint(path)
+            return load_checkpoint(path)
         except UserError as error:
             warn(str(error))
     raise UserError(f"{folder}: no checkpoint is intact. Start again with --overwrite true")
@@ -239,7 +245,7 @@ def find_run(config: Config, world: World) -> tuple[Path, Path | None]:
             raise UserError(f"--run_name: {what}. Give it, or torchrun --rdzv-id")
         folder = log_root / (config.run_name or default_run_name(config, world))
         checkpoints = step_files(folder / "checkpoints")
-        begun = world.restarted and launch_of(folder) == world.launch
+        begun = world.restarted and launch_of(folder) == os.environ.get("TORCHELASTIC_RUN_ID")
         if begun and checkpoints:
             return folder, checkpoints[-1]
         if listing(folder) and world.is_main and not (config.overwrite or begun):
@@ -253,31 +259,26 @@ def find_run(config: Config, world: World) -> tuple[Path, Path | None]:
     return path.parents[1], path
 
 
-def launch_of(folder: Path) -> str | None:
-    """World.launch of the processes that began or resumed the run; None without a run."""
+def launch_of(folder: Path) -> str:
+    """torchrun's id of the processes that began or resumed the run; "" if it is unknown."""
     try:
-        content = json.loads(read_bytes(folder / "environment.json"))
-    except (UserError, ValueError):
-        return None
-    return launch_name(content.get("launch"))
+        return json.loads(read_bytes(folder / "environment.json"))["launch"] or ""
+    except (UserError, ValueError, LookupError, TypeError):
+        return ""
 
 
-def load_run(
-    folder: Path, checkpoint: Path | None, config: Config, world: World
-) -> dict[str, Any] | None:
+def load_run(folder: Path, checkpoint: Path | None, config: Config) -> dict[str, Any] | None:
     """The state to resume from, None for a new run; UserError if options differ."""
     if checkpoint is None:
         return None
     named = config.resume not in (None, "auto") and Path(config.resume).is_file()
-    path, state = (checkpoint, load_checkpoint(checkpoint)) if named else newest_good(folder)
+    state = load_checkpoint(checkpoint) if named else newest_good(folder)
     now = plain(config)
     before = plain(Config()) | state["config"]  # an older checkpoint lacks newer options
     changed = [k for k in now if k not in FREE_ON_RESUME | BATCHING and now[k] != before[k]]
     if changed:
         what = f"made with another {', '.join(changed)}. Resume with --config"
         raise UserError(f"{folder}: {what} {folder / 'config.yaml'}, or start a new --run_name")
-    if world.is_main and state.get("best_step") == state.get("step", 0) > 0:
-        point(path.with_name("best.pth"), path)  # a kill may have come before Run.save did
     return state
 
 
@@ -289,7 +290,8 @@ def accumulation(config: Config, world: World, state: dict[str, Any] | None) -> 
     """
     together = config.batch_size * world.size
     images = (state or {}).get("images_per_step") or together * config.accumulate
-    if state and config.stages and config.batch_size != state["config"]["batch_size"]:
+    fixed = config.stages and not config.find_batch_size
+    if state and fixed and config.batch_size != state["config"]["batch_size"]:
         raise UserError("--batch_size: a run with --stages keeps it. Leave it out")
     if images % together:
         what = f"{images} images, not a multiple of {world.size} x {config.batch_size}"
