@@ -131,7 +131,8 @@ def take_over(
     stored = content.get("ema") or ((content.get("model") or {}) if ours else renamed(content))
     weights = {key.removeprefix("network."): value for key, value in stored.items()}
     before = content.get("classes", classes) if ours else classes
-    outputs = content["network"]["num_classes"] if ours and "network" in content else len(before)
+    network_before = content.get("network", {}) if ours else {}
+    outputs = network_before.get("num_classes", len(before))
     before = [*before, *[""] * (outputs - len(before))]  # fregu856's network also predicts void
     sources = {name: name if name in before else ALIASES.get(name) for name in classes}
     common = [name for name in classes if sources[name] in before]
@@ -139,7 +140,7 @@ def take_over(
         with torch.device("meta"):  # only tensors with a row per class get another shape
             other = build_model(**{**network, "num_classes": len(classes) + 1}).state_dict()
         things = [classes[x] for x in network.get("things", ())]
-        things_before = [before[x] for x in content.get("network", {}).get("things", ())]
+        things_before = [before[x] for x in network_before.get("things", ())]
         for name in weights.keys() & other.keys():
             rows, rows_before = [*classes], [*before]
             if own[name].shape == other[name].shape:
