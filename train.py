@@ -50,6 +50,7 @@ from utils.data.batches import Batch, Batches, Stages, dropout_seed, read_all_tr
 from utils.data.check import require_labels, warn_of_val_images
 from utils.data.class_uniform import ClassUniform
 from utils.data.dataset import Dataset
+from utils.data.packed import packed_path
 from utils.data.prepare import chosen_class_weights
 from utils.training import distributed
 from utils.training.batch_size import find_batch_size
@@ -76,9 +77,7 @@ LOSS_OPTIONS = (
     "semantic_weight panoptic_weight"
 )
 STAGED = "crop scale batch_size"  # what a stage may change
-SLOW_DATA = 0.2  # share of the time spent waiting for data above which PACK_HINT is printed
-PACK_HINT = "Raise --workers, or run python utils/preprocess_data.py --pack true{} with the same "
-PACK_HINT += "--dataset and --data_root"
+SLOW_DATA = 0.2  # share of the time spent waiting for data above which packing is advised
 
 
 @dataclass
@@ -365,8 +364,11 @@ def update(
     log.show(row)
     slow = row["data_wait"] > SLOW_DATA and isinstance(job.train_set, SegmentationDataset)
     if slow and not log.hinted:
-        hint = PACK_HINT.format(" --instances true" if job.task.instances else "")
-        log.say(f"{row['data_wait']:.0%} of the time is waiting for data. {hint}", error=True)
+        data_set = find_data_set(config.dataset, config.data_root)
+        pack = data_set.prepare_again(config.data_root, packed_path(config.data_root, config.split))
+        pack += " --instances true" if job.task.instances else ""
+        what = f"{row['data_wait']:.0%} of the time is waiting for data"
+        log.say(f"{what}. Raise --workers, or pack the images. {pack}", error=True)
         log.hinted = True
     return row
 

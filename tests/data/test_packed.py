@@ -144,7 +144,8 @@ def slow_disk() -> None:
 def test_waiting_for_image_files_is_told_once_with_what_helps(root, tmp_path):
     """With a slow disk a training waits most of its time."""
     done = train(tiny(root, tmp_path, run_name="files", steps=3), first=slow_disk)
-    assert done.stderr.count("preprocess_data.py --pack true") == 1
+    command = f"preprocess_data.py --dataset cityscapes --data_root {root} --pack true"
+    assert done.stderr.count(command) == 1
     pack(root)
     done = train(tiny(root, tmp_path, run_name="packed", steps=3), first=slow_disk)
     assert "--pack true" not in done.stderr and f"packed file {root}" in done.stdout
