@@ -37,6 +37,7 @@ from evaluation.inference import inference_copy, predict_logits
 from model import build_model, option_names
 from model.losses import SegmentationLoss
 from model.normalize import FromPixels, normalize
+from model.ops.matrix_gradients import matrix_gradients_gain, use_matrix_gradients
 from model.ops.upsample_argmax import upsample_argmax
 from utils.base.environment import cpu_has_bf16, keep_memory
 from utils.base.errors import UserError, run_command
@@ -138,6 +139,8 @@ def our_side(
     """A training step of train.py or a prediction; replayed: as a CUDA graph on a GPU."""
     model = build().to(DEVICE, memory_format=torch.channels_last)
     if training:
+        if ON_CPU and amp is None and matrix_gradients_gain():
+            use_matrix_gradients(model)
         optimizer = build_optimizer(model, "sgd", base_lr=0.01, weight_decay=5e-4)
         trained, criterion = FromPixels(model), SegmentationLoss()
         if not ON_CPU:

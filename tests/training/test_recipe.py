@@ -221,6 +221,23 @@ def test_auto_is_bf16_on_a_cpu_that_has_it_and_old_runs_stay_in_fp32(
         assert explicit.amp_dtype(CPU) is None
 
 
+@pytest.mark.parametrize("gains", [True, False])
+def test_an_old_run_keeps_its_gradients_to_the_bit(cityscapes_root, tmp_path, monkeypatch, gains):
+    def used(state: dict | None, precision: str) -> bool:
+        run = build_run(replace(config, precision=precision), VOC, CPU, state)
+        return any("_conv_forward" in vars(module) for module in run.model.modules())
+
+    config = tiny(cityscapes_root, tmp_path)
+    monkeypatch.setattr(run_module, "matrix_gradients_gain", lambda: gains)
+    begun = build_run(config, VOC, CPU, None).state()
+    older = {key: value for key, value in begun.items() if key != "matrix_gradients"}
+    assert used(None, "fp32") == gains
+    assert not used(None, "bf16")
+    assert not used(older, "fp32")
+    monkeypatch.setattr(run_module, "matrix_gradients_gain", lambda: not gains)
+    assert used(begun, "fp32") == gains
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
 def test_a_command_keeps_the_memory_it_has_freed():
     """Page faults while 64 MiB are taken, written and freed twenty times."""

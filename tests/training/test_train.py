@@ -79,7 +79,7 @@ def test_the_names_in_a_checkpoint_are_these(finished):
     assert {*state} == {
         "model", "optimizer", "ema", "scaler", "loss_sum", "environment", "network", "config",
         "classes", "label_table", "images", "step", "loss_steps", "images_per_step", "best_miou",
-        "best_step", "stale", "pending", "cpu_precision", "format",
+        "best_step", "stale", "pending", "cpu_precision", "matrix_gradients", "format",
     }  # fmt: skip
     assert state["network"] == {
         "name": "deeplabv3", "num_classes": 19, "backbone": "resnet18", "output_stride": 32,

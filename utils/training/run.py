@@ -16,6 +16,7 @@ from torch import nn
 
 from model import build_model, describe
 from model.layers import freeze_norms, set_momentum, zero_last_norms
+from model.ops.matrix_gradients import matrix_gradients_gain, use_matrix_gradients
 from utils.base.environment import cpu_has_bf16
 from utils.base.errors import UserError, warn
 from utils.base.find import find, listing
@@ -66,12 +67,14 @@ class Run:
     stale: int = 0  # evaluations since the best one
     pending: dict[str, float] | None = None  # metrics of a step whose evaluation was interrupted
     cpu_precision: str | None = None  # what --precision auto means on a CPU for this run
+    matrix_gradients: bool | None = None  # see use_matrix_gradients; an older run lacks it
     bad_step: torch.Tensor | None = None  # the first step whose loss was not finite, or 0
 
     # Entries of a checkpoint: never rename one.
     PLAIN: ClassVar = (
         "network", "config", "classes", "label_table", "images", "step", "loss_steps",
         "images_per_step", "best_miou", "best_step", "stale", "pending", "cpu_precision",
+        "matrix_gradients",
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -129,7 +132,8 @@ class Run:
 
     def restore(self, state: dict[str, Any]) -> None:
         state = {"label_table": self.label_table, "images": self.images, **state}  # older runs
-        needed = set(self.state()) - {"environment", "pending", "images_per_step", "cpu_precision"}
+        later = ["environment", "pending", "images_per_step", "cpu_precision", "matrix_gradients"]
+        needed = set(self.state()).difference(later)
         require_entries(state, sorted(needed), f"checkpoint of step {state.get('step')}")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -357,10 +361,13 @@ def build_run(
     of_classes = list(classes.names), classes.plain()
     run = Run(model, optimizer, network, plain(config), *of_classes, images, loss_sum)
     run.cpu_precision = "bf16" if cpu_has_bf16() else "fp32"
+    run.matrix_gradients = matrix_gradients_gain()
     if config.ema is not None:
         run.ema = AveragedWeights(model, config.ema)
     if world.amp_dtype(config.precision) == torch.float16:
         run.scaler = torch.amp.GradScaler(world.device.type)
     if state is not None:
         run.restore(state)
+    if run.matrix_gradients and not world.on_gpu and run.amp_dtype(world) is None:
+        use_matrix_gradients(model)
     return run
