@@ -2,7 +2,6 @@
 without AVX-512, where oneDNN with channels last needs up to three times as long."""
 
 from functools import partial
-from itertools import product
 from typing import Any
 
 import torch
@@ -40,14 +39,15 @@ class Convolution(torch.autograd.Function):
 def weight_gradient(x: torch.Tensor, gradient: torch.Tensor, d: int) -> torch.Tensor:
     """(N,C,h,w), (N,C',h,w) -> (C',C,3,3), channels last: for each of the nine weights the product
     of the pixels it joins. Pixels beyond the border, zeros in a padded image, are left out."""
-    x, gradient = x.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
-    channels, outputs = x.shape[3], gradient.shape[3]
-    found = x.new_zeros(outputs, 3, 3, channels)
-    for (i, rows), (j, columns) in product(*(enumerate(joined(n, d)) for n in x.shape[1:3])):
-        inputs = x[:, rows[0], columns[0]].reshape(-1, channels)
-        if len(inputs):
-            own = gradient[:, rows[1], columns[1]].reshape(-1, outputs)
-            torch.mm(own.T, inputs, out=found[:, i, j])
+    rows, columns = (joined(length, d) for length in x.shape[2:])
+    found = x.new_zeros(gradient.shape[1], 3, 3, x.shape[1])
+    x, gradient = x.permute(2, 0, 3, 1), gradient.permute(2, 0, 3, 1)  # rows first: fewer copies
+    for j, (of_x, of_gradient) in enumerate(columns):
+        inputs, outputs = x[:, :, of_x].contiguous(), gradient[:, :, of_gradient].contiguous()
+        for i, (of_inputs, of_outputs) in enumerate(rows):
+            pixels = outputs[of_outputs].flatten(0, 2)
+            if len(pixels):
+                torch.mm(pixels.T, inputs[of_inputs].flatten(0, 2), out=found[:, i, j])
     return found.permute(0, 3, 1, 2)
 
 
