@@ -12,7 +12,7 @@ import numpy as np
 from utils.base.errors import UserError
 from utils.base.paths import read_names, resolve_data_folder, to_path
 from utils.data import cityscapes, coco, coco_panoptic, voc
-from utils.data.dataset import DataSet, Dataset, Files, converted_labels
+from utils.data.dataset import DataSet, Dataset, Files, NoImages, converted_labels
 from utils.data.described import described_data_set, described_names
 from utils.data.image_files import image_size, read_image, read_label
 from utils.data.label_table import LabelTable
@@ -121,7 +121,10 @@ def with_others(dataset: Dataset, also: Sequence[str], *, instances: bool = Fals
             known = ", ".join(data_set_names())
             raise UserError(f"--also {spec}: unknown data set. Give names among {known}")
         root = resolve_data_root(name, to_path(folder) if folder else None)
-        parts.append(build_dataset(name, root, "train", instances=instances))
+        try:
+            parts.append(build_dataset(name, root, "train", instances=instances))
+        except NoImages as error:
+            raise UserError(f"--also {spec}: no images below {root}. Give {name}=FOLDER") from error
         if what := parts[-1].classes.difference(dataset.classes.names, None):
             what = what.replace("the data set", name).replace("the checkpoint", "--dataset")
             raise UserError(f"--also {spec}: {what}. Give data sets with the same classes")

@@ -49,7 +49,8 @@ class ExportConfig(PredictionOptions):
     half: bool = False
     """Weights and arithmetic in float16; images and logits stay float32. Only for onnx."""
     output: Path | None = None
-    """File to write. Default: model.onnx or model.pt2 in the run's folder."""
+    """File to write. Default: model.onnx or model.pt2 in the run's folder; beside a checkpoint that
+    belongs to no run, its own name with that ending."""
     images: int = 8
     """Number of val images on which the file is compared with this repository's prediction."""
 
@@ -71,7 +72,8 @@ def main() -> None:
     scales = trained.options["scales"]
     if len(scales) > 1 or config.flip or config.crop:
         raise UserError("export.py: predicts at one scale. Give one --scales, no --flip, no --crop")
-    path = config.output or trained.path.parents[1] / f"model.{config.format}"
+    default = trained.run / "model" if trained.run else trained.path
+    path = config.output or default.with_suffix(f".{config.format}")
     require_file_name(path)
     dataset = trained.dataset("val")
     plain = Plain(trained.model.cpu(), scale=scales[0], logits=config.logits)

@@ -131,6 +131,8 @@ def find_sources(sources: list[str], output: Path) -> tuple[dict[str, Path], Vid
     files: dict[str, Path] = {}  # absolute path -> path, so that no file is predicted twice
     roots = []
     for source in sources:
+        if not source:
+            raise UserError("predict.py: a SOURCE is empty. Give an image, folder, video or camera")
         if not (found := find(Path(), os.path.expanduser(source))):
             raise UserError(f"{source}: does not exist. Give an image, folder, video or camera")
         for path in found:

@@ -76,6 +76,7 @@ LOSS_OPTIONS = (
     "label_smoothing hard_threshold hard_min_kept focal dice lovasz hardest offset_weight "
     "semantic_weight panoptic_weight"
 )
+RUN_FACTS = "network images images_per_step"  # written to results.json, too
 STAGED = "crop scale batch_size"  # what a stage may change
 SLOW_DATA = 0.2  # share of the time spent waiting for data above which packing is advised
 
@@ -318,7 +319,7 @@ def train_steps(job: Job, log: RunLogger) -> int | None:
             if row and run.pending is None:
                 log.write(step, row)
                 if "miou" in row:
-                    log.results(step, scores.plain(), run.network)
+                    log.results(step, scores.plain(), chosen(run, RUN_FACTS))
 
             if config.patience is not None and run.stale >= config.patience:
                 stopping = True
@@ -364,11 +365,12 @@ def update(
     log.show(row)
     slow = row["data_wait"] > SLOW_DATA and isinstance(job.train_set, SegmentationDataset)
     if slow and not log.hinted:
-        data_set = find_data_set(config.dataset, config.data_root)
-        pack = data_set.prepare_again(config.data_root, packed_path(config.data_root, config.split))
-        pack += " --instances true" if job.task.instances else ""
-        what = f"{row['data_wait']:.0%} of the time is waiting for data"
-        log.say(f"{what}. Raise --workers, or pack the images. {pack}", error=True)
+        advice = "Raise --workers"
+        if config.split == "train":  # others, as VOC's trainaug, have no packed file
+            root, own = config.data_root, {"instances": job.task.instances}
+            again = find_data_set(config.dataset, root).prepare_again
+            advice += f", or pack the images. {again(root, packed_path(root, 'train'), **own)}"
+        log.say(f"{row['data_wait']:.0%} of the time is waiting for data. {advice}", error=True)
         log.hinted = True
     return row
 

@@ -18,13 +18,18 @@ class ImageCounts:
     union: np.ndarray  # (N,K) int64, hits + false positives + false negatives
 
     @classmethod
-    def of(cls, confusions: list[np.ndarray], classes: LabelTable) -> "ImageCounts":
-        """From an (ids,ids) confusion matrix per image; skips ignored pixels, as the score does."""
+    def of(cls, confusion: np.ndarray, classes: LabelTable) -> "ImageCounts":
+        """Of one image, from its (ids,ids) matrix; skips ignored pixels, as the score does."""
         ids = classes.ids
-        evaluated = np.stack(confusions)[:, ids]  # rows: truth
-        hits = evaluated[:, np.arange(len(ids)), ids]
-        union = evaluated.sum(2) + evaluated[:, :, ids].sum(1) - hits
-        return cls(hits, union)
+        evaluated = confusion[ids]  # rows: truth
+        hits = evaluated[np.arange(len(ids)), ids]
+        union = evaluated.sum(1) + evaluated[:, ids].sum(0) - hits
+        return cls(hits[None], union[None])
+
+    @classmethod
+    def joined(cls, parts: list["ImageCounts"]) -> "ImageCounts":
+        hits, union = zip(*((part.hits, part.union) for part in parts), strict=True)
+        return cls(np.concatenate(hits), np.concatenate(union))
 
     def miou(self, weights: np.ndarray | None = None) -> np.ndarray:
         """(...,N) weights of the images -> (...) mean IoU over the classes that occur."""

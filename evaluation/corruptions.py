@@ -4,6 +4,7 @@ Hendrycks and Dietterich, "Benchmarking Neural Network Robustness", ICLR 2019; t
 imagecorruptions-imaug draws them for images of any size.
 """
 
+import os
 from concurrent.futures import Executor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stdout
@@ -48,7 +49,7 @@ class Corrupted(Dataset):
         sample = self.dataset[index]
         name, image = sample["name"], sample["image"]
         try:
-            image = self.pool.submit(corrupted, image, *self.how, crc32(name.encode())).result()
+            image = self.pool.submit(corrupted, image, *self.how, crc32(os.fsencode(name))).result()
         except BrokenProcessPool as error:
             what = "a process ended early, perhaps for lack of memory"
             raise UserError(f"robustness.py: {what}. Lower --workers") from error

@@ -113,7 +113,7 @@ def score(config: EvalConfig, log_root: Path) -> None:
     distributed.stop(world)
     if not world.is_main:
         return
-    contents = {"checkpoint": str(trained.path), **scores.plain()}
+    contents = trained.origin | {"split": config.split} | scores.plain()
     contents |= {"groups": json_safe(of_groups)} if of_groups else {}
     write_json(fresh[pictures] / "scores.json", contents)
     if task.segments:

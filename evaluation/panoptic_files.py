@@ -91,8 +91,10 @@ def read_format(
         content = json.loads(read_bytes(path))
         if categories is None:
             own = content["categories"]
-            categories = [Category(x["id"], x["name"], bool(x["isthing"])) for x in own]
+            categories = [Category(x["id"], str(x["name"]), bool(x["isthing"])) for x in own]
         places = {category.id: place for place, category in enumerate(categories)}
+        if not content["annotations"] or len(places) < len(categories):
+            raise ValueError("no annotations, or a category twice")
         found: dict[str, Read] = {}
         for image in content["annotations"]:
             name = str(image["image_id"])

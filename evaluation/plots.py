@@ -8,6 +8,7 @@ from typing import IO
 import numpy as np
 
 from evaluation.panoptic_quality import FATES, SIZES, Category, PanopticCounts
+from utils.base.errors import UserError
 from utils.base.paths import whole
 from utils.data.label_table import LabelTable
 
@@ -44,6 +45,8 @@ def plot_fates(counts: PanopticCounts, categories: Sequence[Category], path: Pat
     rows = [(x.name, own.sum(0)) for x, own in zip(categories, counts.fates, strict=True)]
     rows += zip(SIZES, counts.fates.sum(0), strict=True)
     rows = [(f"{name} ({numbers.sum():,})", numbers) for name, numbers in rows if numbers.any()]
+    if not rows:
+        raise UserError(f"{path}: there is no true segment to draw. Leave --segments out")
     names, numbers = zip(*reversed(rows), strict=True)
     shares = 100 * np.array(numbers) / np.sum(numbers, 1, keepdims=True)
     figure = Figure(figsize=(9, 1.5 + 0.3 * len(names)), layout="constrained")

@@ -81,16 +81,17 @@ class Result:
 def score(trained: Trained, dataset: Dataset, *, keep: int) -> Result:
     """Evaluate a checkpoint; `keep`: number of worst images to keep."""
     classes, task = dataset.classes, trained.task
-    confusions, worst, lock = {}, [], Lock()
+    images, worst, lock = {}, [], Lock()
     calibration = Calibration()
     by_size = np.zeros((classes.num_classes, len(SIZES), 3), np.int64)
 
     def add(sample: Sample, counts: Counts, prediction: Prediction) -> None:
         name = sample["name"]
-        iou = float(ImageCounts.of([counts.confusion], classes).miou())
+        own = ImageCounts.of(counts.confusion, classes)
+        iou = float(own.miou())
         sizes = count_by_size(sample, task.train_ids(prediction), classes)
         with lock:
-            confusions[name] = counts.confusion
+            images[name] = own
             by_size[...] += sizes
             if np.isfinite(iou) and sum(other <= iou for other, *_ in worst) < keep:
                 worst.append((iou, name, sheet_row(sample, prediction, classes, task)))
@@ -101,7 +102,7 @@ def score(trained: Trained, dataset: Dataset, *, keep: int) -> Result:
     begin = time.perf_counter()
     scores = trained.evaluate(dataset, on_image=add, on_logits=calibration.add)
     seconds = time.perf_counter() - begin
-    counts = ImageCounts.of([confusions[name] for name in dataset.names], classes)
+    counts = ImageCounts.joined([images[name] for name in dataset.names])
     return Result(trained, dataset, scores, counts, worst, calibration, by_size, seconds)
 
 
@@ -143,15 +144,15 @@ def page(result: Result, other: Result | None, interval: str, difference: Estima
     ]
     parts += ["<h2>Official table</h2>", f"<pre>{escape(scores.table())}</pre>"]
     parts += ["<h2>Confusion</h2>", picture(matrix.getvalue(), "png", "confusion matrix")]
-    curves = result.trained.path.resolve().parent.parent / "curves.png"
-    if curves.is_file():
+    run = result.trained.run
+    if run and (curves := run / "curves.png").is_file():
         parts += ["<h2>Training</h2>", picture(curves.read_bytes(), "png", "curves")]
     if result.worst:
         parts.append(f"<h2>The {len(result.worst)} worst images</h2>")
         parts += [picture_of(x) for x in (titles(), legend(classes, width=titles().shape[1]))]
         for iou, name, row in result.worst:
             parts.append(f"<div>{escape(name)}: {100 * iou:.1f} %</div>{picture_of(row)}")
-    return "\n".join([*parts, "<h2>Origin</h2>", origin(result)])
+    return "\n".join([*parts, "<h2>Origin</h2>", origin(result, other)])
 
 
 def class_table(result: Result, other: Result | None) -> str:
@@ -167,7 +168,8 @@ def class_table(result: Result, other: Result | None) -> str:
             f"<td class=n>{'' if np.isnan(error) else f'{100 * error:.1f}'}"
         )
         if other is not None:
-            rows.append(f"<td class=n>{100 * (iou - other.scores.classes[name]):+.1f}")
+            gain = 100 * (iou - other.scores.classes[name])
+            rows.append(f"<td class=n>{'' if np.isnan(gain) else f'{gain:+.1f}'}")
     return "".join([*rows, "</table>"])
 
 
@@ -186,14 +188,15 @@ def size_table(result: Result) -> str:
     return "".join([*rows, f"<tr><td>mean{''.join(means)}", "</table>", text])
 
 
-def origin(result: Result) -> str:
+def origin(result: Result, other: Result | None) -> str:
     trained, images = result.trained, len(result.dataset)
     now = describe_environment()
+    against = {"against": json.dumps(other.trained.origin)} if other else {}
     facts = {
-        "checkpoint": f"{trained.path}, step {trained.state['step']}",
         "command": shlex.join(["python", *now["command"]]),
+        "scored": json.dumps(trained.origin),
+        **against,
         "data": f"{trained.root}, {result.dataset.source}",
-        "prediction": json.dumps(trained.options | {"precision": str(trained.amp or "float32")}),
         "speed": f"{images / result.seconds:.2f} images/s, files and scores included",
         "peak memory": f"{peak_memory_gib(trained.world.device):.2f} GiB",
         "device": ", ".join(now["gpus"]) or f"CPU, {now['cpu_threads']} threads",

@@ -145,11 +145,8 @@ def main() -> None:
     require_sizes(dataset)
     times = 1 + sum(map(len, settings.values()))
     print(f"checkpoint {trained.path} on {len(dataset)} images, {dataset.source}; {package}")
-    facts = {
-        "checkpoint": str(trained.path), "dataset": trained.dataset_name, "split": config.split,
-        "data_root": str(trained.root), "images": len(dataset), "package": package,
-        "prediction": trained.options,
-    }  # fmt: skip
+    facts = {"split": config.split, "images": len(dataset), "package": package}
+    facts = trained.origin | facts
     scored: Scored = {}
     with (
         processes(max(1, config.workers)) as pool,

@@ -160,10 +160,25 @@ class Trained:
         return classes
 
     @property
+    def run(self) -> Path | None:
+        """Folder of the run, None for a file that belongs to none."""
+        return self.path.parents[1] if self.path.parent.name == "checkpoints" else None
+
+    @property
     def name(self) -> str:
         """Of the run, or of a file that belongs to none."""
-        run = self.path.parent.name == "checkpoints"
-        return self.path.parents[1].name if run else self.path.stem
+        return self.run.name if self.run else self.path.stem
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What is scored and how, for files of results."""
+        stride = self.state["network"].get("output_stride")
+        own = {"output_stride": stride, "precision": str(self.amp or "float32")}
+        return {
+            "checkpoint": str(self.path), "step": self.state["step"],
+            "dataset": self.dataset_name, "data_root": str(self.root),
+            "prediction": self.options | own,
+        }  # fmt: skip
 
     @property
     def task(self) -> Task:

@@ -30,6 +30,8 @@ def read_video(source: Path | int) -> tuple[Iterator[np.ndarray], float, int | N
     A thread reads frames ahead, (H,W,3) uint8 RGB; frames of a file come at a constant rate. The
     number is the one stored in the file, which may be wrong; None for a camera.
     """
+    if isinstance(source, Path):
+        require_utf8(source)
     with quiet():
         # Absolute path, because FFmpeg reads the "a" in a:b.mp4 as a protocol.
         capture = cv2.VideoCapture(source if isinstance(source, int) else os.path.abspath(source))
@@ -47,6 +49,14 @@ def read_video(source: Path | int) -> tuple[Iterator[np.ndarray], float, int | N
     rate = told if 0 < told < 1000 else USUAL_RATE
     frames = (frame for _, frame in timed) if isinstance(source, int) else even(timed, rate, source)
     return frames, rate, round(number * rate / told) if told > 0 and number > 0 else None
+
+
+def require_utf8(path: Path) -> None:
+    """UserError for a name that would crash OpenCV."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path}: its name is not UTF-8. Rename it") from None
 
 
 def even(
@@ -89,6 +99,7 @@ def open_video(
         writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
         written += 1
 
+    require_utf8(path)
     with whole(path) as temporary:
         code, file = cv2.VideoWriter_fourcc(*CODEC), str(temporary)
         with quiet():

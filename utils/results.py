@@ -24,6 +24,7 @@ from utils.base.paths import resolve_log_root, write_json
 from utils.training.config import FREE_ON_RESUME
 
 NOT_RECIPE = FREE_ON_RESUME | {"seed"}  # what may differ between runs of one recipe
+SINCE = ("network", "images", "images_per_step", "start")  # older runs lack them
 Results = dict[str, Any]  # a run's results.json
 
 
@@ -44,7 +45,7 @@ def read_runs(log_root: Path) -> list[Results]:
         try:
             run = json.loads(path.read_text(encoding="utf-8"))
             keep = ("config", "environment", "step", "seconds", "miou", "pixel_accuracy")
-            run = {name: run[name] for name in keep} | {"network": run.get("network")}
+            run = {name: run[name] for name in keep} | {name: run.get(name) for name in SINCE}
             line(summary([run]))  # fails here, not later, if an entry is missing
             runs.append(run)
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
@@ -53,11 +54,12 @@ def read_runs(log_root: Path) -> list[Results]:
 
 
 def recipe(run: Results) -> dict[str, Any]:
-    """Options and step: equal for runs that differ only in the options of NOT_RECIPE."""
+    """Options, images and step: equal for runs that differ only in the options of NOT_RECIPE."""
     options = {key: value for key, value in run["config"].items() if key not in NOT_RECIPE}
     if options["dataset"] == "custom":  # the folder says which
         options["data_root"] = run["config"]["data_root"]
-    return {"recipe": options, "step": run["step"]}
+    trained_on = {name: run[name] for name in ("images", "images_per_step") if run[name]}
+    return {"recipe": options, **trained_on, "step": run["step"]}
 
 
 def network_of(run: Results) -> str:
@@ -71,17 +73,20 @@ def network_of(run: Results) -> str:
 def summary(runs: list[Results]) -> dict[str, Any]:
     """The runs of one recipe as numbers; scores are 0 to 1, the deviation of one run is None."""
 
-    def numbers(name: str) -> dict[str, Any]:
+    def numbers(name: str, runs: list[Results] = runs) -> dict[str, Any]:
         values = [run[name] for run in runs]
         deviation = statistics.stdev(values) if len(values) > 1 else None
-        return {"mean": statistics.mean(values), "deviation": deviation, "values": values}
+        mean = statistics.mean(values) if values else None
+        return {"mean": mean, "deviation": deviation, "values": values}
 
+    whole = [run for run in runs if not run["start"]]  # of a resumed run only the end is timed
     return {
         **recipe(runs[0]),
         "network": network_of(runs[0]),
         "runs": [run["config"]["run_name"] for run in runs],
         "seeds": [run["config"]["seed"] for run in runs],
-        **{name: numbers(name) for name in ("miou", "pixel_accuracy", "seconds")},
+        **{name: numbers(name) for name in ("miou", "pixel_accuracy")},
+        "seconds": numbers("seconds", whole),
         "environment": runs[0]["environment"],
     }
 
@@ -90,16 +95,18 @@ def line(one: dict[str, Any]) -> dict[str, str]:
     """Heading -> cell: a line of the table."""
     options, gpus = one["recipe"], one["environment"]["gpus"]
     cpu = f"CPU, {one['environment']['cpu_threads']} threads"
+    own, seconds = options["batch_size"] * options.get("accumulate", 1), one["seconds"]["mean"]
+    images = one.get("images_per_step") or own
     return {
         "data": options.get("data_root") or options["dataset"],
         "network": one["network"],
         "steps": str(one["step"]),
-        "batch": f"{options['batch_size']} x {'x'.join(map(str, options['crop']))}",
+        "batch": f"{images} x {'x'.join(map(str, options['crop']))}",
         "runs": ", ".join(one["runs"]),
         "mIoU": percent(one["miou"]),
         "pixel accuracy": percent(one["pixel_accuracy"]),
-        "hours": f"{one['seconds']['mean'] / 3600:.2f}",
-        "machine": f"{len(gpus)} x {gpus[0]}" if gpus else cpu,
+        "hours": "" if seconds is None else f"{seconds / 3600:.2f}",
+        "machine": f"{images // own} x {gpus[0]}" if gpus else cpu,
     }
 
 
@@ -121,8 +128,9 @@ def main() -> None:
         )
     path = log_root / "results.json"
     summaries = [summary(runs) for runs in recipes.values()]
+    summaries.sort(key=lambda one: (line(one)["data"], one["miou"]["mean"]))
     write_json(path, summaries)
-    lines = sorted(map(line, summaries), key=lambda one: (one["data"], one["mIoU"]))
+    lines = [*map(line, summaries)]
     for row in (lines[0], ["---"] * len(lines[0]), *(one.values() for one in lines)):
         print("| " + " | ".join(row) + " |")
     print(f"-> {path}", file=sys.stderr)

@@ -33,6 +33,11 @@ def test_the_command_writes_a_checked_file_with_its_facts(cityscapes_root, tmp_p
     done = run("export.py", *options, "--half", "true", "--output", "half.onnx", cwd=tmp_path)
     assert done.returncode == 0 and "fp16" in done.stdout, done.stderr
     assert (tmp_path / "half.onnx").stat().st_size < 0.55 * path.stat().st_size
+    alone = tmp_path / "a" / "alone.pth"  # belongs to no run: the file lies beside it
+    alone.parent.mkdir()
+    alone.write_bytes((tmp_path / "run" / "checkpoints" / "last.pth").read_bytes())
+    done = run("export.py", "--checkpoint", alone, "--device", "cpu")
+    assert done.returncode == 0 and alone.with_suffix(".onnx").is_file(), done.stderr
     for arguments, words in (
         (["--flip", "true"], "predicts at one scale"),
         (["--half", "true", "--format", "pt2"], "--half must be false for pt2"),

@@ -1,6 +1,7 @@
 """predict.py and report.py as users run them, on files good and bad."""
 
 import json
+import os
 import re
 import shutil
 import zipfile
@@ -90,8 +91,8 @@ def test_label_ids_without_instance_ids_are_scored(trained, cityscapes_root, tmp
     assert done.count("nIoU") == done.count("nIoU is left out") == 1 and "official" not in done
     whole, done = scores
     assert whole["iiou"] is not None and done["iiou"] is None and done["miou"] > 0
-    instances = ("iiou", "category_iiou", "instance_classes", "instance_categories")
-    assert all(whole[name] == done[name] for name in whole if name not in instances)
+    others = ("iiou", "category_iiou", "instance_classes", "instance_categories", "data_root")
+    assert all(whole[name] == done[name] for name in whole if name not in others)
 
 
 def test_the_test_split_becomes_a_checked_archive(trained, tmp_path):
@@ -383,6 +384,7 @@ def test_mistakes_are_one_line(trained, picture, tmp_path):
         ([], "Give either a SOURCE or a --split"),
         (["a.png", "--split", "val"], "Give either a SOURCE or a --split"),
         (["missing.png"], "missing.png: does not exist"),
+        ([""], "a SOURCE is empty"),
         (["7"], "camera 7: cannot be opened"),
         (["nothing"], "no PNG, JPEG or video"),
         (["a.*"], "its result would overwrite a.jpg's"),
@@ -394,6 +396,13 @@ def test_mistakes_are_one_line(trained, picture, tmp_path):
         assert done.returncode == 2 and words in done.stderr, (arguments, done.stderr)
         lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1 and "Traceback" not in done.stderr
+
+
+def test_a_video_whose_name_is_not_utf8_is_left_out(trained, tmp_path):
+    path = Path(os.fsdecode(bytes(tmp_path) + b"/a\xdf.webm"))
+    path.write_bytes(b"")
+    done = run("predict.py", path, *trained, fork=False)
+    assert done.returncode == 2 and "webm: its name is not UTF-8. Rename it" in done.stderr
 
 
 def loop(folder: Path) -> None:
@@ -480,6 +489,7 @@ def test_the_report_holds_everything_and_compares(trained, tmp_path):
         "Score Average",
     ):
         assert words in page
+    assert "&quot;step&quot;: 1" in page and "<td>against<td>" in page
     assert "minus run: +0.00 % (95 % interval +0.00 to +0.00, p = 1.000)" in done.stdout
     done = run("evaluation/report.py", *trained, "--output", tmp_path)
     assert done.returncode == 2 and "not a file name in an existing folder" in done.stderr

@@ -45,6 +45,23 @@ def test_seeds_of_one_recipe_share_a_line(cityscapes_root, tmp_path):
     assert summaries["average",]["miou"]["deviation"] is None
     assert "±" not in found["average"][titles.index("mIoU")]
 
+    # Other images, or more of them in a step, are another recipe; a resumed run has no hours.
+    for name, changes in {
+        "half": {"images": "1 other"},
+        "wide": {"images_per_step": 8, "miou": 0.5},
+        "on": {"images_per_step": 8, "start": 1, "miou": 0.055},
+    }.items():
+        (tmp_path / name).mkdir()
+        one = {**results[0], **changes, "config": results[0]["config"] | {"run_name": name}}
+        one["config"]["ema"] = 0.5 if name == "on" else None
+        (tmp_path / name / "results.json").write_text(json.dumps(one))
+    done = run("utils/results.py", "--log_root", tmp_path, "--dataset", "cityscapes")
+    rows = [[x.strip() for x in line.split("|")[1:-1]] for line in done.stdout.splitlines()[2:]]
+    found = {row[4]: row for row in rows}
+    assert {"plain-0, plain-1", "half", "wide", "on"} <= found.keys()
+    assert found["wide"][3].startswith("8 x ") and found["wide"][7] and not found["on"][7]
+    assert [row[4] for row in rows if row[4] in ("on", "wide")] == ["on", "wide"]
+
     # Data of one's own: seeds of one recipe only if they lie in one folder.
     for seed, root in enumerate(("/cells", "/cells", "/potatoes")):
         changes = {"dataset": "custom", "data_root": root, "seed": seed, "run_name": f"own-{seed}"}

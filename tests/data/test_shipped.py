@@ -236,3 +236,6 @@ def test_a_cityscapes_training_with_bdd100k_resumes_and_is_scored_on_acdc(
     done = run("train.py", "--data_root", cityscapes_root, "--log_root", tmp_path, "--also",
                f"[ade20k={tmp_path / 'ade20k'}]", "--backbone_weights", "null")  # fmt: skip
     fails(done, "--also ade20k=", "class 0 is 'wall' in ade20k and 'road' in --dataset")
+    done = run("train.py", "--data_root", cityscapes_root, "--log_root", tmp_path, "--also",
+               f"[synthetic={tmp_path / 'none'}]", "--backbone_weights", "null")  # fmt: skip
+    fails(done, "--also synthetic=", "no images below", "Give synthetic=FOLDER")

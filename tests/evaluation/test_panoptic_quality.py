@@ -314,6 +314,7 @@ FAULTS = {  # what is wrong with a perfect prediction, and what is said about it
     "double": (entry(lambda x: x.append(x[0])), ("occurs twice",)),
     "extra": (entry(lambda x: x.append({**x[0], "image_id": "a_1_2"})), ("such as a_1_2",)),
     "no file name": (entry(lambda x: x[0].pop("file_name")), ("not COCO's panoptic format",)),
+    "nothing": (entry(lambda x: x.clear()), ("not COCO's panoptic format",)),
     "gone": (gone, ("cannot be read",)),
     "cut": (cut, ("not a whole PNG",)),
 }  # fmt: skip

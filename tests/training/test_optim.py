@@ -7,6 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from utils.base.parser import parse
+from utils.base.paths import REPOSITORY
+from utils.training.config import Config
 from utils.training.optim import build_optimizer, lr_factor, lr_schedule, orthogonal
 
 
@@ -70,6 +73,16 @@ def test_the_steps_of_a_schedule_are_its_milestones():
     options = {"total": 90, "warmup": 0, "power": 0.9, "floor": 0.0, "schedule": "step"}
     curve = [lr_factor(step, milestones=(0.6667, 0.8889), **options) for step in range(90)]
     assert curve == pytest.approx([1] * 61 + [0.1] * 20 + [0.01] * 9)
+
+
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("configs/c*/upsnet*.yaml")))
+def test_recipes_in_steps_fall_to_a_tenth(path):
+    config = parse(Config, "", ["--config", str(path)])
+    floor = config.min_lr / config.base_lr
+    how = {"total": 1000, "warmup": 0, "power": 0.9, "floor": floor, "schedule": config.schedule}
+    curve = [lr_factor(step, milestones=config.milestones, **how) for step in range(1000)]
+    found = sorted({round(math.log10(factor), 6) for factor in curve}, reverse=True)
+    assert found == [-float(number) for number in range(len(config.milestones) + 1)]
 
 
 def test_one_cycle_is_pytorch_s():

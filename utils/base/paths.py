@@ -72,7 +72,8 @@ def whole(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     with whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
+        # Names of files may hold bytes that are no UTF-8.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def write_json(path: Path, content: Any) -> None:

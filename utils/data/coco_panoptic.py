@@ -136,10 +136,15 @@ def read_segments_file(path: Path) -> dict[str, dict[str, Any]]:
 
 def prepare(root: Path, *, workers: int, overwrite: bool) -> bool:
     """Write the train ids and instance ids of train and val below root/meta."""
+    names: set[str] = set()
     make_folder(instance_path(root, "").parent)
     for split in ("train", "val"):
         path = require_segments(root, split)
         entries = read_segments_file(path)
+        if twice := names & entries.keys():
+            what = f"image {min(twice)} is in train, too, with another mask of the same name"
+            raise UserError(f"{path}: {what}. Rename it in the file and on the disk")
+        names |= entries.keys()
         write_text(listing_of(root, split), "\n".join(entries) + "\n")
         missing = any(not instance_path(root, x).is_file() for x in entries)
         files = {x: path.with_suffix("") / entry["file_name"] for x, entry in entries.items()}

@@ -70,10 +70,11 @@ class DataSet:
     # Folder and split -> {image name: its group}, for sets whose groups are scored one by one.
     groups: Callable[[Path, str], dict[str, str]] = lambda _root, _split: {}
 
-    def prepare_again(self, root: Path, derived: Path) -> str:
-        """Advice with the command that writes a derived file again."""
+    def prepare_again(self, root: Path, derived: Path, *, instances: bool = False) -> str:
+        """Advice with the command that writes a derived file again. instances: it holds them."""
         place = f"--dataset {self.name} --data_root {quote(str(root))}"
         option = " --pack true" if derived.suffix == ".pack" else ""
+        option += " --instances true" if option and instances else ""
         return f"Run python utils/preprocess_data.py {place}{option}"
 
     def files(self, root: Path, split: str, *, instances: bool = False) -> list[Files]:

@@ -183,9 +183,9 @@ class PackedDataset(Dataset):
         self, data_set: DataSet, root: Path, split: str, *, thorough: bool = False
     ) -> None:
         """UserError if the split must be packed again; see require_unchanged."""
-        advice, sources = data_set.prepare_again(root, self.path), []
+        instances, sources = "instance" in self.layout.planes, []
+        advice = data_set.prepare_again(root, self.path, instances=instances)
         with suppress(NoImages):  # the image files may have been deleted
-            instances = "instance" in self.layout.planes
             found = data_set.found(root, split, instances=instances)
             sources = [path for paths in found.values() for path in paths.values()]
             if self.names != [*found["image"]]:
@@ -196,7 +196,8 @@ class PackedDataset(Dataset):
                 files = (paths[name] for paths in found.values() if name in paths)
                 if not {name_below(root, path) for path in files} <= packed:
                     raise UserError(f"{self.path}: image {name} has other files now. {advice}")
-        if require_unchanged(self.path, data_set, root, sources, thorough=thorough):
+        how = {"thorough": thorough, "instances": instances}
+        if require_unchanged(self.path, data_set, root, sources, **how):
             return
         for image in self.layout.images:  # an older file without a record
             for name, size in image["sources"].items():

@@ -57,7 +57,14 @@ def chosen_class_weights(choice: bool | str | Path, data_set: DataSet, root: Pat
         valid = np.isfinite(weights) & (weights > 0)
         if len(content) > len(names) or weights.shape != (len(names),) or not valid.all():
             raise ValueError
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (
+        ArithmeticError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         what = f"does not give each class a positive weight: {', '.join(names[:3])}, ..."
         raise UserError(f"{choice}: {what}. Write them as JSON, by name") from error
     return weights

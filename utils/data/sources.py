@@ -158,9 +158,16 @@ def convert(
 
 
 def require_unchanged(
-    derived: Path, data_set: DataSet, root: Path, sources: Paths = (), *, thorough: bool = False
+    derived: Path,
+    data_set: DataSet,
+    root: Path,
+    sources: Paths = (),
+    *,
+    thorough: bool = False,
+    instances: bool = False,
 ) -> bool:
-    """UserError if `derived` must be made again, see compare. Returns whether it has a record."""
+    """UserError if `derived` must be made again, see compare. Returns whether it has a record.
+    instances: whether it holds them."""
     if not record_of(derived).exists():
         return False
     if changed := compare(derived, root, data_set.classes, sources, thorough=thorough)[0]:
@@ -169,5 +176,5 @@ def require_unchanged(
         what = f"{what} since {derived} was made"
         if changed[0] == record_of(derived).name:
             what = f"{derived}: made when ids meant other classes, or its record is damaged"
-        raise UserError(f"{what}. {data_set.prepare_again(root, derived)}")
+        raise UserError(f"{what}. {data_set.prepare_again(root, derived, instances=instances)}")
     return True

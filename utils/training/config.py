@@ -135,10 +135,10 @@ class Config:
     min_lr: float = 1e-4
     """Learning rate at the last step."""
     schedule: Literal["poly", "linear", "cosine", "onecycle", "step", "exponential"] = "poly"
-    """Curve of the learning rate from base_lr to min_lr. step: a tenth after each of
-    --milestones; onecycle: rises for 30 % of the steps, then falls."""
+    """Curve of the learning rate from base_lr to min_lr. step: what lies above min_lr falls to a
+    tenth after each of --milestones; onecycle: rises for 30 % of the steps, then falls."""
     milestones: tuple[float, ...] = (1 / 3, 2 / 3)
-    """With --schedule step: shares of the steps after which the rate falls to a tenth."""
+    """With --schedule step: shares of the steps after which the rate falls."""
     power: float = 0.9
     """Exponent of the polynomial decay of the learning rate."""
     warmup_steps: int = 500

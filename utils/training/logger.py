@@ -90,17 +90,17 @@ class RunLogger:
         points = [Summary.Value(tag=name, simple_value=x) for name, x in values.items()]
         self.events.add(step=step, summary=Summary(value=points))
 
-    def results(self, step: int, scores: dict[str, Any], network: dict[str, Any]) -> None:
+    def results(self, step: int, scores: dict[str, Any], facts: dict[str, Any]) -> None:
         """Write the latest evaluation and its origin to results.json, and plot the curves so far.
 
-        `seconds` is the run time of this process, which trained from step `start`.
+        facts: of the run. `seconds`: run time of this process, which began after step `start`.
         """
         if self.enabled:
             origin = {
                 "step": step,
                 "start": self.start,
                 "seconds": time.perf_counter() - self.begin,
-                "network": network,
+                **facts,
                 "config": plain(self.config),
                 "environment": describe_environment(),
             }
