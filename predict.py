@@ -90,6 +90,8 @@ def main() -> None:
     config = parse(PredictConfig, __doc__)
     if bool(config.source) == bool(config.split):
         raise UserError("predict.py: what to predict? Give either a SOURCE or a --split")
+    if config.video and config.split:
+        raise UserError("predict.py: --video true is for a SOURCE. Leave it out")
     output = config.output or resolve_log_root(config.log_root) / "predictions"
     output = Path(os.path.realpath(output))
     images, videos = find_sources(config.source, output) if config.source else ({}, {})

@@ -383,6 +383,7 @@ def test_mistakes_are_one_line(trained, picture, tmp_path):
     for arguments, words in (
         ([], "Give either a SOURCE or a --split"),
         (["a.png", "--split", "val"], "Give either a SOURCE or a --split"),
+        (["--split", "val", "--video", "true"], "--video true is for a SOURCE"),
         (["missing.png"], "missing.png: does not exist"),
         ([""], "a SOURCE is empty"),
         (["7"], "camera 7: cannot be opened"),
