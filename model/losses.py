@@ -195,9 +195,8 @@ class PanopticDeepLabLoss(nn.Module):
         if self.hardest < 1:
             hard = hardest_pixels(logits.detach(), labels, weights, share=self.hardest)
         how = {"class_weights": self.class_weights, "pixel_weights": weights}
-        semantic = upsample_cross_entropy(logits, hard, **how)[0] / max(
-            1, int(self.hardest * pixels)
-        )
+        number = max(1, int(self.hardest * pixels))
+        semantic = upsample_cross_entropy(logits, hard, **how)[0] / number
 
         size = labels.shape[-2:]
         heat, offset = (

@@ -131,6 +131,11 @@ def example() -> tuple[dict, dict]:
     return outputs, targets | {"offset": 9 * torch.randn(2, 2, 24, 32, **how)}
 
 
+def test_the_hardest_pixel_is_at_least_one():
+    loss_sum, _ = PanopticDeepLabLoss(hardest=1e-4)(*example())
+    assert loss_sum.isfinite()
+
+
 @pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 2, 3, 6], dtype=torch.float64)])
 def test_its_loss_is_the_formula(weights):
     outputs, targets = example()

@@ -280,7 +280,8 @@ def test_class_weights_may_come_from_a_file(cityscapes_root, tmp_path):
     assert results["enet"] == results["default"] != results["ten"]
     for content in ("{", "[1]", '{"road": 1}', json.dumps({**enet, "sky": 0}),
                     json.dumps({**enet, "skyy": 1}), "[" * 5000,
-                    json.dumps({name: [1, 2] for name in enet})):  # fmt: skip
+                    json.dumps({name: [1, 2] for name in enet}),
+                    json.dumps(dict.fromkeys(enet, 10 ** 400))):  # fmt: skip
         path.write_text(content)
         words = ("train.py", *TRAIN, "--data_root", cityscapes_root, "--log_root", tmp_path)
         fails(run(*words, "--overwrite", "true", "--class_weights", path), f"{path}: does not give")

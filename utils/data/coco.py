@@ -68,6 +68,14 @@ def require_instances(root: Path, split: str, year: int) -> Path:
     return path
 
 
+def require_new(path: Path, images: Iterable[str], names: set[str]) -> None:
+    """UserError if val has an image of a name in train; adds the images to `names`."""
+    if twice := names.intersection(images):
+        what = f"image {min(twice)} is in train, too, with another mask of the same name"
+        raise UserError(f"{path}: {what}. Rename it in the file and on the disk")
+    names.update(images)
+
+
 def prepare(root: Path, *, workers: int, overwrite: bool, year: int) -> bool:
     """Draw the masks of train and val below root/meta."""
     names: set[str] = set()
@@ -75,10 +83,7 @@ def prepare(root: Path, *, workers: int, overwrite: bool, year: int) -> bool:
     for split in ("train", "val"):
         path = require_instances(root, split, year)
         images = read_instances(path, split)
-        if twice := names & images.keys():
-            what = f"image {min(twice)} is in train, too, with another mask of the same name"
-            raise UserError(f"{path}: {what}. Rename it in the file and on the disk")
-        names |= images.keys()
+        require_new(path, images, names)
         write_text(root / "meta" / f"{split}{year}.txt", "\n".join(images) + "\n")
         gib, free = len(images) * MASK_BYTES / 2**30, shutil.disk_usage(root).free / 2**30
         print(f"{path}: {len(images):,} masks, about {gib:.1f} GiB, {free:.1f} GiB free")

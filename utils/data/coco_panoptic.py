@@ -15,7 +15,7 @@ import numpy as np
 
 from utils.base.errors import UserError
 from utils.base.paths import make_folder, read_bytes, read_names, write_text
-from utils.data.coco import HINT, images_of
+from utils.data.coco import HINT, images_of, require_new
 from utils.data.dataset import DataSet, FoundFiles, NoImages, train_id_path
 from utils.data.image_files import read_image, recode, write_png
 from utils.data.label_table import IGNORE, INVALID, LabelTable, voc_palette
@@ -141,10 +141,7 @@ def prepare(root: Path, *, workers: int, overwrite: bool) -> bool:
     for split in ("train", "val"):
         path = require_segments(root, split)
         entries = read_segments_file(path)
-        if twice := names & entries.keys():
-            what = f"image {min(twice)} is in train, too, with another mask of the same name"
-            raise UserError(f"{path}: {what}. Rename it in the file and on the disk")
-        names |= entries.keys()
+        require_new(path, entries, names)
         write_text(listing_of(root, split), "\n".join(entries) + "\n")
         missing = any(not instance_path(root, x).is_file() for x in entries)
         files = {x: path.with_suffix("") / entry["file_name"] for x, entry in entries.items()}

@@ -53,18 +53,11 @@ def chosen_class_weights(choice: bool | str | Path, data_set: DataSet, root: Pat
     try:
         content = json.loads(read_bytes(to_path(choice)))
         content = content.get("class_weights", content)  # also as preprocess_data.py writes them
-        weights = np.array([content[name] for name in names], np.float32)
+        weights = np.array([content.get(name) for name in names], np.float32)
         valid = np.isfinite(weights) & (weights > 0)
         if len(content) > len(names) or weights.shape != (len(names),) or not valid.all():
             raise ValueError
-    except (
-        ArithmeticError,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        RecursionError,
-    ) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         what = f"does not give each class a positive weight: {', '.join(names[:3])}, ..."
         raise UserError(f"{choice}: {what}. Write them as JSON, by name") from error
     return weights
