@@ -1,4 +1,4 @@
-# make demo   train and score on synthetic street scenes, three to six minutes on two CPU cores
+# make demo   train and score on synthetic street scenes, two to six minutes on two CPU cores
 # make test   run the tests      make lint   check the style      make lock   update the lock files
 # make results   print a table of all runs in training_logs/
 # make bench  compare speed with other projects, half an hour on two CPU cores

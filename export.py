@@ -83,8 +83,8 @@ def main() -> None:
     facts = {
         "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "order": "RGB", "scale": scales[0],
         "classes": names, "ids": classes.to_ids(every)[0].tolist(),
-        "things": [*classes.instance_sizes], "colors": classes.draw(every)[0].tolist(),
-        "step": trained.state["step"],
+        "things": [*classes.instance_sizes], "stuff_area": classes.stuff_area,
+        "colors": classes.draw(every)[0].tolist(), "step": trained.state["step"],
     }  # fmt: skip
     places = np.linspace(0, len(dataset) - 1, min(config.images, len(dataset)))
     samples = [dataset[int(place)] for place in places.round()]

@@ -43,7 +43,7 @@ from evaluation.visualize import ContactSheet
 from model import describe, model_class
 from model.layers import freeze_norms, set_frozen
 from model.normalize import FromPixels
-from utils.base.errors import UserError, out_of_memory, run_command
+from utils.base.errors import UserError, out_of_memory, run_command, warn
 from utils.base.lock import hold
 from utils.base.parser import chosen, parse
 from utils.data.batches import Batch, Batches, Stages, dropout_seed, read_all_train_ids
@@ -255,6 +255,9 @@ def open_run(job: Job, *, fresh: bool) -> RunLogger:
         require_labels(job.train_set, job.val_set, config.data_root, **how)
         data_set = find_data_set(config.dataset, config.data_root)
         warn_of_val_images(data_set, config.data_root, config.split)
+        if config.warmup_steps >= job.total:
+            what = f"the training has {job.total} steps, in which the learning rate only rises"
+            warn(f"--warmup_steps {config.warmup_steps}: {what}. Give a tenth of them")
     predict_extremes(job)
     if world.is_main:
         run.require_space(job.folder, checkpoints=3 if fresh else 1)

@@ -1,5 +1,6 @@
 """Checkpoints of other projects as runs of this repository."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ from utils.training.published import HUB, PRETRAINED, find_published, published_
 from utils.training.run import remove_leftovers
 
 VOID_OUTPUT = 20  # outputs of fregu856's Cityscapes network; the last one is void
+REFUSED = {  # in names of mmsegmentation's files; the keys are those of the usual networks
+    "mg124": "Multi-Grid with the dilations 1, 2, 4 is",
+    "fcn_d6": "dilated convolutions in the head of FCN are",
+}
 
 
 def state_of(
@@ -54,18 +59,24 @@ def convert_file(folder: Path, spec: str, *, how: dict[str, Any], **data: Any) -
         network, file = find_published(spec)[0], published_file(spec)
         if how.get("align_corners") is None:
             how = how | {"align_corners": network.align_corners}
-    if "mg124" in file.name:  # the keys are those of the usual networks
-        what = "Multi-Grid with the dilations 1, 2, 4 is not supported"
-        raise UserError(f"{file}: {what}. Take a file without mg124 in its name")
+    for mark, what in REFUSED.items():
+        if mark in file.name:
+            advice = f"Take a file without {mark} in its name"
+            raise UserError(f"{file}: {what} not supported. {advice}")
+    stride = re.search(r"r\d+b?-d(16|32)_", file.name)  # mmsegmentation's names; usually d8
+    if stride and how.get("output_stride") is None:
+        how = how | {"output_stride": int(stride[1])}
     tensors = read_tensors(file)
+    if isinstance(tensors, dict) and {"model", "config"} <= tensors.keys():
+        raise UserError(f"{file}: a checkpoint of train.py. Give it to --checkpoint as it is")
     try:
         found = convert(tensors, **how)
     except ValueError as error:
         raise UserError(f"{file}: {error}. Load what fits: train.py --init_from {file}") from error
     path = save_checkpoint(folder / "checkpoints", state_of(found, file, **data))
     own = found.network
-    stride = f" at stride {own['output_stride']}" if "output_stride" in own else ""
-    what = f"{own['name']}, {own['backbone']}{stride}, {own['num_classes']} classes"
+    at = f" at stride {own['output_stride']}" if "output_stride" in own else ""
+    what = f"{own['name']}, {own['backbone']}{at}, {own['num_classes']} classes"
     print(f"{found.source}'s {what}: {path}")
     if network is not None:
         print(f"published: {network.miou} % mIoU on {network.data}")

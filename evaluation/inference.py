@@ -199,7 +199,7 @@ class Predictor:
     def logits(self, image: np.ndarray, *, size: tuple[int, int]) -> torch.Tensor:
         """predict_logits of an image; UserError if it does not fit into memory."""
         if math.prod(image.shape[:2]) > self.MOST:
-            what = f"an image of {image.shape[0]}x{image.shape[1]}: too large to score"
+            what = f"an image of {image.shape[0]}x{image.shape[1]}: too large to be predicted whole"
             raise UserError(f"{what}. Cut it into parts of at most {self.MOST:,} pixels")
         images = to_device(image, self.device)[None]
         options = self.options | (self.windows if image[..., 0].size >= self.too_large else {})

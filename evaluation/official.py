@@ -1,5 +1,6 @@
 """cityscapesScripts' two scorers: the JSON layout of the first, and how to run them."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ from cityscapesscripts.helpers.labels import category2labels, labels
 from evaluation.metrics import Scores, ratio
 from evaluation.panoptic_files import folder_of
 from utils.base.errors import UserError
+from utils.base.paths import read_bytes
 
 
 def official_results(scores: Scores) -> dict[str, Any]:
@@ -39,8 +41,8 @@ def official_results(scores: Scores) -> dict[str, Any]:
 def run_referee(predictions: list[Path], instances: list[Path]) -> dict[str, Any]:
     """The official scorer's results for predictions and *_instanceIds.png files; also prints its
     tables. UserError if a *_labelIds.png or *_instanceIds.png file is missing."""
-    truths = [Path(str(path).replace("_instanceIds", "_labelIds")) for path in instances]
-    needed = [Path(str(path).replace("_labelIds", "_instanceIds")) for path in truths]
+    truths = [x.with_name(x.name.replace("_instanceIds", "_labelIds")) for x in instances]
+    needed = [x.with_name(x.name.replace("_labelIds", "_instanceIds")) for x in truths]
     for path in (*truths, *needed):
         if not path.is_file():
             raise UserError(f"{path}: missing, the official scorer needs it. Unpack gtFine")
@@ -62,6 +64,10 @@ def run_panoptic_referee(predictions: Path, truth: Path, split: str) -> dict[str
             convert2panoptic(str(truth), folder, setNames=[split])
             truth = Path(folder) / f"cityscapes_panoptic_{split}.json"
         files = [str(x) for path in (truth, predictions) for x in (path, folder_of(path))]
+        segments = (x["segments_info"] for x in json.loads(read_bytes(truth))["annotations"])
+        if any("iscrowd" not in x for own in segments for x in own):
+            what = "a segment without iscrowd, which the official scorer reads"
+            raise UserError(f"{truth}: {what}. Score without --check_official")
         return scorer.evaluatePanoptic(*files, str(Path(folder) / "results.json"))
 
 

@@ -20,7 +20,7 @@ from utils.base.find import find
 from utils.base.paths import make_folder, read_bytes, write_json
 from utils.base.progress import progress
 from utils.base.threads import read_ahead
-from utils.data.cityscapes import find_files, first_folder
+from utils.data.cityscapes import find_instances, first_folder
 from utils.data.class_weights import histogram
 from utils.data.image_files import decode, png_header, read_ids, recode, write_png
 from utils.data.label_table import CITYSCAPES, INVALID, LabelTable
@@ -39,7 +39,7 @@ def categories_of(classes: LabelTable) -> list[Category]:
 
 def cityscapes_truth(root: Path, split: str) -> dict[str, Read]:
     """Image name, <city>_<sequence>_<frame> -> its true segments."""
-    found = find_files(root, split, "instances")
+    found = find_instances(root, split)
     if not found:
         what = f"{first_folder(root, 'gtFine', split)}: no */*_gtFine_instanceIds.png"
         raise UserError(f"{what}. Give the data set's folder with --data_root")

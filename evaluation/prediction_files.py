@@ -11,7 +11,7 @@ from utils.base.find import find
 from utils.base.paths import read_bytes
 from utils.base.progress import progress
 from utils.base.threads import read_ahead
-from utils.data.cityscapes import find_files, first_folder
+from utils.data.cityscapes import find_files, find_instances, first_folder
 from utils.data.image_files import GREY, png_header, read_ids
 from utils.data.label_table import CITYSCAPES
 
@@ -23,9 +23,8 @@ CONVERT = f"Save label ids: train ids 0 to 18 are label ids {IDS}, in this order
 
 def find_truth(root: Path, split: str) -> dict[str, Path]:
     """Image name, <city>_<sequence>_<frame> -> its instance ids, else its label ids."""
-    for kind in ("instances", "ids"):
-        if found := find_files(root, split, kind):
-            return found
+    if found := find_instances(root, split) or find_files(root, split, "ids"):
+        return found
     what = f"{first_folder(root, 'gtFine', split)}: no */*_gtFine_labelIds.png"
     raise UserError(f"{what}. Give the data set's folder with --data_root")
 

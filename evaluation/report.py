@@ -142,7 +142,8 @@ def page(result: Result, other: Result | None, interval: str, difference: Estima
         "gray line the network is too sure of itself.",
         picture(diagram.getvalue(), "png", "accuracy over confidence"),
     ]
-    parts += ["<h2>Official table</h2>", f"<pre>{escape(scores.table())}</pre>"]
+    parts += ["<h2>Official table</h2><p>The loss is without class weights."]
+    parts += [f"<pre>{escape(scores.table())}</pre>"]
     parts += ["<h2>Confusion</h2>", picture(matrix.getvalue(), "png", "confusion matrix")]
     run = result.trained.run
     if run and (curves := run / "curves.png").is_file():

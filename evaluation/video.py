@@ -154,7 +154,8 @@ def write_video(
         try:
             for _ in read_ahead(write, drawn, workers=1):
                 bar.update()
-                bar.set_postfix_str(f"{bar.format_dict['rate'] or 0:.1f} fps", refresh=False)
+                seconds = max(1e-9, bar.format_dict["elapsed"])
+                bar.set_postfix_str(f"{bar.n / seconds:.1f} fps", refresh=False)
         except KeyboardInterrupt:
             if total is not None:
                 raise

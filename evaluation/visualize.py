@@ -16,7 +16,7 @@ from utils.data.label_table import IGNORE, LabelTable, voc_palette
 SHEET_WIDTH = 480  # pixels, of one picture in a contact sheet
 TALLEST = 4 * SHEET_WIDTH  # maximum height; taller pictures are squeezed
 LEGEND_COLUMN = 150  # pixels, fits the longest class names
-SHEET_TITLES = ("image", "truth", "prediction", "error (red)")
+SHEET_TITLES = ("image", "truth (black: ignored)", "prediction", "error (red)")
 
 
 def save_as_ids(path: Path, train_ids: np.ndarray, classes: LabelTable) -> None:

@@ -1,4 +1,4 @@
-"""Convert Cityscapes label ids to train ids and compute the ENet class weights; run once.
+"""Convert label ids to train ids and compute the ENet class weights; run once per data set.
 
     python utils/preprocess_data.py                         $CITYSCAPES_DATASET or data/cityscapes
     python utils/preprocess_data.py --data_root /data/cityscapes

@@ -1,10 +1,12 @@
-"""Print a table of all runs: data, network, scores. Runs that differ only by seed share a line.
+"""Print a table of all runs: data, network, options, scores. Runs that differ only by seed share a
+line.
 
     python utils/results.py
     python utils/results.py --log_root /data/runs --dataset camvid
 
 mIoU and pixel accuracy are those of the last evaluation on val, in per cent, as mean and standard
-deviation. <log_root>/results.json gets the same numbers with the options and seeds of each recipe.
+deviation; "options" are those that are not train.py's defaults, without those of every line.
+<log_root>/results.json gets the same numbers with the options and seeds of each recipe.
 """
 
 import json
@@ -21,9 +23,11 @@ from utils.base.errors import UserError, run_command
 from utils.base.find import find
 from utils.base.parser import parse
 from utils.base.paths import resolve_log_root, write_json
-from utils.training.config import FREE_ON_RESUME
+from utils.training.config import FREE_ON_RESUME, Config, plain
 
 NOT_RECIPE = FREE_ON_RESUME | {"seed"}  # what may differ between runs of one recipe
+SHOWN = ("dataset", "model", "backbone", "output_stride", "steps", "epochs", "batch_size")
+SHOWN += ("accumulate", "crop")  # columns of the table
 SINCE = ("network", "images", "images_per_step", "start")  # older runs lack them
 Results = dict[str, Any]  # a run's results.json
 
@@ -79,7 +83,9 @@ def summary(runs: list[Results]) -> dict[str, Any]:
         mean = statistics.mean(values) if values else None
         return {"mean": mean, "deviation": deviation, "values": values}
 
-    whole = [run for run in runs if not run["start"]]  # of a resumed run only the end is timed
+    machines = dict.fromkeys(map(machine, runs))
+    # Of a resumed run only the end is timed; times of several machines have no mean.
+    whole = [run for run in runs if not run["start"] and len(machines) == 1]
     return {
         **recipe(runs[0]),
         "network": network_of(runs[0]),
@@ -88,14 +94,31 @@ def summary(runs: list[Results]) -> dict[str, Any]:
         **{name: numbers(name) for name in ("miou", "pixel_accuracy")},
         "seconds": numbers("seconds", whole),
         "environment": runs[0]["environment"],
+        "machines": [*machines],
     }
+
+
+def machine(run: Results) -> str:
+    gpus, own = run["environment"]["gpus"], run["config"]["batch_size"]
+    own *= run["config"].get("accumulate", 1)
+    cpu = f"CPU, {run['environment']['cpu_threads']} threads"
+    return f"{(run['images_per_step'] or own) // own} x {gpus[0]}" if gpus else cpu
+
+
+def changed_options(summaries: list[dict[str, Any]]) -> list[str]:
+    """Of each recipe the options that are not the defaults, except those of all recipes."""
+    usual = plain(Config())
+    own = [
+        {f"{k} {v}" for k, v in one["recipe"].items() if k not in SHOWN and v != usual.get(k)}
+        for one in summaries
+    ]
+    return [", ".join(sorted(options - set.intersection(*own))) for options in own]
 
 
 def line(one: dict[str, Any]) -> dict[str, str]:
     """Heading -> cell: a line of the table."""
-    options, gpus = one["recipe"], one["environment"]["gpus"]
-    cpu = f"CPU, {one['environment']['cpu_threads']} threads"
-    own, seconds = options["batch_size"] * options.get("accumulate", 1), one["seconds"]["mean"]
+    options, seconds = one["recipe"], one["seconds"]["mean"]
+    own = options["batch_size"] * options.get("accumulate", 1)
     images = one.get("images_per_step") or own
     return {
         "data": options.get("data_root") or options["dataset"],
@@ -106,7 +129,7 @@ def line(one: dict[str, Any]) -> dict[str, str]:
         "mIoU": percent(one["miou"]),
         "pixel accuracy": percent(one["pixel_accuracy"]),
         "hours": "" if seconds is None else f"{seconds / 3600:.2f}",
-        "machine": f"{images // own} x {gpus[0]}" if gpus else cpu,
+        "machine": "; ".join(one["machines"]),
     }
 
 
@@ -130,7 +153,8 @@ def main() -> None:
     summaries = [summary(runs) for runs in recipes.values()]
     summaries.sort(key=lambda one: (line(one)["data"], one["miou"]["mean"]))
     write_json(path, summaries)
-    lines = [*map(line, summaries)]
+    changed = changed_options(summaries)
+    lines = [{**line(x), "options": own} for x, own in zip(summaries, changed, strict=True)]
     for row in (lines[0], ["---"] * len(lines[0]), *(one.values() for one in lines)):
         print("| " + " | ".join(row) + " |")
     print(f"-> {path}", file=sys.stderr)

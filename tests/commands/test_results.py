@@ -44,6 +44,9 @@ def test_seeds_of_one_recipe_share_a_line(cityscapes_root, tmp_path):
     assert both["miou"]["deviation"] == statistics.stdev(both["miou"]["values"])
     assert summaries["average",]["miou"]["deviation"] is None
     assert "±" not in found["average"][titles.index("mIoU")]
+    assert {name: row[titles.index("options")] for name, row in found.items()} == {
+        "plain-0, plain-1": "", "average": "ema 0.9",
+    }  # fmt: skip
 
     # Other images, or more of them in a step, are another recipe; a resumed run has no hours.
     for name, changes in {
@@ -61,6 +64,13 @@ def test_seeds_of_one_recipe_share_a_line(cityscapes_root, tmp_path):
     assert {"plain-0, plain-1", "half", "wide", "on"} <= found.keys()
     assert found["wide"][3].startswith("8 x ") and found["wide"][7] and not found["on"][7]
     assert [row[4] for row in rows if row[4] in ("on", "wide")] == ["on", "wide"]
+
+    # A seed that another machine trained: no mean of hours.
+    there = results[1] | {"environment": results[1]["environment"] | {"gpus": ["NVIDIA H200"]}}
+    (tmp_path / "plain-1" / "results.json").write_text(json.dumps(there))
+    done = run("utils/results.py", "--log_root", tmp_path, "--dataset", "cityscapes")
+    (row,) = (x for x in done.stdout.splitlines() if "plain-0, plain-1" in x)
+    assert "|  | CPU, " in row and "; 1 x NVIDIA H200 |" in row
 
     # Data of one's own: seeds of one recipe only if they lie in one folder.
     for seed, root in enumerate(("/cells", "/cells", "/potatoes")):

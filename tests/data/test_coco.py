@@ -143,6 +143,16 @@ def test_masks_are_those_of_torchvisions_reference(root):
     assert find_data_set("coco", root).classes.names == find_data_set("voc", root).classes.names
 
 
+def test_compressed_masks_are_drawn_too():
+    _, annotations = annotated(np.random.default_rng(5), 0)
+    shapes = [x["segmentation"] for x in annotations]
+    merged = [mask.frPyObjects(x, 64, 80) for x in shapes]
+    merged = [mask.merge(x) if isinstance(x, list) else x for x in merged]
+    packed = [{**x, "counts": x["counts"].decode()} for x in merged]
+    both = [coco.draw([*enumerate(x, 1)], (64, 80)) for x in (shapes, packed)]
+    assert np.array_equal(*both) and both[0].any()
+
+
 def test_it_is_prepared_packed_trained_scored_and_predicted(root, tmp_path):
     data = ("--dataset", "coco", "--data_root", root)
     done = run("utils/preprocess_data.py", *data, "--pack", "true", "--overwrite", "true")

@@ -188,6 +188,14 @@ def test_the_command_equals_the_official_one(root, tmp_path):
     again = run(*command, path, "--truth", truth, fork=False)
     assert again.returncode == 0, again.stderr
     assert again.stdout.splitlines()[:30] == done.stdout.splitlines()[:30]
+    plain = tmp_path / "plain.json"  # the official scorer needs iscrowd
+    content = json.loads(truth.read_text())
+    for image in content["annotations"]:
+        for segment in image["segments_info"]:
+            del segment["iscrowd"]
+    plain.write_text(json.dumps(content))
+    shutil.copytree(truth.with_suffix(""), plain.with_suffix(""))
+    fails(run(*command, path, "--truth", plain, fork=False), "plain.json: a segment without ")
 
 
 def restated(truth: Segments, own: Segments, categories: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from helpers import REPOSITORY, run, write_cityscapes
+from helpers import REPOSITORY, fails, run, write_cityscapes
 from PIL import Image
 
 from evaluation.prediction_files import (
@@ -174,6 +174,16 @@ def test_some_images_can_be_scored_and_every_line_says_so(predictions, cityscape
     for more, words in (([], "3 of 3 images have no"), (["--check_official", "true"], "--subset")):
         failed = run("evaluation/score.py", *options, "--subset", "true", *more)
         assert failed.returncode == 2 and words in failed.stderr and failed.stderr.count("\n") == 1
+
+
+def test_a_truth_that_lacks_instance_ids_of_some_images_is_refused(
+    predictions, cityscapes_root, tmp_path
+):
+    root = shutil.copytree(cityscapes_root, tmp_path / "data")
+    next(root.glob("gtFine/val/*/*instanceIds.png")).unlink()
+    for panoptic in ("false", "true"):
+        options = ("--predictions", predictions, "--data_root", root, "--panoptic", panoptic)
+        fails(run("evaluation/score.py", *options), "1 of 3 images have no instanceIds, first ")
 
 
 def test_label_ids_alone_are_scored_without_niou(predictions, cityscapes_root, tmp_path):

@@ -354,6 +354,20 @@ def test_one_branch_of_psanet_is_refused():
         convert(weights)
 
 
+def test_the_name_of_an_mmsegmentation_file_says_the_stride(tmp_path):
+    """The keys do not. A file of train.py has torchvision's keys."""
+    logs, convert_file = ("--log_root", tmp_path), "utils/convert_checkpoint.py"
+    path = tmp_path / "pspnet_r50-d32_512x1024_80k_cityscapes_20220316_224840-9092b254.pth"
+    torch.save({"state_dict": MmsegPSP(stride=32).state_dict()}, path)
+    for option, stride in (((), 32), (("--output_stride", "16"), 16)):
+        done = run(convert_file, path, *logs, *option, "--run_name", f"at{stride}")
+        assert f"pspnet, resnet50c at stride {stride}, 19 classes" in done.stdout, done.stderr
+    other = path.rename(tmp_path / "fcn_d6_r50-d16_512x1024_80k_cityscapes.pth")
+    fails(run(convert_file, other, *logs), other.name, "in the head of FCN", "without fcn_d6")
+    own = tmp_path / "at32" / "checkpoints" / "last.pth"
+    fails(run(convert_file, own, *logs), "a checkpoint of train.py", "--checkpoint")
+
+
 def test_a_network_without_an_output_stride_through_the_command(tmp_path):
     path, logs = tmp_path / "theirs.pth", ("--log_root", tmp_path)
     torch.save(smp.FPN("resnet18", encoder_weights=None, classes=19).state_dict(), path)

@@ -1,6 +1,9 @@
 """What only an NVIDIA GPU can show: python -m pytest -m gpu"""
 
 import copy
+import csv
+from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -191,7 +194,10 @@ def test_replayed_steps_are_those_launched_one_by_one(amp, hard_threshold, capsy
     assert results[0] == pytest.approx(results[1], rel=2e-2, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", MODELS)
+SEMANTIC = [name for name in MODELS if MODELS[name].task == "semantic"]
+
+
+@pytest.mark.parametrize("name", SEMANTIC)
 def test_every_architecture_is_replayed_and_predicts_as_on_the_cpu(name, monkeypatch):
     side = getattr(MODELS[name], "smallest_image", 1)
     crops, results = [batch(max(128, side), max(256, side))], []
@@ -280,6 +286,15 @@ def test_a_training_resumes_on_the_gpu(cityscapes_root, tmp_path):
     train(tiny(cityscapes_root, tmp_path, **options, resume="auto"), fork=False)
     for one, other in zip(before, exact_rows(tmp_path / "run"), strict=True):
         assert float(one[2]) == pytest.approx(float(other[2]), rel=3e-2)
+
+
+@pytest.mark.parametrize("name", sorted({*MODELS} - {*SEMANTIC}))
+def test_panoptic_networks_train_on_the_gpu(name, cityscapes_root, tmp_path):
+    config = tiny(cityscapes_root, tmp_path, model=name, output_stride=8, steps=8, eval_every=4)
+    train(replace(config, device="cuda", compile=None), fork=False)
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
+    assert all(isfinite(float(row["loss"])) for row in rows)
+    assert [0 <= float(row["pq"]) <= 1 for row in rows if row["pq"]] == [True, True]
 
 
 def test_evaluation_gives_the_scores_of_the_cpu(cityscapes_root):

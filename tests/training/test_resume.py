@@ -235,6 +235,8 @@ def test_a_run_keeps_its_images_per_step_whatever_the_batch(cityscapes_root, tmp
     whole, halves = (exact_rows(tmp_path / name) for name in ("whole", "run"))
     assert len(halves) == 6
     assert "accumulate: 2" in (tmp_path / "run" / "config.yaml").read_text()
+    own = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pth")["config"]
+    assert (own["batch_size"], own["accumulate"], own["resume"]) == (2, 2, None)
     for one, other in zip(whole, halves, strict=True):
         assert one[:2] == other[:2]
         assert float(one[2]) == pytest.approx(float(other[2]), rel=1e-5)

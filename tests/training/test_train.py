@@ -149,7 +149,7 @@ def test_a_loss_that_is_not_finite_stops_with_one_line(cityscapes_root, tmp_path
 def test_imagenet_weights_reach_the_training(cityscapes_root, tmp_path):
     weights = torchvision.models.resnet18(weights=None).state_dict()
     path = tmp_path / "resnet18.pth"
-    torch.save(weights, path)
+    torch.save({**weights, "projector.weight": torch.zeros(1)}, path)
     config = tiny(
         cityscapes_root, tmp_path, steps=1, base_lr=1e-30, min_lr=0.0, weight_decay=0.0,
         backbone_weights=str(path),
@@ -180,6 +180,9 @@ def test_fine_tuning_takes_over_what_fits(finished, cityscapes_root, tmp_path):
     torch.save({"a": torch.zeros(2)}, tmp_path / "foreign.pth")
     with pytest.raises(UserError, match="no tensor fits"):
         train(replace(config, init_from=str(tmp_path / "foreign.pth"), run_name="third"))
+    torch.save({"model": trained, "ema": 0.999}, tmp_path / "theirs.pth")
+    done = train(replace(config, init_from=str(tmp_path / "theirs.pth"), run_name="fourth"))
+    assert "random: none\n" in done.stdout
 
 
 def fill_memory() -> None:

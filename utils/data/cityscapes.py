@@ -74,6 +74,15 @@ def find_files(root: Path, split: str, kind: str) -> dict[str, Path]:
     return paths
 
 
+def find_instances(root: Path, split: str) -> dict[str, Path]:
+    """find_files of the instance ids; UserError if some images have none, but label ids."""
+    found, ids = (find_files(root, split, kind) for kind in ("instances", "ids"))
+    if missing := [name for name in ids if found and name not in found]:
+        what = f"{len(missing)} of {len(ids)} images have no instanceIds, first {missing[0]}"
+        raise UserError(f"{first_folder(root, 'gtFine', split)}: {what}. {UNPACK} again")
+    return found
+
+
 def prepare(root: Path, *, workers: int, overwrite: bool) -> bool:
     """Write train ids of train and val below root/meta, and the class weights of train."""
     labels: dict[str, dict[str, Path]] = {}

@@ -149,7 +149,8 @@ def draw(objects: Objects, size: tuple[int, int]) -> np.ndarray:
     require_drawable(objects, size)
     label = np.zeros(size[::-1], np.uint8)  # transposed: COCO's masks run down the columns
     for train_id, segmentation in objects:
-        found = mask.frPyObjects(segmentation, *size)
+        packed = isinstance(segmentation, dict) and isinstance(segmentation["counts"], str)
+        found = segmentation if packed else mask.frPyObjects(segmentation, *size)
         whole = mask.merge(found) if isinstance(found, list) else found
         left, top, width, height = mask.toBbox(whole).astype(int).tolist()
         part = (slice(left, left + width), slice(top, top + height))

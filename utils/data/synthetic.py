@@ -117,3 +117,4 @@ def generate(
         what = "a process ended early, perhaps for lack of memory"
         raise UserError(f"synthetic.py: {what}. Lower --workers and run it again") from error
     write_json(marker, made | {"complete": True})
+    print(f"{data_root}: {train} train and {val} val scenes")

@@ -88,6 +88,9 @@ class Config:
     """Depthwise separable 3x3 convolutions in ASPP and decoder, with a third of the arithmetic."""
     attention: Literal["both", "collect", "distribute"] = "both"
     """What the attention of PSANet does with features: collect, distribute or both."""
+    mask: tuple[int, int] = (59, 59)
+    """Height and width, odd, of the window that PSANet's attention reaches, in pixels of half of
+    the map's resolution: 16 pixels of the image at output stride 8."""
     center_window: int = 3
     """Side, odd, in pixels of the maps at stride 4, of the square in which the center of an
     instance must be the highest (panoptic_deeplab). Larger for larger things."""
@@ -121,7 +124,7 @@ class Config:
     batch_size: int = 8
     """Crops per micro-batch and process; with --accumulate a step has several micro-batches."""
     workers: int = usual_workers()
-    """Threads that read and crop images; 0: main thread. Default: cores per process, at most 16."""
+    """Threads that read and crop images; 0: main thread. Default: one per core, at most 16."""
 
     steps: int = 80_000
     """Optimizer steps of the whole training."""
@@ -254,6 +257,7 @@ class Config:
         check(self, "multi_grid", lambda grid: min(grid) >= 1, "three factors of at least 1")
         check(self, "semantic_layers", lambda x: x >= 1, "at least 1")
         check(self, "center_window", lambda side: side >= 1 and side % 2, "odd")
+        check(self, "mask", lambda sides: all(x >= 1 and x % 2 for x in sides), "two odd sides")
         check(self, "scale", lambda s: 0.01 <= s[0] <= s[1] <= 100, "two factors, smaller first")
         check(self, "eval_scales", valid_scales, "one or more factors between 0.01 and 100")
         ends = [0.0, *(stage.get("until", 1.0) for stage in self.stages or [Stage()])]

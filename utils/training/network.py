@@ -17,7 +17,8 @@ from utils.training.config import Config
 from utils.training.published import PRETRAINED
 
 NETWORK_OPTIONS = ("backbone", "output_stride", "norm", "multi_grid", "aux", "separable")
-NETWORK_OPTIONS += ("attention", "center_window", "deformable", "semantic_layers", "roi_loss")
+NETWORK_OPTIONS += ("attention", "mask", "center_window", "deformable", "semantic_layers")
+NETWORK_OPTIONS += ("roi_loss",)
 
 
 def network_options(config: Config, num_classes: int, things: Sequence[int] = ()) -> dict[str, Any]:
@@ -93,7 +94,7 @@ def load_backbone_weights(
             raise UserError(f"{path}: no {key} of {tuple(value.shape)}. Give weights of {backbone}")
     if norm != "bn" and any(key.endswith("running_mean") for key in weights):
         raise UserError(f"{path}: weights of BatchNorm. Give weights of {norm}, or --norm bn")
-    return weights
+    return {key: weights[key] for key in expected if key in weights}
 
 
 def imagenet_file(backbone: str, norm: str) -> Path:
@@ -128,7 +129,7 @@ def take_over(
     content, own = read_tensors(path), model.state_dict()
     content = content if isinstance(content, dict) else {}
     ours = "format" in content  # train.py's
-    stored = content.get("ema") or ((content.get("model") or {}) if ours else renamed(content))
+    stored = (content.get("ema") or content.get("model") or {}) if ours else renamed(content)
     weights = {key.removeprefix("network."): value for key, value in stored.items()}
     before = content.get("classes", classes) if ours else classes
     network_before = content.get("network", {}) if ours else {}

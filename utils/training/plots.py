@@ -13,8 +13,8 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Rows of metrics.csv -> a PNG with loss, scores and learning rate over the steps."""
     from matplotlib.figure import Figure  # slow, so only here; no display, no globals
 
-    figure = Figure(figsize=(15, 4))
-    figure.subplots_adjust(left=0.04, right=0.99, bottom=0.14, top=0.92, wspace=0.2)
+    figure = Figure(figsize=(12, 3.6))
+    figure.subplots_adjust(left=0.05, right=0.99, bottom=0.15, top=0.91, wspace=0.24)
     for axis, (title, names) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
         for name in names:
             known = [row for row in rows if row.get(name) not in (None, "")]

@@ -28,7 +28,9 @@ class Replay:
         self.forget()
 
     def forget(self) -> None:
-        """Free the memory of the graph (all activations); the next call records a new graph."""
+        """Free the memory of the graph (all activations). The next call fills caches again, so that
+        none is filled by a recording that may fail; then a new graph is recorded."""
+        self.calls = min(self.calls, self.WARM_UP - 1)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: list[torch.Tensor] = []
         self.result: torch.Tensor | None = None

@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -144,7 +144,8 @@ class Run:
             self.scaler.load_state_dict(state["scaler"])
         self.loss_sum.copy_(state["loss_sum"])
         for name in self.PLAIN:
-            setattr(self, name, state.get(name))
+            if name != "config":  # options that may change are those of this process
+                setattr(self, name, state.get(name))
         self.cpu_precision = self.cpu_precision or "fp32"  # an older run lacks it
 
     def amp_dtype(self, world: World) -> torch.dtype | None:
@@ -359,7 +360,8 @@ def build_run(
     optimizer = build_optimizer(model, config.optimizer, **options)
     loss_sum = torch.zeros((), device=world.device)
     of_classes = list(classes.names), classes.plain()
-    run = Run(model, optimizer, network, plain(config), *of_classes, images, loss_sum)
+    own = plain(replace(config, resume=None, overwrite=False))
+    run = Run(model, optimizer, network, own, *of_classes, images, loss_sum)
     run.cpu_precision = "bf16" if cpu_has_bf16() else "fp32"
     run.matrix_gradients = matrix_gradients_gain()
     if config.ema is not None:
