@@ -16,9 +16,8 @@ from utils.training.checkpoint import read_tensors
 from utils.training.config import Config
 from utils.training.published import PRETRAINED
 
-NETWORK_OPTIONS = ("backbone", "output_stride", "norm", "multi_grid", "aux", "separable")
-NETWORK_OPTIONS += ("attention", "mask", "center_window", "deformable", "semantic_layers")
-NETWORK_OPTIONS += ("roi_loss",)
+NETWORK_OPTIONS = ("backbone", "output_stride", "norm", "multi_grid", "aux", "separable", "mask")
+NETWORK_OPTIONS += ("attention", "center_window", "deformable", "semantic_layers", "roi_loss")
 
 
 def network_options(config: Config, num_classes: int, things: Sequence[int] = ()) -> dict[str, Any]:
