@@ -114,6 +114,12 @@ def test_training_on_one_batch_learns_it(cityscapes_root, tmp_path):
     assert losses[-1] < 0.6 * losses[0]
 
 
+def test_a_training_shorter_than_its_warm_up_says_so(cityscapes_root, tmp_path):
+    done = train(tiny(cityscapes_root, tmp_path, steps=1, warmup_steps=50))
+    warning = "warning: --warmup_steps 50: the training has 1 steps, in which the learning rate "
+    assert f"{warning}only rises. Give a tenth of them\n" in done.stderr
+
+
 def test_patience_stops_the_training(cityscapes_root, tmp_path):
     """With a vanishing learning rate and frozen data nothing gets better than the first time."""
     config = tiny(
@@ -232,7 +238,7 @@ def test_a_batch_with_a_single_value_per_channel_is_one_line(cityscapes_root, tm
     done = run(
         "train.py", "--data_root", cityscapes_root, "--log_root", tmp_path, "--model", "psanet",
         "--backbone_weights", "null", "--crop", "[16,16]", "--batch_size", 1, "--steps", 1,
-        "--device", "cpu",
+        "--device", "cpu", "--warmup_steps", 0,
     )  # fmt: skip
     fails(done, "--batch_size 1: BatchNorm of psanet sees a single value", "--norm gn")
 
