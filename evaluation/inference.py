@@ -20,7 +20,7 @@ from model.normalize import normalize
 from model.ops.bilinear import setting
 from model.ops.upsample_argmax import upsample_argmax
 from model.ops.upsample_confidence import upsample_confidence
-from model.ops.winograd import use_winograd
+from model.ops.winograd import choose_convolutions
 from utils.base.errors import UserError, out_of_memory, warn
 from utils.data.label_table import LabelTable
 from utils.training.distributed import autocast
@@ -44,7 +44,7 @@ def inference_copy(
         if amp is not None and rounds and not name.startswith(exact):
             module.to(amp)
     if on_cpu and amp is None:
-        use_winograd(network)
+        choose_convolutions(network)
     return network.to(memory_format=torch.channels_last)
 
 

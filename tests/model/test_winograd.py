@@ -39,6 +39,8 @@ def test_a_prediction_on_a_cpu_is_that_of_the_network(name, cpu, monkeypatch):
         sum(isinstance(x, WinogradConv) for x in n.modules()) for n in (predictor.model, model)
     ]
     assert counts == [cpu == "AVX2", 0]
+    narrow = [x for x in predictor.model.modules() if getattr(x, "kernel_size", 0) == (1, 1)]
+    assert {x.dilation for x in narrow} == {(2, 2) if cpu == "AVX512" else (1, 1)}
     found = predictor.logits(image, size=(70, 90))
     with torch.no_grad():
         expected = model(normalize(torch.tensor(image)[None]))["out"]
