@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
+if __name__ == "__main__":  # else it would replace another folder
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
 import cv2
 import numpy as np

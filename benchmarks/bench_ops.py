@@ -13,7 +13,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
+if __name__ == "__main__":  # else it would replace another folder
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
 import numpy as np
 import torch

@@ -19,7 +19,8 @@ from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
-sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
+if __name__ == "__main__":  # else it would replace another folder
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
 import cv2
 import numpy as np

@@ -14,7 +14,8 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
+if __name__ == "__main__":  # else it would replace another folder
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
 import torch
 from torch import nn

@@ -26,7 +26,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
+if __name__ == "__main__":  # else it would replace another folder
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
 import torch
 from torch.profiler import ProfilerActivity, profile

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from statistics import mean
 
-sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
+if __name__ == "__main__":  # else it would replace another folder
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parents[1])]
 
 from matplotlib.figure import Figure
 

@@ -63,11 +63,14 @@ def run_panoptic_referee(predictions: Path, truth: Path, split: str) -> dict[str
         if truth.is_dir():
             convert2panoptic(str(truth), folder, setNames=[split])
             truth = Path(folder) / f"cityscapes_panoptic_{split}.json"
-        files = [str(x) for path in (truth, predictions) for x in (path, folder_of(path))]
-        segments = (x["segments_info"] for x in json.loads(read_bytes(truth))["annotations"])
-        if any("iscrowd" not in x for own in segments for x in own):
+        elif any(
+            "iscrowd" not in segment
+            for image in json.loads(read_bytes(truth))["annotations"]
+            for segment in image["segments_info"]
+        ):
             what = "a segment without iscrowd, which the official scorer reads"
             raise UserError(f"{truth}: {what}. Score without --check_official")
+        files = [str(x) for path in (truth, predictions) for x in (path, folder_of(path))]
         return scorer.evaluatePanoptic(*files, str(Path(folder) / "results.json"))
 
 

@@ -28,8 +28,8 @@ def training_step(
 
     The mean is over the labelled pixels of all micro-batches and processes: gradients of loss sums
     are added first, then divided by the weight of all pixels. So 1 x 8, 2 x 4 and two processes
-    with 4 crops are the same training, except that BatchNorm sees each micro-batch alone and that
-    dropout draws for each.
+    with 4 crops are the same training, except that each micro-batch has its own BatchNorm
+    statistics and dropout.
     model: FromPixels around a network, or DDP around FromPixels. replay: for a training of one
     process, the same object at every step.
     """
